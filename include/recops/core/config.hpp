@@ -64,3 +64,5 @@
 
 /// For members of vocabulary types that cross the boundary between differently built units: they leave no symbol.
 #define RECOPS_INLINE [[gnu::always_inline]] inline
+/// The same for a lambda: written behind its parameters.
+#define RECOPS_LAMBDA_INLINE __attribute__((always_inline))

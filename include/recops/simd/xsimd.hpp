@@ -1,0 +1,148 @@
+/// @file   recops/simd/xsimd.hpp
+/// @brief  The only place that includes xsimd: one vocabulary over its versions, and the few operations it lacks or has slow.
+///
+/// Kernels are templates on the scalar `T` and on an architecture `A` that defaults to the widest one compiled for, so that one
+/// binary built for the widest set can run every narrower kernel beside it.
+#pragma once
+#include <recops/core/views.hpp>
+#include <tuple>
+#include <xsimd/xsimd.hpp>
+
+#if XSIMD_VERSION_MAJOR < 8 || (XSIMD_VERSION_MAJOR == 8 && XSIMD_VERSION_MINOR < 1)
+#error "recops needs xsimd >= 8.1"
+#endif
+
+// Loops over register arrays must be unrolled whole: a rolled one keeps the accumulators on the stack (3x slower).
+#if defined(__clang__)
+#define RECOPS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RECOPS_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+/// The widest instruction set this unit is compiled for.
+using DefaultArch = xsimd::default_arch;
+
+/// Every instruction set this unit can run, for tests: the default one and the narrower ones of its family.
+#if defined(__AVX512F__) && defined(__FMA__)
+using Architectures = std::tuple<DefaultArch, xsimd::fma3<xsimd::avx2>, xsimd::sse2>;
+#elif defined(__AVX2__) && defined(__FMA__)
+using Architectures = std::tuple<DefaultArch, xsimd::sse2>;
+#else
+using Architectures = std::tuple<DefaultArch>;
+#endif
+
+template <class T, class A = DefaultArch>
+using Batch = xsimd::batch<T, A>;
+
+/// Lanes of `T`.
+template <class T, class A = DefaultArch>
+inline constexpr Index lanes = static_cast<Index>(Batch<T, A>::size);
+/// Registers that a tile may fill with accumulators.
+template <class A = DefaultArch>
+inline constexpr int registers = std::is_base_of_v<xsimd::avx512f, A> ? 32 : 16;
+
+/// Names differ from xsimd's, which argument-dependent lookup would also find.
+
+/// a * b + c, in one instruction where there is one (xsimd 8.1 has none for AVX-512).
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_fmadd_ps(a, b, c);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_fmadd_pd(a, b, c);
+  } else
+#endif
+    return xsimd::fma(a, b, c);
+}
+
+/// c - a * b
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> neg_mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
+  return mul_add(-a, b, c);
+}
+
+/// Sum of the lanes.
+template <class T, class A>
+RECOPS_INLINE T sum_lanes(Batch<T, A> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_reduce_add_ps(v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_reduce_add_pd(v);
+  } else
+#endif
+#if XSIMD_VERSION_MAJOR >= 9
+    return xsimd::reduce_add(v);
+#else
+    return xsimd::hadd(v);
+#endif
+}
+
+/// Largest lane. A NaN may be lost: look for it separately where it matters.
+template <class T, class A>
+RECOPS_INLINE T max_lane(Batch<T, A> v) {
+  alignas(64) T lane[Batch<T, A>::size];
+  v.store_aligned(lane);
+  T m = lane[0];
+  for (std::size_t i = 1; i < Batch<T, A>::size; ++i) m = lane[i] > m ? lane[i] : m;
+  return m;
+}
+
+/// The first `n` (0 <= n < lanes) elements at `p`, zeros behind them; nothing past them is read.
+template <class T, class A = DefaultArch>
+RECOPS_INLINE Batch<T, A> load_first(const T* p, Index n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), p);
+  } else
+#endif
+  {
+    alignas(64) T lane[Batch<T, A>::size] = {};
+    for (Index i = 0; i < n; ++i) lane[i] = p[i];
+    return Batch<T, A>::load_aligned(lane);
+  }
+}
+
+/// Writes the first `n` (0 <= n < lanes) lanes to `p`; nothing past them is touched.
+template <class T, class A>
+RECOPS_INLINE void store_first(T* p, Batch<T, A> v, Index n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1u), v);
+  } else
+#endif
+  {
+    alignas(64) T lane[Batch<T, A>::size];
+    v.store_aligned(lane);
+    for (Index i = 0; i < n; ++i) p[i] = lane[i];
+  }
+}
+
+/// Calls `f(offset, load, store)` over [0, n): whole vectors first, then the tail. `load(p)` gives `lanes` elements (zeros past
+/// the end), `store(p, v)` writes what lies inside.
+template <class T, class A, class F>
+RECOPS_INLINE void for_each_vector(Index n, F&& f) {
+  constexpr Index W = lanes<T, A>;
+  Index i = 0;
+  for (; i + W <= n; i += W)
+    f(
+        i, [](const T* p) RECOPS_LAMBDA_INLINE { return Batch<T, A>::load_unaligned(p); },
+        [](T* p, Batch<T, A> v) RECOPS_LAMBDA_INLINE { v.store_unaligned(p); });
+  if (const Index rest = n - i; rest > 0)
+    f(
+        i, [rest](const T* p) RECOPS_LAMBDA_INLINE { return load_first<T, A>(p, rest); },
+        [rest](T* p, Batch<T, A> v) RECOPS_LAMBDA_INLINE { store_first<T, A>(p, v, rest); });
+}
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops
