@@ -53,9 +53,9 @@ auto as_eigen(const Vector<T>& v) {
   return as_eigen(VectorView<const T>(v));
 }
 template <class T>
-void as_eigen(Matrix<T>&&) = delete;  // the map would outlive the matrix
+void as_eigen(const Matrix<T>&&) = delete;  // the map would outlive the matrix
 template <class T>
-void as_eigen(Vector<T>&&) = delete;  // the map would outlive the vector
+void as_eigen(const Vector<T>&&) = delete;  // the map would outlive the vector
 
 }  // namespace RECOPS_ABI
 }  // namespace recops

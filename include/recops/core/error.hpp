@@ -95,8 +95,16 @@ inline void check_size(const char* operation, const char* argument, VectorView<T
     detail::fail_size(operation, argument, size, view.size(), null);
 }
 
+namespace detail {
+inline void check_not_null(const char* operation, const char* argument, IndexView indices) {
+  if (indices.size() < 0 || (indices.is_null() && indices.size() > 0)) [[unlikely]]
+    fail_size(operation, argument, any_size, indices.size(), indices.is_null());
+}
+}  // namespace detail
+
 /// `offsets` must begin with 0, never fall, and end with `total`. O(B).
 inline void check_offsets(const char* operation, const char* argument, IndexView offsets, Index total) {
+  detail::check_not_null(operation, argument, offsets);
   if (offsets.size() < 1) [[unlikely]]
     detail::fail_at(operation, argument, "offsets [B + 1] that begin with 0", -1, 0, offsets.size());
   if (offsets[0] != 0) [[unlikely]]
@@ -121,6 +129,7 @@ inline void check_jagged(const char* operation, const char* argument, JaggedView
 
 /// Every index must lie in [0, bound). O(n).
 inline void check_indices(const char* operation, const char* argument, IndexView indices, Index bound) {
+  detail::check_not_null(operation, argument, indices);
   for (Index i = 0; i < indices.size(); ++i) {
     if (indices[i] < 0 || indices[i] >= bound) [[unlikely]]
       detail::fail_at(operation, argument, "indices from 0 to below ", bound, i, indices[i]);

@@ -91,6 +91,7 @@ void visit_list(F& f, const FieldPath& path, First& first, Rest&... rest) {
       (one(std::integral_constant<std::size_t, I>()), ...);
     }(std::make_index_sequence<std::tuple_size_v<std::remove_cv_t<First>>>());
   } else {
+    assert(((rest.size() == first.size()) && ...));
     for (std::size_t i = 0; i < first.size(); ++i)
       visit_at(f, FieldPath{&path, {}, static_cast<Index>(i), FieldKind::layer}, first[i], rest[i]...);
   }

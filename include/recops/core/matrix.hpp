@@ -46,7 +46,8 @@ struct MovedSize {
   MovedSize& operator=(const MovedSize&) = default;
   MovedSize(MovedSize&& other) noexcept : value(std::exchange(other.value, 0)) {}
   MovedSize& operator=(MovedSize&& other) noexcept {
-    value = std::exchange(other.value, 0);
+    value = other.value;
+    other.value = 0;  // also where a matrix is moved to itself, which empties its memory
     return *this;
   }
   operator Index() const { return value; }
@@ -61,7 +62,10 @@ class Vector {
   using value_type = T;
   Vector() = default;
   explicit Vector(Index size) { resize(size); }
-  Vector(Index size, T value) : values_(static_cast<std::size_t>(size), value) {}
+  Vector(Index size, T value) {
+    resize(size);
+    fill(value);
+  }
   /// The numbers themselves: `Vector<float>{1, 2, 3}`.
   Vector(std::initializer_list<T> values) : values_(values) {}
 
@@ -142,6 +146,8 @@ class Matrix {
   void resize(Index rows, Index cols) {
     check_option("Matrix::resize", "rows", rows >= 0, "rows >= 0", static_cast<double>(rows));
     check_option("Matrix::resize", "cols", cols >= 0, "cols >= 0", static_cast<double>(cols));
+    check_option("Matrix::resize", "rows", cols == 0 || rows <= PTRDIFF_MAX / static_cast<Index>(sizeof(T)) / cols,
+                 "rows * cols that memory can hold", static_cast<double>(rows));
     values_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols));
     rows_ = rows;
     cols_ = cols;

@@ -59,7 +59,7 @@ class Random {
     const std::uint32_t high = word();
     return uniform_double(high, word());
   }
-  /// In (low, high).
+  /// Between low and high, which are met only where the product rounds to them.
   constexpr double uniform(double low, double high) { return low + (high - low) * uniform(); }
   /// Standard normal (Box-Muller; one number from four words).
   double normal() {

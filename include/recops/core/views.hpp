@@ -45,7 +45,7 @@ concept EigenOwner = requires(std::remove_cvref_t<C>& c) { c.conservativeResize(
 // An rvalue is taken only where it is itself a view: trivially copyable (std::span), but not an array (static size).
 template <class C>
 concept Outlives = std::is_lvalue_reference_v<C> || (EigenDense<C> && !EigenOwner<C>) ||
-                   (std::is_trivially_copyable_v<C> && !requires { std::tuple_size<C>::value; });
+                   (!EigenDense<C> && std::is_trivially_copyable_v<C> && !requires { std::tuple_size<C>::value; });
 
 template <class C, class T>
 concept RowMajorMatrix = EigenDense<C> && Outlives<C> && HasData<C, T> && requires(std::remove_reference_t<C>& c) {
@@ -139,7 +139,7 @@ class MatrixView {
   /// `count` columns from `first` on, e.g. one head.
   RECOPS_INLINE constexpr MatrixView middle_cols(Index first, Index count) const {
     assert(0 <= first && 0 <= count && first + count <= cols_);
-    return MatrixView(data_ + first, rows_, count, stride_);
+    return MatrixView(data_ ? data_ + first : data_, rows_, count, stride_);  // [0, D] may have no memory at all
   }
 
  private:
@@ -159,6 +159,8 @@ class IndexView {
 
   RECOPS_INLINE constexpr Index size() const { return size_; }
   RECOPS_INLINE constexpr bool empty() const { return size_ == 0; }
+  /// No memory behind it: fine only where `size()` is 0.
+  RECOPS_INLINE constexpr bool is_null() const { return !data32_ && !data64_; }
   RECOPS_INLINE constexpr Index operator[](Index i) const {
     assert(0 <= i && i < size_);
     return data32_ ? Index{data32_[i]} : Index{data64_[i]};

@@ -26,7 +26,7 @@ inline namespace RECOPS_ABI {
 /// `f` is referred to, not copied.
 template <class F>
 Executor make_executor(F& f, int workers) {
-  return {workers, &f, [](void* context, Index tasks, Executor::Task task, void* data) {
+  return {workers, const_cast<std::remove_const_t<F>*>(&f), [](void* context, Index tasks, Executor::Task task, void* data) {
             (*static_cast<F*>(context))(tasks, [task, data](Index i, int worker) { task(data, i, worker); });
           }};
 }
@@ -101,9 +101,10 @@ class Workspace {
 
   /// Calls `f(Index task, Workspace& scratch)` once for every task in [0, tasks), on the caller's threads where there are any.
   /// What a task computes must not depend on which worker runs it: then results are the same for any number of threads.
+  /// A parallel_for inside a task runs serially, on the scratch it was given.
   template <class F>
   void parallel_for(Index tasks, F&& f) {
-    if (executor_.run == nullptr || workers() == 1 || tasks <= 1) {
+    if (executor_.run == nullptr || workers() == 1 || tasks <= 1 || busy_) {
       for (Index i = 0; i < tasks; ++i) f(i, *this);
       return;
     }
@@ -112,6 +113,11 @@ class Workspace {
       std::remove_reference_t<F>* f;
       Workspace* self;
     } call{&f, this};
+    struct Busy {  // worker 0 is this workspace: what it calls must not start the others, whose arenas are in use
+      bool& flag;
+      explicit Busy(bool& b) : flag(b) { flag = true; }
+      ~Busy() { flag = false; }
+    } busy(busy_);
     executor_.run(
         executor_.context, tasks,
         [](void* data, Index task, int worker) {
@@ -154,6 +160,7 @@ class Workspace {
   std::size_t chunk_ = 0;  // where the next take looks first, and how much of that chunk is used
   Index used_ = 0, total_ = 0, high_water_ = 0;
   int marks_ = 0;
+  bool busy_ = false;  // a parallel_for of this workspace is running
   std::vector<Workspace> workers_;
 };
 
