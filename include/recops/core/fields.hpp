@@ -84,7 +84,7 @@ void visit_at(F& f, const FieldPath& path, First& first, Rest&... rest);
 template <class F, class First, class... Rest>
 void visit_list(F& f, const FieldPath& path, First& first, Rest&... rest) {
   if constexpr (requires { std::tuple_size<std::remove_cv_t<First>>::value; }) {
-    const auto one = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
+    [[maybe_unused]] const auto one = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
       visit_at(f, FieldPath{&path, {}, Index{I}, FieldKind::layer}, std::get<I>(first), std::get<I>(rest)...);
     };
     [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -102,7 +102,7 @@ void visit_at(F& f, const FieldPath& path, First& first, Rest&... rest) {
   if constexpr (HasFields<First>) {
     std::apply(
         [&](const auto&... field) {
-          const auto one = [&](const auto& entry) {
+          [[maybe_unused]] const auto one = [&](const auto& entry) {
             using Entry = std::remove_cvref_t<decltype(entry)>;
             const FieldPath at{&path, entry.name, -1, Entry::kind};
             if constexpr (Entry::kind == FieldKind::layers) {

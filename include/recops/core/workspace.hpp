@@ -36,6 +36,7 @@ class Workspace {
  public:
   Workspace() = default;
   explicit Workspace(Executor executor) : executor_(executor) {}
+  /// Moved only while nothing is taken from it.
   Workspace(Workspace&&) = default;
   Workspace& operator=(Workspace&&) = default;
 

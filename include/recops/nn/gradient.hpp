@@ -1,0 +1,87 @@
+/// @file   recops/nn/gradient.hpp
+/// @brief  Walks over a layer's parameters: gradients, zeroing, counting.
+#pragma once
+#include <recops/core/fields.hpp>
+#include <recops/nn/table.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+
+namespace detail {
+template <class Leaf>
+struct IsTable : std::false_type {};
+template <class T>
+struct IsTable<Table<T>> : std::true_type {};
+}  // namespace detail
+
+/// The numbers of a parameter or buffer: all of a Matrix or Vector, the `values` of a Table.
+template <class Leaf>
+auto leaf_values(Leaf& leaf) {
+  using Value = std::remove_reference_t<decltype(leaf)>;
+  if constexpr (detail::IsTable<std::remove_const_t<Value>>::value) {
+    return leaf_values(leaf.values);
+  } else if constexpr (requires { leaf.rows(); }) {
+    return VectorView(leaf.data(), leaf.rows() * leaf.cols());
+  } else {
+    return VectorView(leaf.data(), leaf.size());
+  }
+}
+
+/// Sets a gradient to zero for the next step: dense leaves are filled, tables forget their rows. Allocates nothing.
+template <class L>
+void zero_gradient(L& gradient) {
+  visit(
+      [](const FieldPath&, auto& leaf) {
+        if constexpr (detail::IsTable<std::remove_cvref_t<decltype(leaf)>>::value) {
+          leaf.clear_rows(leaf.values.cols());
+        } else {
+          for (auto& value : leaf_values(leaf)) value = {};
+        }
+      },
+      gradient);
+}
+
+/// A layer of the same shape with every number 0: tables dense. What an optimiser keeps its moments in.
+template <class L>
+L zeros_like(const L& layer) {
+  L zero = layer;
+  visit(
+      [](const FieldPath&, auto& leaf) {
+        for (auto& value : leaf_values(leaf)) value = {};
+      },
+      zero);
+  return zero;
+}
+
+/// A gradient for `layer`: the same type and options, dense leaves 0, tables by rows and untouched.
+template <class L>
+L make_gradient(const L& layer) {
+  L gradient = layer;
+  visit(
+      [](const FieldPath&, auto& leaf) {
+        using Leaf = std::remove_cvref_t<decltype(leaf)>;
+        if constexpr (detail::IsTable<Leaf>::value) {
+          const Index cols = leaf.values.cols();
+          leaf = Leaf{};  // gives the copy's memory back
+          leaf.clear_rows(cols);
+        }
+      },
+      gradient);
+  zero_gradient(gradient);
+  return gradient;
+}
+
+/// Learned numbers in `layer`; buffers do not count.
+template <class L>
+Index parameter_count(const L& layer) {
+  Index count = 0;
+  visit(
+      [&](const FieldPath& path, const auto& leaf) {
+        if (path.kind == FieldKind::parameter) count += leaf_values(leaf).size();
+      },
+      layer);
+  return count;
+}
+
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,142 @@
+/// @file   recops/nn/sequential.hpp
+/// @brief  Layers one after another.
+#pragma once
+#include <array>
+#include <recops/nn/gradient.hpp>
+#include <recops/nn/layer.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+
+namespace detail {
+
+// A sequence layer gets the batch as it is, a row layer its values.
+template <class L, class T>
+auto input_of(const L&, JaggedView<const T> shape, MatrixView<const T> values) {
+  if constexpr (RowLayer<L, T>) {
+    return values;
+  } else {
+    return shape.with_values(values);
+  }
+}
+
+}  // namespace detail
+
+/// y = layer_n(... layer_1(x)). Takes row layers and sequence layers alike: a jagged input keeps its offsets on the way, and
+/// row layers work on its values. Children are named 0, 1, ... as in PyTorch's Sequential.
+template <class T, class... Layers>
+struct Sequential {
+  std::tuple<Layers...> layers;
+
+  Sequential() = default;
+  explicit Sequential(Layers... all) : layers(std::move(all)...) {}
+
+  static constexpr auto fields() { return std::tuple{recops::layers("", &Sequential::layers)}; }
+
+  Index output_cols(Index input_cols) const {
+    std::apply([&](const auto&... l) { ((input_cols = l.output_cols(input_cols)), ...); }, layers);
+    return input_cols;
+  }
+
+  /// Every layer's own, and the inputs of all layers but the first.
+  struct Saved {
+    std::tuple<typename Layers::Saved...> layers;
+    std::array<Matrix<T>, sizeof...(Layers)> inputs;
+  };
+
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    const auto mark = ws.mark();
+    run<0>(x, x.values(), y, ws, [&](const auto& l, auto in, MatrixView<T> out, auto) { l.forward(in, out, ws); },
+           [&](auto, Index rows, Index cols) { return ws.matrix<T>(rows, cols); });
+  }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
+    run<0>(x, x.values(), y, ws,
+           [&](const auto& l, auto in, MatrixView<T> out, auto i) {
+             l.forward(in, out, std::get<i>(saved.layers), step.child(Index{i}), ws);
+           },
+           [&](auto i, Index rows, Index cols) {
+             Matrix<T>& next = saved.inputs[i + 1];
+             next.resize(rows, cols);
+             return next.view();
+           });
+  }
+  void backward(JaggedView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Sequential& gradient,
+                Workspace& ws) const {
+    const auto mark = ws.mark();
+    if constexpr (sizeof...(Layers) > 0) back<sizeof...(Layers) - 1>(x, dy, saved, dx, gradient, ws);
+  }
+
+ private:
+  template <std::size_t I, class Call, class Make>
+  void run(JaggedView<const T> x, MatrixView<const T> in, MatrixView<T> y, Workspace& ws, Call&& call, Make&& make) const {
+    if constexpr (I < sizeof...(Layers)) {
+      const auto& l = std::get<I>(layers);
+      constexpr std::integral_constant<std::size_t, I> i;
+      if constexpr (I + 1 == sizeof...(Layers)) {
+        call(l, detail::input_of<std::remove_cvref_t<decltype(l)>, T>(l, x, in), y, i);
+      } else {
+        const MatrixView<T> out = make(i, in.rows(), l.output_cols(in.cols()));
+        call(l, detail::input_of<std::remove_cvref_t<decltype(l)>, T>(l, x, in), out, i);
+        run<I + 1>(x, out, y, ws, call, make);
+      }
+    }
+  }
+  template <std::size_t I>
+  void back(JaggedView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Sequential& gradient,
+            Workspace& ws) const {
+    const auto& l = std::get<I>(layers);
+    using L = std::remove_cvref_t<decltype(l)>;
+    if constexpr (I == 0) {
+      l.backward(detail::input_of<L, T>(l, x, x.values()), dy, std::get<0>(saved.layers), dx, std::get<0>(gradient.layers), ws);
+    } else {
+      const MatrixView<const T> in = saved.inputs[I];
+      const MatrixView<T> din = ws.matrix<T>(in.rows(), in.cols());
+      std::fill_n(din.data(), din.rows() * din.cols(), T(0));
+      l.backward(detail::input_of<L, T>(l, x, in), dy, std::get<I>(saved.layers), din, std::get<I>(gradient.layers), ws);
+      back<I - 1>(x, din, saved, dx, gradient, ws);
+    }
+  }
+};
+
+/// `sequential<float>(Dense<float>(...), Linear<float>(...))`.
+template <class T, class... Layers>
+Sequential<T, Layers...> sequential(Layers... layers) {
+  return Sequential<T, Layers...>(std::move(layers)...);
+}
+
+/// Serving form: frozen layers one after another. Immutable; threads may share it.
+template <class T, class... Frozen>
+class FrozenSequential {
+ public:
+  explicit FrozenSequential(Frozen... layers) : layers_(std::move(layers)...) {}
+  Index output_cols(Index input_cols) const {
+    std::apply([&](const auto&... l) { ((input_cols = l.output_cols(input_cols)), ...); }, layers_);
+    return input_cols;
+  }
+  void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    const auto mark = ws.mark();
+    run<0>(x, y, ws);
+  }
+
+ private:
+  template <std::size_t I>
+  void run(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    const auto& l = std::get<I>(layers_);
+    if constexpr (I + 1 == sizeof...(Frozen)) {
+      l.forward(x, y, ws);
+    } else {
+      const MatrixView<T> out = ws.matrix<T>(x.rows(), l.output_cols(x.cols()));
+      l.forward(x, out, ws);
+      run<I + 1>(out, y, ws);
+    }
+  }
+  std::tuple<Frozen...> layers_;
+};
+
+template <class T, class... Layers>
+auto freeze(const Sequential<T, Layers...>& s) {
+  return std::apply([](const auto&... l) { return FrozenSequential<T, decltype(freeze(l))...>(freeze(l)...); }, s.layers);
+}
+
+}  // namespace RECOPS_ABI
+}  // namespace recops
