@@ -50,9 +50,14 @@ class Cli {
   void parse(int argc, const char* const* argv) const {
     std::string message;
     switch (try_parse(std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc), message)) {
-      case Outcome::ok: return;
-      case Outcome::help: std::fputs(help().c_str(), stdout); std::exit(0);
-      case Outcome::error: std::fprintf(stderr, "%s: %s\n(--help lists the options)\n", program_.c_str(), message.c_str()); std::exit(2);
+      case Outcome::ok:
+        return;
+      case Outcome::help:
+        std::fputs(help().c_str(), stdout);
+        std::exit(0);
+      case Outcome::error:
+        std::fprintf(stderr, "%s: %s\n(--help lists the options)\n", program_.c_str(), message.c_str());
+        std::exit(2);
     }
   }
 
@@ -101,8 +106,10 @@ class Cli {
     for (const Option& o : options_) width = std::max(width, left(o).size());
     for (const Option& o : options_) {
       text += "  " + left(o) + std::string(width - left(o).size() + 2, ' ') + o.help;
-      if (!o.initial.empty()) text += " [" + o.initial + (o.unit.empty() ? "" : " " + o.unit) + "]";
-      else if (!o.unit.empty()) text += " [" + o.unit + "]";
+      if (!o.initial.empty())
+        text += " [" + o.initial + (o.unit.empty() ? "" : " " + o.unit) + "]";
+      else if (!o.unit.empty())
+        text += " [" + o.unit + "]";
       text += "\n";
     }
     return text + "  --help" + std::string(width - 6 + 2, ' ') + "print this\n";

@@ -40,23 +40,23 @@ inline constexpr int weekday_of(std::int64_t time) {
 /// Impressions as a struct of arrays, sorted by time, and what is known of users and items.
 struct InteractionLog {
   // One entry per impression.
-  std::vector<std::int32_t> user;                                ///< [0, users)
-  std::vector<std::int32_t> item;                                ///< [0, items)
-  std::vector<std::int64_t> time;                                ///< Unix seconds of the request
-  std::vector<std::int32_t> visit;                               ///< rows with the same number were one visit
-  std::vector<std::int16_t> position;                            ///< place in the list of the visit, from 0
-  std::vector<std::uint8_t> hour;                                ///< hour of the day of `time`, 0 .. 23
-  std::vector<std::uint8_t> weekday;                             ///< 0 = Monday .. 6 = Sunday
-  std::vector<std::uint8_t> domain;                              ///< 0, or 1 for the second, sparse domain
-  std::array<std::vector<std::uint8_t>, label_count> labels;     ///< 0 or 1 by `Label`; empty where a source lacks that label
-  std::vector<std::uint8_t> would_purchase;                      ///< the purchase a click would have led to, known of *every*
-                                                                 ///< impression; simulator only, never an input of a model
+  std::vector<std::int32_t> user;                             ///< [0, users)
+  std::vector<std::int32_t> item;                             ///< [0, items)
+  std::vector<std::int64_t> time;                             ///< Unix seconds of the request
+  std::vector<std::int32_t> visit;                            ///< rows with the same number were one visit
+  std::vector<std::int16_t> position;                         ///< place in the list of the visit, from 0
+  std::vector<std::uint8_t> hour;                             ///< hour of the day of `time`, 0 .. 23
+  std::vector<std::uint8_t> weekday;                          ///< 0 = Monday .. 6 = Sunday
+  std::vector<std::uint8_t> domain;                           ///< 0, or 1 for the second, sparse domain
+  std::array<std::vector<std::uint8_t>, label_count> labels;  ///< 0 or 1 by `Label`; empty where a source lacks that label
+  std::vector<std::uint8_t> would_purchase;                   ///< the purchase a click would have led to, known of *every*
+                                                              ///< impression; simulator only, never an input of a model
   // One entry per item or user.
-  std::vector<std::int32_t> item_category;                       ///< [0, categories)
-  std::vector<std::uint8_t> item_domain;                         ///< the domain that shows it
-  std::vector<float> item_price;                                 ///< standardised log price; empty where unknown
-  std::vector<std::int64_t> item_release;                        ///< Unix seconds; empty where unknown
-  std::vector<std::int32_t> user_group;                          ///< [0, groups)
+  std::vector<std::int32_t> item_category;  ///< [0, categories)
+  std::vector<std::uint8_t> item_domain;    ///< the domain that shows it
+  std::vector<float> item_price;            ///< standardised log price; empty where unknown
+  std::vector<std::int64_t> item_release;   ///< Unix seconds; empty where unknown
+  std::vector<std::int32_t> user_group;     ///< [0, groups)
 
   Index users = 0, items = 0, categories = 0, groups = 1;
 
@@ -92,7 +92,8 @@ inline TimeSplit split_by_time(const InteractionLog& log, double test, double va
     const auto at = std::lower_bound(log.time.begin(), log.time.end(), log.time[static_cast<std::size_t>(row)]);
     return static_cast<Index>(at - log.time.begin());
   };
-  const Index first_test = cut(test), first_validation = validation > 0 ? std::min(cut(test + validation), first_test) : first_test;
+  const Index first_test = cut(test),
+              first_validation = validation > 0 ? std::min(cut(test + validation), first_test) : first_test;
   return {{0, first_validation}, {first_validation, first_test}, {first_test, n}};
 }
 
@@ -103,8 +104,9 @@ inline std::vector<Index> rows_with_shown_negatives(const InteractionLog& log, R
                                                     std::uint64_t seed) {
   recops::check_option("rows_with_shown_negatives", "negatives", negatives >= 0, "negatives >= 0",
                        static_cast<double>(negatives));
-  recops::check_option("rows_with_shown_negatives", "range", 0 <= range.first && range.first <= range.last && range.last <= log.size(),
-                       "rows of the log", static_cast<double>(range.last));
+  recops::check_option("rows_with_shown_negatives", "range",
+                       0 <= range.first && range.first <= range.last && range.last <= log.size(), "rows of the log",
+                       static_cast<double>(range.last));
   const auto& y = log.label(label);
   std::vector<Index> rows, unlabelled;
   recops::Random random(seed);
@@ -159,7 +161,8 @@ class Histories {
     rows_.resize(static_cast<std::size_t>(begin_[users]));
     std::vector<std::int32_t> next(begin_.begin(), begin_.end() - 1);
     for (std::size_t row = 0; row < y.size(); ++row)  // the log is sorted by time, so each user's rows are
-      if (counts(row)) rows_[static_cast<std::size_t>(next[static_cast<std::size_t>(log.user[row])]++)] = static_cast<std::int32_t>(row);
+      if (counts(row))
+        rows_[static_cast<std::size_t>(next[static_cast<std::size_t>(log.user[row])]++)] = static_cast<std::int32_t>(row);
   }
 
   /// Number of events of `user` before `time`. O(log events).
@@ -205,9 +208,8 @@ class Histories {
   Span before(Index user, std::int64_t time) const {
     const auto u = static_cast<std::size_t>(user);
     const auto first = rows_.begin() + begin_[u], last = rows_.begin() + begin_[u + 1];
-    const auto end = std::lower_bound(first, last, time, [&](std::int32_t row, std::int64_t t) {
-      return log_->time[static_cast<std::size_t>(row)] < t;
-    });
+    const auto end = std::lower_bound(
+        first, last, time, [&](std::int32_t row, std::int64_t t) { return log_->time[static_cast<std::size_t>(row)] < t; });
     return {static_cast<Index>(first - rows_.begin()), static_cast<Index>(end - rows_.begin())};
   }
 

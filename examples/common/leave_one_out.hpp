@@ -68,14 +68,15 @@ struct LeaveOneOutOptions {
 
 /// Means over users.
 struct LeaveOneOutResult {
-  Index users = 0;                       ///< users with a target and at least one item before it
-  std::vector<double> hit_rate, ndcg;    ///< per cutoff
-  double mrr = 0;                        ///< mean of 1 / rank, without a cutoff
+  Index users = 0;                     ///< users with a target and at least one item before it
+  std::vector<double> hit_rate, ndcg;  ///< per cutoff
+  double mrr = 0;                      ///< mean of 1 / rank, without a cutoff
 };
 
 /// Evaluates `score(user, history, candidates, scores)`: `history` is what the user took before the target, in order (items),
-/// `candidates` the items to score, ascending, and `scores` (VectorView<double>, the same size) what the scorer writes; higher is better, NaN
-/// is worst. Throws `Error` if items are outside the catalogue or options out of range. O(users · catalogue) and the scorer.
+/// `candidates` the items to score, ascending, and `scores` (VectorView<double>, the same size) what the scorer writes; higher is
+/// better, NaN is worst. Throws `Error` if items are outside the catalogue or options out of range. O(users · catalogue) and the
+/// scorer.
 template <class Score>
 LeaveOneOutResult leave_one_out(const UserSequences& sequences, Index catalogue, Score&& score,
                                 const LeaveOneOutOptions& options = {}) {

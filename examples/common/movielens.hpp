@@ -20,20 +20,20 @@
 namespace examples {
 
 struct MovieLensOptions {
-  double like_rating = 4;          ///< a rating of at least this is a like
-  double visit_gap_minutes = 60;   ///< a longer pause begins a new visit
+  double like_rating = 4;         ///< a rating of at least this is a like
+  double visit_gap_minutes = 60;  ///< a longer pause begins a new visit
 };
 
 /// The log and what it cannot hold. Films are numbered in the order of items.tsv, users by first appearance in ratings.tsv.
 struct MovieLens {
-  InteractionLog log;                           ///< `item_category`: the first genre listed
-  std::vector<float> rating;                    ///< per row of the log, 0.5 .. 5
-  std::vector<std::int64_t> user_ids, item_ids; ///< the file's ids
-  std::vector<std::string> titles;              ///< per film
-  std::vector<std::int32_t> years;              ///< per film, 0 = unknown
-  std::vector<std::string> genre_names;         ///< sorted; the last is "(none)" if a film has no genre
-  std::vector<std::int32_t> genres;             ///< all genres of film i: genres[genre_offsets[i]] .. genres[genre_offsets[i + 1] - 1]
-  std::vector<std::int32_t> genre_offsets;      ///< [items + 1]
+  InteractionLog log;                            ///< `item_category`: the first genre listed
+  std::vector<float> rating;                     ///< per row of the log, 0.5 .. 5
+  std::vector<std::int64_t> user_ids, item_ids;  ///< the file's ids
+  std::vector<std::string> titles;               ///< per film
+  std::vector<std::int32_t> years;               ///< per film, 0 = unknown
+  std::vector<std::string> genre_names;          ///< sorted; the last is "(none)" if a film has no genre
+  std::vector<std::int32_t> genres;  ///< all genres of film i: genres[genre_offsets[i]] .. genres[genre_offsets[i + 1] - 1]
+  std::vector<std::int32_t> genre_offsets;  ///< [items + 1]
 };
 
 /// `directory` is the folder of the files or its parent. Throws `DataError` ("file:line: reason").
@@ -48,7 +48,8 @@ inline MovieLens load_movielens(const std::string& directory, const MovieLensOpt
   std::vector<std::vector<std::string>> names;
   for (TsvReader in(folder + "/items.tsv", {"item", "year", "genres", "title"}); in.next();) {
     const std::int64_t id = in.integer(0, 0, largest_id);
-    if (!item_of.emplace(id, static_cast<std::int32_t>(data.item_ids.size())).second) in.fail("item " + std::to_string(id) + " is listed twice");
+    if (!item_of.emplace(id, static_cast<std::int32_t>(data.item_ids.size())).second)
+      in.fail("item " + std::to_string(id) + " is listed twice");
     const std::int64_t year = in.integer(1, 0, 2100);
     if (year != 0 && year < 1870) in.fail("year is neither 0 nor from 1870 on: '" + std::string(in.text(1)) + "'");
     names.emplace_back();
@@ -95,14 +96,16 @@ inline MovieLens load_movielens(const std::string& directory, const MovieLensOpt
   for (TsvReader in(folder + "/ratings.tsv", {"user", "item", "rating", "timestamp"}); in.next();) {
     const std::int64_t user_id = in.integer(0, 0, largest_id), item_id = in.integer(1, 0, largest_id);
     const double stars = in.number(2, 0.5, 5);
-    if (stars * 2 != static_cast<double>(static_cast<int>(stars * 2))) in.fail("rating is not a multiple of 0.5: '" + std::string(in.text(2)) + "'");
+    if (stars * 2 != static_cast<double>(static_cast<int>(stars * 2)))
+      in.fail("rating is not a multiple of 0.5: '" + std::string(in.text(2)) + "'");
     const std::int64_t time = in.integer(3, 0, 253402300799);  // the end of the year 9999
     const auto film = item_of.find(item_id);
     if (film == item_of.end()) in.fail("item " + std::to_string(item_id) + " is not in items.tsv");
     const auto user = user_of.emplace(user_id, static_cast<std::int32_t>(user_of.size()));
     if (user.second) data.user_ids.push_back(user_id);
     const auto pair = (static_cast<std::uint64_t>(user.first->second) << 32) | static_cast<std::uint64_t>(film->second);
-    if (!pairs.insert(pair).second) in.fail("user " + std::to_string(user_id) + " rates item " + std::to_string(item_id) + " twice");
+    if (!pairs.insert(pair).second)
+      in.fail("user " + std::to_string(user_id) + " rates item " + std::to_string(item_id) + " twice");
     ratings.push_back({time, user.first->second, film->second, 0, 0, static_cast<float>(stars)});
   }
 

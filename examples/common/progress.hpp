@@ -3,13 +3,13 @@
 ///
 /// NO_COLOR (set to anything but nothing, see no-color.org) turns colours off; TERM=dumb counts as no terminal.
 #pragma once
+#include <unistd.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <recops/core/views.hpp>
 #include <string>
 #include <string_view>
-#include <unistd.h>
 #include <utility>
 
 namespace examples {
@@ -44,7 +44,11 @@ class Progress {
  public:
   /// `total` steps; to `out`, stderr by default, so that results can be piped.
   Progress(std::string label, Index total, std::FILE* out = stderr)
-      : label_(std::move(label)), total_(std::max<Index>(total, 1)), out_(out), bar_(is_terminal(out)), colour_(wants_colour(out)) {
+      : label_(std::move(label)),
+        total_(std::max<Index>(total, 1)),
+        out_(out),
+        bar_(is_terminal(out)),
+        colour_(wants_colour(out)) {
     show();
   }
   Progress(const Progress&) = delete;

@@ -1,7 +1,7 @@
 /// @file   examples/common/ranker.hpp
 /// @brief  A multi-task ranking model out of recops layers: embeddings, the user's interest in each candidate, MMoE, towers.
 ///
-///     event      = [ item | category | time gap ]                    a row of the history
+///     event      = [ item | category | time gap and feedback ]       a row of the history
 ///     candidate  = [ item | category | hour ]                        a row to be ranked
 ///     interest   = attention(candidate over the user's events)       or a mean of the events, or nothing: the baselines
 ///     x          = [ candidate | interest | candidate * interest | context ]
@@ -39,28 +39,28 @@ struct RankerOptions {
   Index item_width = 32, category_width = 16, time_width = 16;  ///< embedding widths; together a multiple of `heads`
   Index heads = 4;                                              ///< of the attention
   Index experts = 4, expert_width = 48;                         ///< of the mixture
-  double embedding_deviation = 0.05;                            ///< initial standard deviation of embeddings
+  double embedding_deviation = 0.05;                          ///< initial standard deviation of embeddings
 };
 
-/// Time gaps are told apart by powers of two hours.
-inline constexpr Index gap_buckets = 16;
-inline std::int32_t gap_bucket(float hours) {
+/// What an event was, besides its item: how long ago, in powers of two hours, and what came of it.
+inline constexpr Index gap_buckets = 16, feedback_levels = 3;
+inline std::int32_t event_code(float hours_ago, bool long_view, bool like) {
   std::int32_t bucket = 0;
-  for (float limit = 0.25f; hours > limit && bucket < gap_buckets - 1; limit *= 2) ++bucket;
-  return bucket;
+  for (float limit = 0.25f; hours_ago > limit && bucket < gap_buckets - 1; limit *= 2) ++bucket;
+  return bucket + static_cast<std::int32_t>(gap_buckets) * (like ? 2 : long_view ? 1 : 0);
 }
 
 /// Requests to score together: each has a history and a list of candidates.
 struct RankerBatch {
-  std::vector<std::int32_t> event_item, event_category, event_gap, event_offsets{0};  ///< jagged histories
-  std::vector<std::int32_t> item, category, hour, offsets{0};                         ///< jagged candidates
-  std::vector<float> context;                                                         ///< [candidates, context]
-  std::vector<float> labels;                                                          ///< [candidates, tasks], for training
+  std::vector<std::int32_t> event_item, event_category, event_code, event_offsets{0};  ///< jagged histories
+  std::vector<std::int32_t> item, category, hour, offsets{0};                          ///< jagged candidates
+  std::vector<float> context;                                                          ///< [candidates, context]
+  std::vector<float> labels;                                                           ///< [candidates, tasks], for training
 
   Index candidates() const { return static_cast<Index>(item.size()); }
   Index events() const { return static_cast<Index>(event_item.size()); }
   void clear() {
-    for (auto* v : {&event_item, &event_category, &event_gap, &item, &category, &hour}) v->clear();
+    for (auto* v : {&event_item, &event_category, &event_code, &item, &category, &hour}) v->clear();
     event_offsets.assign(1, 0);
     offsets.assign(1, 0);
     context.clear();
@@ -76,7 +76,7 @@ struct RankerBatch {
 /// See the head of this file.
 struct Ranker {
   RankerOptions options;
-  recops::EmbeddingBag<float> item, category, gap, hour;
+  recops::EmbeddingBag<float> item, category, event, hour;
   recops::MultiheadAttention<float> attention;
   recops::Linear<float> pooling;  ///< the mean of the events, projected (InterestFrom::mean)
   recops::Mmoe<float> mmoe;
@@ -88,19 +88,18 @@ struct Ranker {
     item = {o.items, o.item_width, o.embedding_deviation, random};
     category = {o.categories, o.category_width, o.embedding_deviation, random};
     hour = {24, o.time_width, o.embedding_deviation, random};
-    if (o.interest != InterestFrom::nothing) gap = {gap_buckets, o.time_width, o.embedding_deviation, random};
+    if (o.interest != InterestFrom::nothing) event = {gap_buckets * feedback_levels, o.time_width, o.embedding_deviation, random};
     if (o.interest == InterestFrom::attention) attention = {width(), o.heads, random};
     if (o.interest == InterestFrom::mean) pooling = {width(), width(), random};
-    mmoe = recops::Mmoe<float>({.experts = {.input = inputs(), .experts = o.experts, .width = o.expert_width}, .tasks = o.tasks}, random);
+    mmoe = recops::Mmoe<float>({.inputs = inputs(), .experts = o.experts, .outputs = o.expert_width, .tasks = o.tasks}, random);
     for (Index t = 0; t < o.tasks; ++t) towers.emplace_back(o.expert_width, 1, random);
   }
 
   static constexpr auto fields() {
     using namespace recops;
-    return std::tuple{layer("item", &Ranker::item),           layer("category", &Ranker::category), layer("gap", &Ranker::gap),
-                      layer("hour", &Ranker::hour),           layer("attention", &Ranker::attention),
-                      layer("pooling", &Ranker::pooling),     layer("mmoe", &Ranker::mmoe),
-                      layers("towers", &Ranker::towers)};
+    return std::tuple{layer("item", &Ranker::item), layer("category", &Ranker::category),   layer("event", &Ranker::event),
+                      layer("hour", &Ranker::hour), layer("attention", &Ranker::attention), layer("pooling", &Ranker::pooling),
+                      layer("mmoe", &Ranker::mmoe), layers("towers", &Ranker::towers)};
   }
 
   /// Columns of a candidate, an event and an interest.
@@ -140,14 +139,15 @@ struct Ranker {
   }
 
   /// Adds the gradient of everything the batch touched.
-  void backward(const RankerBatch& batch, MatrixView<const float> dlogits, const Saved& s, Ranker& gradient, Workspace& ws) const {
+  void backward(const RankerBatch& batch, MatrixView<const float> dlogits, const Saved& s, Ranker& gradient,
+                Workspace& ws) const {
     const auto mark = ws.mark();
     const Index n = batch.candidates(), w = width();
     const MatrixView<float> dmixed = zeros(ws, n, s.mixed.cols()), dx = zeros(ws, n, inputs());
     for (Index t = 0; t < options.tasks; ++t) {
       const auto i = static_cast<std::size_t>(t);
-      towers[i].backward(task(s.mixed, t), dlogits.middle_cols(t, 1), {}, dmixed.middle_cols(t * options.expert_width, options.expert_width),
-                         gradient.towers[i], ws);
+      towers[i].backward(task(s.mixed, t), dlogits.middle_cols(t, 1), {},
+                         dmixed.middle_cols(t * options.expert_width, options.expert_width), gradient.towers[i], ws);
     }
     mmoe.backward(s.x, dmixed, s.mmoe, dx, gradient.mmoe, ws);
     const MatrixView<float> dcandidate = dx.middle_cols(0, w);
@@ -162,8 +162,8 @@ struct Ranker {
       }
       const MatrixView<float> dinterest = dx.middle_cols(w, w), devent = zeros(ws, batch.events(), w);
       if (options.interest == InterestFrom::attention) {
-        attention.backward(queries(batch, s.x.view().middle_cols(0, w)), keys(batch, s.event), dinterest, s.attention, dcandidate, devent,
-                           gradient.attention, ws);
+        attention.backward(queries(batch, s.x.view().middle_cols(0, w)), keys(batch, s.event), dinterest, s.attention, dcandidate,
+                           devent, gradient.attention, ws);
       } else {
         const MatrixView<float> dmean = zeros(ws, n, w);
         pooling.backward(s.mean, dinterest, {}, dmean, gradient.pooling, ws);
@@ -171,17 +171,17 @@ struct Ranker {
       }
       item.backward(batch.event_item, {}, columns(devent, 0), gradient.item, ws);
       category.backward(batch.event_category, {}, columns(devent, 1), gradient.category, ws);
-      gap.backward(batch.event_gap, {}, columns(devent, 2), gradient.gap, ws);
+      event.backward(batch.event_code, {}, columns(devent, 2), gradient.event, ws);
     }
     item.backward(batch.item, {}, columns(dcandidate, 0), gradient.item, ws);
     category.backward(batch.category, {}, columns(dcandidate, 1), gradient.category, ws);
     hour.backward(batch.hour, {}, columns(dcandidate, 2), gradient.hour, ws);
   }
 
-  void embed_events(const RankerBatch& batch, MatrixView<float> event) const {
-    item.forward(batch.event_item, {}, columns(event, 0));
-    category.forward(batch.event_category, {}, columns(event, 1));
-    gap.forward(batch.event_gap, {}, columns(event, 2));
+  void embed_events(const RankerBatch& batch, MatrixView<float> rows) const {
+    item.forward(batch.event_item, {}, columns(rows, 0));
+    category.forward(batch.event_category, {}, columns(rows, 1));
+    event.forward(batch.event_code, {}, columns(rows, 2));
   }
   /// Writes the candidate's columns of x and its context.
   void embed_candidates(const RankerBatch& batch, MatrixView<float> x) const {
@@ -194,7 +194,9 @@ struct Ranker {
   static JaggedView<const float> queries(const RankerBatch& batch, MatrixView<const float> candidate) {
     return {candidate, batch.offsets};
   }
-  static JaggedView<const float> keys(const RankerBatch& batch, MatrixView<const float> event) { return {event, batch.event_offsets}; }
+  static JaggedView<const float> keys(const RankerBatch& batch, MatrixView<const float> rows) {
+    return {rows, batch.event_offsets};
+  }
   /// Part 0, 1 or 2 of an embedded row: item, category, time.
   template <class T>
   MatrixView<T> columns(MatrixView<T> m, int part) const {
@@ -212,13 +214,14 @@ struct Ranker {
     }
   }
   /// Each candidate gets the mean of its request's events, zeros if there are none.
-  static void mean_of_events(const RankerBatch& batch, MatrixView<const float> event, MatrixView<float> mean) {
+  static void mean_of_events(const RankerBatch& batch, MatrixView<const float> rows, MatrixView<float> mean) {
     for (std::size_t r = 0; r + 1 < batch.offsets.size(); ++r) {
-      const Index first = batch.offsets[r], last = batch.offsets[r + 1], events = batch.event_offsets[r + 1] - batch.event_offsets[r];
+      const Index first = batch.offsets[r], last = batch.offsets[r + 1],
+                  events = batch.event_offsets[r + 1] - batch.event_offsets[r];
       if (first == last) continue;
       std::fill_n(mean.row(first), mean.cols(), 0.0f);
       for (Index l = batch.event_offsets[r]; l < batch.event_offsets[r + 1]; ++l)
-        recops::simd::axpy(1.0f / static_cast<float>(events), event.row(l), mean.row(first), mean.cols());
+        recops::simd::axpy(1.0f / static_cast<float>(events), rows.row(l), mean.row(first), mean.cols());
       for (Index b = first + 1; b < last; ++b) std::copy_n(mean.row(first), mean.cols(), mean.row(b));
     }
   }
@@ -240,8 +243,7 @@ struct Ranker {
 /// What a service holds: packed weights, immutable, shared by threads. Embedding tables are read from the ranker, which must outlive it.
 class FrozenRanker {
  public:
-  explicit FrozenRanker(const Ranker& ranker)
-      : ranker_(&ranker), pooling_(freeze(ranker.pooling)), mmoe_(freeze(ranker.mmoe)) {
+  explicit FrozenRanker(const Ranker& ranker) : ranker_(&ranker), pooling_(freeze(ranker.pooling)), mmoe_(freeze(ranker.mmoe)) {
     if (ranker.options.interest == InterestFrom::attention) attention_ = freeze(ranker.attention);
     for (const auto& tower : ranker.towers) towers_.push_back(freeze(tower));
   }
@@ -254,7 +256,9 @@ class FrozenRanker {
   /// Logits `[candidates, tasks]`; `stages`, if given, is added to.
   void forward(const RankerBatch& batch, MatrixView<float> logits, Workspace& ws, Stages* stages = nullptr) const {
     using Clock = std::chrono::steady_clock;
-    const auto microseconds = [](Clock::time_point a, Clock::time_point b) { return std::chrono::duration<double, std::micro>(b - a).count(); };
+    const auto microseconds = [](Clock::time_point a, Clock::time_point b) {
+      return std::chrono::duration<double, std::micro>(b - a).count();
+    };
     const auto mark = ws.mark();
     const Ranker& r = *ranker_;
     const Index n = batch.candidates(), w = r.width();

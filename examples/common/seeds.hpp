@@ -99,10 +99,12 @@ class SeedTable {
       : metric_(std::move(metric)),
         systems_(std::move(systems)),
         seeds_(std::move(seeds)),
-        values_(static_cast<Index>(systems_.size()), static_cast<Index>(seeds_.size()), std::numeric_limits<double>::quiet_NaN()) {}
+        values_(static_cast<Index>(systems_.size()), static_cast<Index>(seeds_.size()),
+                std::numeric_limits<double>::quiet_NaN()) {}
 
   const std::vector<std::uint64_t>& seeds() const { return seeds_; }
   Index systems() const { return values_.rows(); }
+  const std::string& metric() const { return metric_; }
 
   void set(Index system, Index seed, double value) {
     check(system, "SeedTable::set");

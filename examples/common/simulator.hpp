@@ -37,19 +37,19 @@ struct SimulatorOptions {
   std::uint64_t seed = 1;  ///< all that is random derives from it
 
   // Sizes.
-  Index users = 1000;        ///< number of users
-  Index items = 2000;        ///< number of items of the main domain, numbered 0 .. items - 1
-  Index categories = 24;     ///< number of item categories
-  Index themes = 6;          ///< parents of the categories: categories of one theme are alike
-  Index groups = 4;          ///< user groups, with tastes and rates of their own
-  Index dimension = 16;      ///< of the latent space of interests and items
-  double days = 28;          ///< length of the log
+  Index users = 1000;                    ///< number of users
+  Index items = 2000;                    ///< number of items of the main domain, numbered 0 .. items - 1
+  Index categories = 24;                 ///< number of item categories
+  Index themes = 6;                      ///< parents of the categories: categories of one theme are alike
+  Index groups = 4;                      ///< user groups, with tastes and rates of their own
+  Index dimension = 16;                  ///< of the latent space of interests and items
+  double days = 28;                      ///< length of the log
   std::int64_t start_time = 1704067200;  ///< Unix seconds of its beginning (Monday, 1 January 2024)
-  double visits_per_user = 30;  ///< mean number of visits
-  double activity_spread = 0.6;  ///< standard deviation of the log of a user's number of visits
-  Index candidates = 60;     ///< items the logging policy scores per visit
-  Index shown = 10;          ///< most items shown per visit; fewer if the user leaves
-  bool repeats = false;      ///< may an item be shown to a user in more than one visit?
+  double visits_per_user = 30;           ///< mean number of visits
+  double activity_spread = 0.6;          ///< standard deviation of the log of a user's number of visits
+  Index candidates = 60;                 ///< items the logging policy scores per visit
+  Index shown = 10;                      ///< most items shown per visit; fewer if the user leaves
+  bool repeats = false;                  ///< may an item be shown to a user in more than one visit?
 
   // Interests.
   Index interests_min = 3;        ///< fewest interests of a user
@@ -57,7 +57,7 @@ struct SimulatorOptions {
   double theme_spread = 1.5;      ///< distance of category centres from their theme (a theme has length 1)
   double item_spread = 0.6;       ///< distance of items from their category centre (length 1)
   double interest_spread = 0.45;  ///< distance of interests from the centre of their category (length 1)
-  double sharpness = 10;           ///< s: how strictly one interest must match; small values blend the interests
+  double sharpness = 10;          ///< s: how strictly one interest must match; small values blend the interests
   double drift_angle = 0.6;       ///< radians an interest moves during the whole log, towards another category
   double swing = 0.8;             ///< slow waxing and waning of an interest: amplitude of its log weight
   double swing_days = 18;         ///< period of it, days
@@ -65,12 +65,12 @@ struct SimulatorOptions {
   double weekly_habit = 0.7;      ///< amplitude of it over the days of a week
 
   // Items.
-  double zipf = 0.7;           ///< popularity of the item of rank r is (r + 1)^-zipf
-  double new_items = 0.3;      ///< share of items that appear during the log; the others were there before
-  double freshness_days = 5;   ///< an item's novelty falls by e in this time
+  double zipf = 0.7;          ///< popularity of the item of rank r is (r + 1)^-zipf
+  double new_items = 0.3;     ///< share of items that appear during the log; the others were there before
+  double freshness_days = 5;  ///< an item's novelty falls by e in this time
 
   // Feedback.
-  LabelRates rates;                 ///< of the main domain
+  LabelRates rates = {};            ///< of the main domain
   double click_affinity = 8.0;      ///< a: per unit of A, which spans about -0.3 .. 0.9
   double click_quality = 0.35;      ///< q: per standard deviation of quality
   double click_freshness = 0.5;     ///< f: of an item that appears this moment
@@ -92,10 +92,10 @@ struct SimulatorOptions {
   double group_rates = 0.3;  ///< standard deviation of a group's offset, drawn for each label
 
   // Exits: after each item the user may leave.
-  double exit_rate = 0.08;      ///< probability of leaving with neither boredom nor a match
-  double exit_boredom = 2.0;    ///< per unit of the mean cosine of the last item with the `exit_window` items before it
-  double exit_affinity = 2.0;   ///< a matching item keeps the user: subtracted per unit of A
-  Index exit_window = 4;        ///< items that boredom remembers
+  double exit_rate = 0.08;     ///< probability of leaving with neither boredom nor a match
+  double exit_boredom = 2.0;   ///< per unit of the mean cosine of the last item with the `exit_window` items before it
+  double exit_affinity = 2.0;  ///< a matching item keeps the user: subtracted per unit of A
+  Index exit_window = 4;       ///< items that boredom remembers
 
   // A second domain (think of live streams beside short videos): items of its own, the same users and interests.
   Index second_items = 0;     ///< 0 = none; its items are numbered items .. items + second_items - 1
@@ -106,8 +106,8 @@ struct SimulatorOptions {
 
 /// What came of a list that was shown.
 struct VisitOutcome {
-  Index seen = 0;                     ///< items looked at before the user left
-  std::vector<std::uint8_t> labels;   ///< [seen, label_count]
+  Index seen = 0;                            ///< items looked at before the user left
+  std::vector<std::uint8_t> labels;          ///< [seen, label_count]
   std::vector<std::uint8_t> would_purchase;  ///< [seen]: the purchase a click would have led to
 };
 
@@ -165,8 +165,8 @@ class Simulator {
     return assemble(visits, rows);
   }
 
-  /// Probability that showing `item` to `user` at `time` (Unix seconds) leads to `label`: of every pair, shown or not. Labels other
-  /// than the click include the click they need. An item that has not appeared yet counts as brand new.
+  /// Probability that showing `item` to `user` at `time` (Unix seconds) leads to `label`: of every pair, shown or not. Labels
+  /// other than the click include the click they need. An item that has not appeared yet counts as brand new.
   double true_probability(Index user, Index item, std::int64_t time, Label label, Index position = 0) const {
     check_pair("Simulator::true_probability", user, item);
     Moment moment;
@@ -174,7 +174,7 @@ class Simulator {
     return impression_probability(features(moment, item, time), label, position);
   }
 
-  /// The same for a list of items; one preparation of the user serves them all.
+  /// The same for a list of items, each at position 0; one preparation of the user serves them all.
   void true_probabilities(Index user, recops::IndexView items, std::int64_t time, Label label,
                           recops::VectorView<double> out) const {
     recops::check_size("Simulator::true_probabilities", "out", out, items.size());
@@ -209,7 +209,7 @@ class Simulator {
     check_pair("Simulator::exit_probability", user, 0);
     Moment moment;
     begin_moment(user, time, moment);
-    return exit_probability(affinity(moment, seen[seen.size() - 1]), seen, seen.size() - 1);
+    return exit_after(affinity(moment, seen[seen.size() - 1]), seen, seen.size() - 1);
   }
 
   /// Expected number of `label` when `list` is shown from its top and the user may leave after each item: the exact value of a
@@ -224,7 +224,7 @@ class Simulator {
       const Features f = features(moment, list[k], time);
       sum += stays * impression_probability(f, label, k);
       seen += stays;
-      stays *= 1 - exit_probability(f.affinity, list, k);
+      stays *= 1 - exit_after(f.affinity, list, k);
     }
     if (length) *length = seen;
     return sum;
@@ -244,7 +244,9 @@ class Simulator {
  private:
   // Each part of the world draws from streams of its own: changing the number of users leaves the items as they are.
   enum class Part : std::uint64_t { themes = 1, categories, groups, items, users, visits, pilot };
-  static std::uint64_t stream(Part part, Index i) { return (static_cast<std::uint64_t>(part) << 48) + static_cast<std::uint64_t>(i); }
+  static std::uint64_t stream(Part part, Index i) {
+    return (static_cast<std::uint64_t>(part) << 48) + static_cast<std::uint64_t>(i);
+  }
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
   static double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
   static double wave(double phase) { return std::cos(6.283185307179586 * phase); }
@@ -318,16 +320,33 @@ class Simulator {
     positive(o_.swing_days, "swing_days");
     positive(o_.freshness_days, "freshness_days");
     positive(o_.second_ratio, "second_ratio");
-    const std::pair<double, const char*> any[] = {{o_.activity_spread, "activity_spread"}, {o_.theme_spread, "theme_spread"},
-        {o_.item_spread, "item_spread"}, {o_.interest_spread, "interest_spread"}, {o_.drift_angle, "drift_angle"},
-        {o_.swing, "swing"}, {o_.daily_habit, "daily_habit"}, {o_.weekly_habit, "weekly_habit"}, {o_.zipf, "zipf"},
-        {o_.click_affinity, "click_affinity"}, {o_.click_quality, "click_quality"}, {o_.click_freshness, "click_freshness"},
-        {o_.user_spread, "user_spread"}, {o_.position_bias, "position_bias"}, {o_.long_view_affinity, "long_view_affinity"},
-        {o_.like_affinity, "like_affinity"}, {o_.like_after_long, "like_after_long"},
-        {o_.purchase_affinity, "purchase_affinity"}, {o_.price_sensitivity, "price_sensitivity"},
-        {o_.policy_popularity, "policy_popularity"}, {o_.policy_affinity, "policy_affinity"}, {o_.policy_noise, "policy_noise"},
-        {o_.group_taste, "group_taste"}, {o_.group_rates, "group_rates"}, {o_.exit_boredom, "exit_boredom"},
-        {o_.exit_affinity, "exit_affinity"}, {o_.second_shift, "second_shift"}};
+    const std::pair<double, const char*> any[] = {{o_.activity_spread, "activity_spread"},
+                                                  {o_.theme_spread, "theme_spread"},
+                                                  {o_.item_spread, "item_spread"},
+                                                  {o_.interest_spread, "interest_spread"},
+                                                  {o_.drift_angle, "drift_angle"},
+                                                  {o_.swing, "swing"},
+                                                  {o_.daily_habit, "daily_habit"},
+                                                  {o_.weekly_habit, "weekly_habit"},
+                                                  {o_.zipf, "zipf"},
+                                                  {o_.click_affinity, "click_affinity"},
+                                                  {o_.click_quality, "click_quality"},
+                                                  {o_.click_freshness, "click_freshness"},
+                                                  {o_.user_spread, "user_spread"},
+                                                  {o_.position_bias, "position_bias"},
+                                                  {o_.long_view_affinity, "long_view_affinity"},
+                                                  {o_.like_affinity, "like_affinity"},
+                                                  {o_.like_after_long, "like_after_long"},
+                                                  {o_.purchase_affinity, "purchase_affinity"},
+                                                  {o_.price_sensitivity, "price_sensitivity"},
+                                                  {o_.policy_popularity, "policy_popularity"},
+                                                  {o_.policy_affinity, "policy_affinity"},
+                                                  {o_.policy_noise, "policy_noise"},
+                                                  {o_.group_taste, "group_taste"},
+                                                  {o_.group_rates, "group_rates"},
+                                                  {o_.exit_boredom, "exit_boredom"},
+                                                  {o_.exit_affinity, "exit_affinity"},
+                                                  {o_.second_shift, "second_shift"}};
     for (const auto& [value, field] : any) need(std::isfinite(value) && std::abs(value) < 1e6, field, "a finite number", value);
     need(o_.new_items >= 0 && o_.new_items <= 1, "new_items", "0 to 1", o_.new_items);
     need(o_.exit_rate >= 0 && o_.exit_rate < 1, "exit_rate", "0 to below 1", o_.exit_rate);
@@ -403,9 +422,8 @@ class Simulator {
     if (n == 0) return;
     std::vector<std::int32_t> order(at(n));
     for (Index r = 0; r < n; ++r) order[at(r)] = static_cast<std::int32_t>(first + r);
-    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-      return key[at(a)] != key[at(b)] ? key[at(a)] < key[at(b)] : a < b;
-    });
+    std::sort(order.begin(), order.end(),
+              [&](std::int32_t a, std::int32_t b) { return key[at(a)] != key[at(b)] ? key[at(a)] < key[at(b)] : a < b; });
     double sum = 0, squares = 0;
     for (Index r = 0; r < n; ++r) {
       const double x = -std::log(static_cast<double>(r + 1));
@@ -448,7 +466,8 @@ class Simulator {
       UserTraits& user = users_[at(u)];
       for (Index l = 0; l < label_count; ++l) user.rate[l] = group_rate(g, l) + o_.user_spread * random.normal();
       user.price = o_.price_sensitivity * std::exp(0.5 * random.normal());
-      user.visits = o_.visits_per_user * std::exp(o_.activity_spread * random.normal() - 0.5 * o_.activity_spread * o_.activity_spread);
+      user.visits =
+          o_.visits_per_user * std::exp(o_.activity_spread * random.normal() - 0.5 * o_.activity_spread * o_.activity_spread);
       user.hour_phase = random.uniform();
       user.week_phase = random.uniform();
       const Index count = std::min(o_.interests_min + random.below(o_.interests_max - o_.interests_min + 1), most);
@@ -535,10 +554,14 @@ class Simulator {
   double click_probability_of(const Features& f, Label label) const {
     const double long_view = sigmoid(intercept_[f.domain][1] + f.logit[1]);
     switch (label) {
-      case Label::click: return 1;
-      case Label::long_view: return long_view;
-      case Label::like: return long_view * like_probability(f, true) + (1 - long_view) * like_probability(f, false);
-      case Label::purchase: return sigmoid(intercept_[f.domain][3] + f.logit[3]);
+      case Label::click:
+        return 1;
+      case Label::long_view:
+        return long_view;
+      case Label::like:
+        return long_view * like_probability(f, true) + (1 - long_view) * like_probability(f, false);
+      case Label::purchase:
+        return sigmoid(intercept_[f.domain][3] + f.logit[3]);
     }
     return 0;
   }
@@ -548,11 +571,12 @@ class Simulator {
 
   /// After item `k` of `list`.
   template <class List>
-  double exit_probability(double item_affinity, const List& list, Index k) const {
+  double exit_after(double item_affinity, const List& list, Index k) const {
     if (o_.exit_rate == 0) return 0;
     double boredom = 0;
     const Index first = std::max<Index>(0, k - o_.exit_window);
-    for (Index j = first; j < k; ++j) boredom += dot(item_.row(list[static_cast<Index>(j)]), item_.row(list[static_cast<Index>(k)]));
+    for (Index j = first; j < k; ++j)
+      boredom += dot(item_.row(list[static_cast<Index>(j)]), item_.row(list[static_cast<Index>(k)]));
     if (k > first) boredom /= static_cast<double>(k - first);
     return sigmoid(std::log(o_.exit_rate / (1 - o_.exit_rate)) + o_.exit_boredom * boredom - o_.exit_affinity * item_affinity);
   }
@@ -621,7 +645,7 @@ class Simulator {
       for (const bool label : {click, click && long_view, click && like, click && purchase}) out.labels.push_back(label);
       out.would_purchase.push_back(purchase);
       ++out.seen;
-      if (random.chance(exit_probability(f.affinity, list, k))) break;
+      if (random.chance(exit_after(f.affinity, list, k))) break;
     }
   }
 
@@ -647,7 +671,7 @@ class Simulator {
             if (!o_.repeats) had[at(item)] = 1;
             shown.push_back(features(s.moment, item, time));
             bias.push_back(o_.position_bias * std::log1p(static_cast<double>(k)));
-            if (random.chance(exit_probability(shown.back().affinity, recops::IndexView(s.list), k))) break;
+            if (random.chance(exit_after(shown.back().affinity, recops::IndexView(s.list), k))) break;
           }
         }
       }
@@ -666,7 +690,8 @@ class Simulator {
           (sum < rate * total ? low : high) = b[l];
         }
       };
-      solve(0, rates.click, std::vector<double>(shown.size(), 1.0), [&](std::size_t r) { return sigmoid(b[0] + shown[r].logit[0] - bias[r]); });
+      solve(0, rates.click, std::vector<double>(shown.size(), 1.0),
+            [&](std::size_t r) { return sigmoid(b[0] + shown[r].logit[0] - bias[r]); });
       for (std::size_t r = 0; r < shown.size(); ++r) clicks[r] = sigmoid(b[0] + shown[r].logit[0] - bias[r]);
       solve(1, rates.long_view, clicks, [&](std::size_t r) { return click_probability_of(shown[r], Label::long_view); });
       solve(2, rates.like, clicks, [&](std::size_t r) { return click_probability_of(shown[r], Label::like); });
@@ -710,14 +735,14 @@ class Simulator {
 
   SimulatorOptions o_;
   double intercept_[2][label_count] = {};
-  recops::Matrix<double> centre_, item_;                 // [categories, dimension], [item_count, dimension]
+  recops::Matrix<double> centre_, item_;  // [categories, dimension], [item_count, dimension]
   std::vector<std::int32_t> item_category_, user_group_;
   std::vector<std::int64_t> release_;
   std::vector<double> price_, quality_, depth_, log_popularity_;
-  std::vector<double> cumulative_[2];                    // of popularity, per domain
+  std::vector<double> cumulative_[2];  // of popularity, per domain
   std::vector<UserTraits> users_;
   std::vector<Interest> interests_;
-  recops::Matrix<double> interest_, direction_;          // where an interest begins, and the orthogonal way it drifts
+  recops::Matrix<double> interest_, direction_;  // where an interest begins, and the orthogonal way it drifts
 };
 
 }  // namespace examples

@@ -6,8 +6,11 @@
 ///     examples::write_svg("speed.svg", chart);
 #pragma once
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <recops/core/error.hpp>
 #include <recops/core/views.hpp>
@@ -20,18 +23,19 @@ namespace examples {
 
 using recops::Index;
 
-/// One line or cloud. Points that are not finite, or not positive on a logarithmic axis, are left out and interrupt the line.
+/// One line or cloud. Points that are not finite (or beyond 1e150), or not positive on a logarithmic axis, are left out and
+/// interrupt the line.
 struct SvgSeries {
-  std::string name;               ///< in the legend; empty = not listed
-  std::vector<double> x, y;       ///< the same size
-  std::vector<double> low, high;  ///< interval around y, absolute; the same size or empty
-  bool line = true;               ///< join the points in their order
-  bool points = true;             ///< mark the points
-  bool band = false;              ///< draw the interval as a band; otherwise as error bars
+  std::string name = {};                    ///< in the legend; empty = not listed
+  std::vector<double> x = {}, y = {};       ///< the same size
+  std::vector<double> low = {}, high = {};  ///< interval around y, absolute; the same size or empty
+  bool line = true;                         ///< join the points in their order
+  bool points = true;                       ///< mark the points
+  bool band = false;                        ///< draw the interval as a band; otherwise as error bars
 };
 
 struct SvgChart {
-  std::string title, x_label, y_label;
+  std::string title = {}, x_label = {}, y_label = {};
   bool log_x = false, log_y = false;
   int width = 720, height = 440;  ///< pixels
   std::vector<SvgSeries> series = {};
@@ -42,12 +46,23 @@ inline std::string xml_escape(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += static_cast<unsigned char>(c) < 32 ? ' ' : c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += static_cast<unsigned char>(c) < 32 ? ' ' : c;
     }
   }
   return out;
@@ -65,7 +80,8 @@ inline std::vector<double> nice_ticks(double low, double high, int count) {
 
 /// Powers of ten in [low, high], with 2 and 5 between them if there are fewer than three; every n-th if there are many.
 inline std::vector<double> log_ticks(double low, double high) {
-  const int first = static_cast<int>(std::floor(std::log10(low) - 1e-9)), last = static_cast<int>(std::ceil(std::log10(high) + 1e-9));
+  const int first = static_cast<int>(std::floor(std::log10(low) - 1e-9)),
+            last = static_cast<int>(std::ceil(std::log10(high) + 1e-9));
   const auto collect = [&](std::initializer_list<double> factors, int every) {
     std::vector<double> out;
     for (int e = first; e <= last; ++e) {
@@ -91,7 +107,8 @@ struct SvgAxis {
   double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
   double begin = 0, end = 0;  // pixels of low and high
 
-  bool shows(double v) const { return std::isfinite(v) && (!log || v > 0); }
+  /// Sane numbers only (1e-150 .. 1e150 in size), so that differences and ratios cannot overflow.
+  bool shows(double v) const { return std::abs(v) < 1e150 && (!log || v > 1e-150); }
   void include(double v) {
     if (!shows(v)) return;
     low = std::min(low, v);
@@ -148,7 +165,8 @@ inline std::string svg(const SvgChart& chart) {
     const auto n = static_cast<Index>(s.x.size());
     recops::check_size("svg", "y", recops::VectorView<const double>(s.y), n);
     for (const auto* bound : {&s.low, &s.high})
-      if (!s.low.empty() || !s.high.empty()) recops::check_size("svg", "low and high", recops::VectorView<const double>(*bound), n);
+      if (!s.low.empty() || !s.high.empty())
+        recops::check_size("svg", "low and high", recops::VectorView<const double>(*bound), n);
     longest_name = std::max(longest_name, s.name.size());
     for (std::size_t i = 0; i < s.x.size(); ++i) {
       if (!x.shows(s.x[i]) || !y.shows(s.y[i])) continue;
@@ -169,12 +187,12 @@ inline std::string svg(const SvgChart& chart) {
 
   std::string out;
   const auto text = [&](double px, double py, const char* anchor, const char* extra, const std::string& s) {
-    out += "<text x=\"" + svg_number(px) + "\" y=\"" + svg_number(py) + "\" text-anchor=\"" + anchor + "\"" + extra + ">" + xml_escape(s) +
-           "</text>\n";
+    out += "<text x=\"" + svg_number(px) + "\" y=\"" + svg_number(py) + "\" text-anchor=\"" + anchor + "\"" + extra + ">" +
+           xml_escape(s) + "</text>\n";
   };
   const auto line = [&](double x1, double y1, double x2, double y2, const std::string& stroke) {
-    out += "<line x1=\"" + svg_number(x1) + "\" y1=\"" + svg_number(y1) + "\" x2=\"" + svg_number(x2) + "\" y2=\"" + svg_number(y2) +
-           "\" stroke=\"" + stroke + "\"/>\n";
+    out += "<line x1=\"" + svg_number(x1) + "\" y1=\"" + svg_number(y1) + "\" x2=\"" + svg_number(x2) + "\" y2=\"" +
+           svg_number(y2) + "\" stroke=\"" + stroke + "\"/>\n";
   };
   const auto mark = [&](std::size_t series, double px, double py) {
     const std::string fill = std::string("\" fill=\"") + colours[series % colour_count] + "\"/>\n";
@@ -184,9 +202,10 @@ inline std::string svg(const SvgChart& chart) {
       out += "<rect x=\"" + svg_number(px - 3) + "\" y=\"" + svg_number(py - 3) + "\" width=\"6\" height=\"6" + fill;
   };
 
-  out = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + std::to_string(chart.width) +
-        "\" height=\"" + std::to_string(chart.height) + "\" viewBox=\"0 0 " + std::to_string(chart.width) + " " +
-        std::to_string(chart.height) + "\" font-family=\"sans-serif\" font-size=\"12\">\n<title>" + xml_escape(chart.title) +
+  out = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" +
+        std::to_string(chart.width) + "\" height=\"" + std::to_string(chart.height) + "\" viewBox=\"0 0 " +
+        std::to_string(chart.width) + " " + std::to_string(chart.height) +
+        "\" font-family=\"sans-serif\" font-size=\"12\">\n<title>" + xml_escape(chart.title) +
         "</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
   if (!chart.title.empty()) text((left + right) / 2, 26, "middle", " font-size=\"15\"", chart.title);
   for (const double tick : x.ticks(8)) {

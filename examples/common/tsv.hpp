@@ -35,9 +35,11 @@ class TsvReader {
     if (!read_line()) fail("is empty; expected a header line");
     split();
     for (std::size_t c = 0; c < columns_.size(); ++c) {
-      if (c >= fields_.size() || fields_[c] != columns_[c]) fail("expected column '" + columns_[c] + "' in place " + std::to_string(c + 1));
+      if (c >= fields_.size() || fields_[c] != columns_[c])
+        fail("expected column '" + columns_[c] + "' in place " + std::to_string(c + 1));
     }
-    if (fields_.size() != columns_.size()) fail("expected " + std::to_string(columns_.size()) + " columns, got " + std::to_string(fields_.size()));
+    if (fields_.size() != columns_.size())
+      fail("expected " + std::to_string(columns_.size()) + " columns, got " + std::to_string(fields_.size()));
   }
 
   /// Goes to the next line; false at the end of the file.

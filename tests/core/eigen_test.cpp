@@ -8,7 +8,9 @@ using namespace recops;
 
 namespace {
 template <class X>
-concept Bridges = requires(X&& x) { as_eigen(static_cast<X&&>(x)); };
+concept Bridges = requires(X&& x) {
+  as_eigen(static_cast<X&&>(x));
+};
 static_assert(Bridges<Matrix<float>&> && Bridges<const Matrix<float>&> && Bridges<MatrixView<const float>>);
 static_assert(Bridges<Vector<float>&> && Bridges<VectorView<float>>);
 static_assert(!Bridges<Matrix<float>> && !Bridges<const Matrix<float>> && !Bridges<Vector<float>> &&

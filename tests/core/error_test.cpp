@@ -41,8 +41,7 @@ TEST_CASE("check_shape", "[core][error]") {
   CHECK(message([&] { check_shape("op", "x", overlapping, 2, 3); }) ==
         "op: x: expected shape [2, 3], got [2, 3] with row stride 2");
   const MatrixView<float> null(nullptr, 2, 3);
-  CHECK(message([&] { check_shape("op", "x", null, 2, 3); }) ==
-        "op: x: expected shape [2, 3], got [2, 3] at a null pointer");
+  CHECK(message([&] { check_shape("op", "x", null, 2, 3); }) == "op: x: expected shape [2, 3], got [2, 3] at a null pointer");
   const MatrixView<float> negative(m.data(), -2, 3);
   CHECK(message([&] { check_shape("op", "x", negative, any_size, 3); }) == "op: x: expected shape [_, 3], got [_, 3]");
 }

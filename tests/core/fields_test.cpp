@@ -42,7 +42,9 @@ class Model {
   std::vector<Wrapper> experts;
   static constexpr auto fields() {
     return std::tuple{layer("input", &Model::input), layers("", &Model::stack), layers("towers", &Model::towers),
-                      layers("experts", &Model::experts), parameter("secret", [](auto& m) -> auto& { return m.secret_; })};
+                      layers("experts", &Model::experts),
+                      parameter(
+                          "secret", [](auto& m) -> auto& { return m.secret_; })};
   }
 
  private:
@@ -64,10 +66,9 @@ TEST_CASE("visit names every leaf as PyTorch does", "[core][fields]") {
   model.experts.resize(2);
   const auto p = FieldKind::parameter, b = FieldKind::buffer;
   const std::vector<std::pair<std::string, FieldKind>> expected{
-      {"input.weight", p},     {"input.bias", p},       {"0.weight", p},         {"0.bias", p},
-      {"2.scale", p},          {"2.running_mean", b},   {"towers.0.weight", p},  {"towers.0.bias", p},
-      {"towers.1.weight", p},  {"towers.1.bias", p},    {"experts.0.weight", p}, {"experts.0.bias", p},
-      {"experts.1.weight", p}, {"experts.1.bias", p},   {"secret", p}};
+      {"input.weight", p},     {"input.bias", p},      {"0.weight", p},         {"0.bias", p},          {"2.scale", p},
+      {"2.running_mean", b},   {"towers.0.weight", p}, {"towers.0.bias", p},    {"towers.1.weight", p}, {"towers.1.bias", p},
+      {"experts.0.weight", p}, {"experts.0.bias", p},  {"experts.1.weight", p}, {"experts.1.bias", p},  {"secret", p}};
   CHECK(leaves(model) == expected);
   const Model& constant = model;
   CHECK(leaves(constant) == expected);

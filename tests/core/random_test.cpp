@@ -24,8 +24,9 @@ double chi_square_deviation(double statistic, double d) {
 TEST_CASE("Philox4x32-10 known answers", "[core][random]") {
   CHECK(equal(philox4x32({{0, 0, 0, 0}}, 0), {{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}}));
   CHECK(equal(philox4x32({{~0u, ~0u, ~0u, ~0u}}, ~std::uint64_t{0}), {{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}}));
-  CHECK(equal(philox4x32({{0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}}, (std::uint64_t{0x299f31d0u} << 32) | 0xa4093822u),
-              {{0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u}}));
+  CHECK(
+      equal(philox4x32({{0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}}, (std::uint64_t{0x299f31d0u} << 32) | 0xa4093822u),
+            {{0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u}}));
   static_assert(philox4x32({{0, 0, 0, 0}}, 0).word[0] == 0x6627e8d5u);  // and at compile time
 }
 

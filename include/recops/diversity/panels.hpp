@@ -9,10 +9,7 @@
 ///             stored as zeros and marked: selectors never pick it, and it touches no other row.
 /// Cost        One pass: reads and writes N · D numbers. No allocation once the owner (or the workspace) has grown.
 #pragma once
-#include <cmath>
-#include <limits>
-#include <recops/core/error.hpp>
-#include <recops/core/workspace.hpp>
+#include <recops/diversity/normalize.hpp>
 #include <recops/simd/panels.hpp>
 
 namespace recops {
@@ -31,8 +28,6 @@ inline namespace RECOPS_ABI {
 
 namespace detail {
 
-template <class T>
-inline constexpr T tiny_square = std::is_same_v<T, float> ? T(1e-20) : T(1e-24);
 template <class T>
 inline constexpr T largest_square = std::numeric_limits<T>::max() / 4;
 
@@ -71,7 +66,7 @@ void pack_one_panel(MatrixView<const T> features, const std::int32_t* order, Ind
   simd::pack_panel<T, A>(
       [&](Index l) RECOPS_LAMBDA_INLINE -> const T* {
         const Index i = b * P + l;
-        return i < rows ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
+        return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
       features.cols(), panel, squares);
   finish_panel<T, A>(panel, features.cols(), normalize, squares);

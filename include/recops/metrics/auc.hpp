@@ -60,7 +60,8 @@ AucResult auc_of(VectorView<const T> scores, VectorView<const std::uint8_t> labe
     below += negative;
     a = b;
   }
-  result.value = static_cast<double>(twice) / (2.0 * static_cast<double>(result.positives) * static_cast<double>(result.negatives));
+  result.value =
+      static_cast<double>(twice) / (2.0 * static_cast<double>(result.positives) * static_cast<double>(result.negatives));
   result.valid = true;
   return result;
 }
@@ -70,7 +71,11 @@ AucResult weighted_auc_of(VectorView<const T> scores, VectorView<const std::uint
                           NanPolicy nan, Workspace& ws) {
   AucResult result;
   const Index n = scores.size();
-  for (Index i = 0; i < n; ++i) ++(labels[i] != 0 ? result.positives : result.negatives) -= !(weights[i] > 0);
+  T largest = 0;
+  for (Index i = 0; i < n; ++i) {
+    if (weights[i] > 0) ++(labels[i] != 0 ? result.positives : result.negatives);
+    largest = std::max(largest, weights[i]);
+  }
   if (nan == NanPolicy::invalid && has_nan(scores)) {
     result.value = std::numeric_limits<double>::quiet_NaN();
     return result;
@@ -84,13 +89,14 @@ AucResult weighted_auc_of(VectorView<const T> scores, VectorView<const std::uint
     Index b = a;
     for (; b < n && order[b].key == order[a].key; ++b) {
       const auto i = static_cast<Index>(order[b].index);
-      (labels[i] != 0 ? positive : negative) += static_cast<double>(weights[i]);
+      (labels[i] != 0 ? positive : negative) += static_cast<double>(weights[i]) / static_cast<double>(largest);
     }
     won += positive * (below + 0.5 * negative);
     below += negative;
     all += positive;
     a = b;
   }
+  if (!(all > 0 && below > 0)) return result;  // a class whose weights vanish beside those of the other
   result.value = won / (all * below);
   result.valid = true;
   return result;
@@ -125,12 +131,13 @@ class AucHistogram {
     negatives_ = positives_;
   }
 
-  /// Counts scores `[n]` with labels `[n]` of 0 or 1. Doubles are rounded to float first. NaN counts as minus infinity.
+  /// Counts scores `[n]` with labels `[n]` of 0 or 1. Doubles are rounded to float first. A NaN makes the result NaN.
   template <Real T>
   void add(VectorView<const T> scores, VectorView<const std::uint8_t> labels) {
     check_size("AucHistogram::add", "scores", scores, any_size);
     check_size("AucHistogram::add", "labels", labels, scores.size());
     detail::check_binary("AucHistogram::add", "labels", labels);
+    nan_ |= detail::has_nan(scores);
     for (Index i = 0; i < scores.size(); ++i) {
       const auto bucket = static_cast<Index>(detail::order_key(static_cast<float>(scores[i])) >> (32 - bits_));
       ++(labels[i] != 0 ? positives_ : negatives_)[bucket];
@@ -139,6 +146,7 @@ class AucHistogram {
   /// Adds another shard's counts. Throws Error if it was made with other `bits`.
   void merge(const AucHistogram& other) {
     check_option("AucHistogram::merge", "bits", other.bits_ == bits_, "histograms with the same bits", other.bits_);
+    nan_ |= other.nan_;
     for (Index i = 0; i < positives_.size(); ++i) {
       positives_[i] += other.positives_[i];
       negatives_[i] += other.negatives_[i];
@@ -154,6 +162,7 @@ class AucHistogram {
       below += negatives_[i];
       positives += positives_[i];
     }
+    if (nan_) return {std::numeric_limits<double>::quiet_NaN(), false, 0};
     if (positives == 0 || below == 0) return {};
     const double pairs = static_cast<double>(positives) * static_cast<double>(below);
     return {won / pairs, true, 0.5 * within / pairs};
@@ -161,6 +170,7 @@ class AucHistogram {
 
  private:
   int bits_;
+  bool nan_ = false;
   Vector<std::uint64_t> positives_, negatives_;
 };
 

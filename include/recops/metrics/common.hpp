@@ -166,12 +166,30 @@ void fill_ranked(VectorView<const T> scores, Direction direction, Ranked<T>* ent
 
 /// Scratch of two buffers of `n` from `ws`, sorted scores out; lives until the caller's mark ends.
 template <class T>
-const Ranked<T>* ranked(VectorView<const T> scores, Direction direction, Workspace& ws) {
+Ranked<T>* ranked(VectorView<const T> scores, Direction direction, Workspace& ws) {
   const Index n = scores.size();
   Ranked<T>* const entries = ws.take<Ranked<T>>(n);
   Ranked<T>* const other = ws.take<Ranked<T>>(n < 128 ? 0 : n);
   fill_ranked(scores, direction, entries);
   return sort_ranked(entries, other, n);
+}
+
+template <class T>
+struct TopRanked {
+  Ranked<T>* entries;  // [n], best first; in order up to `sorted`, all others rank behind them in any order
+  Index sorted;
+};
+
+/// The best `k` of `scores` in order (ties by index), or all of them where that costs no more.
+template <class T>
+TopRanked<T> top_ranked(VectorView<const T> scores, Index k, Workspace& ws) {
+  const Index n = scores.size();
+  if (k >= n / 4) return {ranked(scores, Direction::descending, ws), n};
+  Ranked<T>* const entries = ws.take<Ranked<T>>(n);
+  fill_ranked(scores, Direction::descending, entries);
+  if (k > 0) std::nth_element(entries, entries + (k - 1), entries + n);
+  std::sort(entries, entries + k);
+  return {entries, k};
 }
 
 template <class T>
@@ -203,12 +221,20 @@ void check_scored(const char* operation, VectorView<const T> scores, VectorView<
 /// Weights are absent, or one per entry, finite and not negative.
 template <class T>
 void check_weights(const char* operation, VectorView<const T> weights, Index n) {
-  if (weights.empty() && weights.data() == nullptr) return;
+  if (weights.empty()) return;
   check_size(operation, "weights", weights, n);
   for (Index i = 0; i < n; ++i) {
     if (!(weights[i] >= 0 && weights[i] <= std::numeric_limits<T>::max())) [[unlikely]]
       fail_number(operation, "weights", "finite weights >= 0", static_cast<double>(weights[i]));
   }
+}
+
+/// Indices of items, -1 standing for "no item" (padding of pick lists).
+inline void check_items(const char* operation, const char* argument, IndexView items, Index bound) {
+  check_not_null(operation, argument, items);
+  for (Index i = 0; i < items.size(); ++i)
+    if (items[i] < -1 || items[i] >= bound) [[unlikely]]
+      fail_at(operation, argument, "-1 or indices below ", bound, i, items[i]);
 }
 
 /// What one group contributes to a mean.

@@ -10,7 +10,7 @@
 /// Precision   each AUC is exact; the mean is summed in two doubles.  Same bits for any number of threads.
 /// Cost        a sort per group; scratch 16 bytes (float) or 32 (double) per entry of the largest group.
 /// Errors      Error if sizes or offsets disagree or a label is neither 0 nor 1.
-/// Reference   Zhu et al., Optimized Cost per Click in Taobao Display Advertising, KDD 2017; weights as in Zhou et al., DIN, 2018.
+/// Reference   Zhu et al., Optimized Cost per Click in Taobao Display Advertising, KDD 2017; Zhou et al., DIN, KDD 2018.
 #pragma once
 #include <recops/metrics/auc.hpp>
 

@@ -23,8 +23,8 @@ struct Dense {
   };
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     check(x, y);
-    simd::gemm<T>(simd::plain(x), simd::transposed(linear.weight.view()), {.bias = linear.bias.data(), .activation = activation}, y,
-                  ws);
+    simd::gemm<T>(simd::plain(x), simd::transposed(linear.weight.view()),
+                  {.bias = linear.bias.empty() ? nullptr : linear.bias.data(), .activation = activation}, y, ws);
   }
   void forward(MatrixView<const T> x, MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {
     check(x, y);
@@ -50,6 +50,7 @@ struct Dense {
   void check(MatrixView<const T> x, MatrixView<T> y) const {
     check_shape("Dense", "x", x, any_size, linear.weight.cols());
     check_shape("Dense", "y", y, x.rows(), linear.weight.rows());
+    if (!linear.bias.empty()) check_size("Dense", "bias", VectorView<const T>(linear.bias), linear.weight.rows());
   }
 };
 

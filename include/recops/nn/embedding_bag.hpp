@@ -38,9 +38,10 @@ struct Bags {
 };
 
 inline void check_bags(const char* operation, IndexView ids, IndexView offsets, Index rows, Index padding) {
+  check_not_null(operation, "ids", ids);
   if (!offsets.empty()) check_offsets(operation, "offsets", offsets, ids.size());
   for (Index i = 0; i < ids.size(); ++i) {
-    if ((ids[i] < 0 || ids[i] >= rows) && ids[i] != padding) [[unlikely]]
+    if (ids[i] < 0 || (ids[i] >= rows && ids[i] != padding)) [[unlikely]]
       fail_at(operation, "ids", "ids from 0 to below ", rows, i, ids[i]);
   }
 }
@@ -85,9 +86,9 @@ void embedding_bag_backward(Index table_rows, IndexView ids, IndexView offsets, 
   for (Index b = 0; b < bags.size(); ++b)
     for (Index i = bags.begin(b); i < bags.end(b); ++i)
       if (ids[i] != options.padding_index) uses[count++] = {ids[i], b};
-  const auto add = [&](const Use& use, T* row) {
-    simd::axpy(bags.weight<T>(use.bag, options), dout.row(use.bag), row, cols);
-  };
+  T* weight = ws.take<T>(bags.size());
+  for (Index b = 0; b < bags.size(); ++b) weight[b] = bags.weight<T>(b, options);
+  const auto add = [&](const Use& use, T* row) { simd::axpy(weight[use.bag], dout.row(use.bag), row, cols); };
   if (!gradient.by_rows) {
     for (Index i = 0; i < count; ++i) add(uses[i], gradient.values.row(uses[i].id));
     return;

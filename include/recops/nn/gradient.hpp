@@ -27,16 +27,15 @@ auto leaf_values(Leaf& leaf) {
   }
 }
 
-/// Sets a gradient to zero for the next step: dense leaves are filled, tables forget their rows. Allocates nothing.
+/// Sets a gradient to zero for the next step: dense leaves are filled, tables by rows forget them. Allocates nothing.
 template <class L>
 void zero_gradient(L& gradient) {
   visit(
       [](const FieldPath&, auto& leaf) {
         if constexpr (detail::IsTable<std::remove_cvref_t<decltype(leaf)>>::value) {
-          leaf.clear_rows(leaf.values.cols());
-        } else {
-          for (auto& value : leaf_values(leaf)) value = {};
+          if (leaf.by_rows) leaf.clear_rows(leaf.values.cols());  // then no values are left to fill
         }
+        for (auto& value : leaf_values(leaf)) value = {};
       },
       gradient);
 }

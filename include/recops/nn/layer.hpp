@@ -19,29 +19,47 @@
 
 namespace recops {
 
-/// Works row by row.
-template <class L, class T>
-concept RowLayer = HasFields<L> && requires(const L& layer, MatrixView<const T> x, MatrixView<T> y, typename L::Saved& saved,
-                                            const Step& step, L& gradient, Workspace& ws) {
+namespace traits {
+template <class L, class T, class X>
+concept LayerOf = HasFields<L> && requires(const L& layer, X x, MatrixView<const T> dy, MatrixView<T> y, typename L::Saved& saved,
+                                           const Step& step, L& gradient, Workspace& ws) {
   { layer.output_cols(Index{}) } -> std::same_as<Index>;
   layer.forward(x, y, ws);
   layer.forward(x, y, saved, step, ws);
-  layer.backward(x, x, saved, y, gradient, ws);
+  layer.backward(x, dy, saved, y, gradient, ws);
 };
+}  // namespace traits
 
-/// Works on whole sequences.
+/// Works on whole sequences: it takes a jagged batch.
 template <class L, class T>
-concept SequenceLayer = HasFields<L> && !RowLayer<L, T> &&
-                        requires(const L& layer, JaggedView<const T> x, MatrixView<const T> dy, MatrixView<T> y,
-                                 typename L::Saved& saved, const Step& step, L& gradient, Workspace& ws) {
-                          { layer.output_cols(Index{}) } -> std::same_as<Index>;
-                          layer.forward(x, y, ws);
-                          layer.forward(x, y, saved, step, ws);
-                          layer.backward(x, dy, saved, y, gradient, ws);
-                        };
+concept SequenceLayer = traits::LayerOf<L, T, JaggedView<const T>>;
+
+/// Works row by row. (A sequence layer takes a matrix too, as a batch of one sequence.)
+template <class L, class T>
+concept RowLayer = traits::LayerOf<L, T, MatrixView<const T>> && !SequenceLayer<L, T>;
 
 /// Either kind.
 template <class L, class T>
 concept Layer = RowLayer<L, T> || SequenceLayer<L, T>;
+
+/// What a container of these layers takes, so that it is itself of the right kind: rows if every layer works row by row.
+template <class T, class... Layers>
+using LayerInput = std::conditional_t<(RowLayer<Layers, T> && ...), MatrixView<const T>, JaggedView<const T>>;
+
+inline namespace RECOPS_ABI {
+namespace detail {
+
+/// The input of layer L inside a container: a sequence layer gets the batch with its offsets, a row layer only its values.
+template <class L, class T>
+LayerInput<T, L> input_of(JaggedView<const T> shape, MatrixView<const T> values) {
+  if constexpr (RowLayer<L, T>) {
+    return values;
+  } else {
+    return shape.with_values(values);
+  }
+}
+
+}  // namespace detail
+}  // namespace RECOPS_ABI
 
 }  // namespace recops

@@ -1,6 +1,8 @@
 /// @file   recops/nn/linear.hpp
 /// @brief  y = x W^T + b, as function, layer and packed serving form.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <recops/nn/gradient.hpp>
 #include <recops/nn/layer.hpp>
 #include <recops/simd/gemm.hpp>
@@ -16,7 +18,7 @@ void linear(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const 
   check_shape("linear", "x", x, any_size, weight.cols());
   if (!bias.empty()) check_size("linear", "bias", bias, weight.rows());
   check_shape("linear", "y", y, x.rows(), weight.rows());
-  simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.data()}, y, ws);
+  simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.empty() ? nullptr : bias.data()}, y, ws);
 }
 
 /// Adds dy W to dx, dy^T x to dweight and the column sums of dy to dbias, each unless empty.
@@ -31,8 +33,14 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixVi
   if (!dbias.empty()) check_size("linear_backward", "dbias", dbias, weight.rows());
   if (!dx.empty()) simd::gemm<T>(simd::plain(dy), simd::plain(weight), {.accumulate = true}, dx, ws);
   if (!dweight.empty()) simd::gemm<T>(simd::transposed(dy), simd::plain(x), {.accumulate = true}, dweight, ws);
-  if (!dbias.empty())
-    for (Index b = 0; b < dy.rows(); ++b) simd::add(dy.row(b), dbias.data(), dbias.size());
+  if (dbias.empty()) return;
+  const auto mark = ws.mark();
+  T* sum = ws.take<T>(dbias.size());
+  for (Index start = 0; start < dy.rows(); start += 512) {  // in blocks, as gemm: a million rows stay accurate
+    std::fill_n(sum, dbias.size(), T(0));
+    for (Index b = start; b < std::min(start + 512, dy.rows()); ++b) simd::add(dy.row(b), sum, dbias.size());
+    simd::add(sum, dbias.data(), dbias.size());
+  }
 }
 
 /// Fully connected layer with PyTorch's layout, names and initialisation.
@@ -70,23 +78,28 @@ template <class T>
 class FrozenDense {
  public:
   FrozenDense() = default;
-  /// From weight `[out, in]` and bias `[out]` or empty.
+  /// From weight `[out, in]` and bias `[out]` or empty. Throws `Error` for shapes that disagree.
   FrozenDense(MatrixView<const T> weight, VectorView<const T> bias, Activation activation)
-      : panels_(simd::packed_size<T>(weight.cols(), weight.rows())),
-        bias_(bias.size()),
-        in_(weight.cols()),
-        out_(weight.rows()),
-        activation_(activation) {
+      : in_(weight.cols()), out_(weight.rows()), activation_(activation) {
+    check_shape("FrozenDense", "weight", weight, any_size, any_size);
+    if (!bias.empty()) check_size("FrozenDense", "bias", bias, out_);
+    panels_.resize(simd::packed_size<T>(in_, out_));
+    bias_.resize(bias.size());
     simd::pack<T>(simd::transposed(weight), panels_.data());
     std::copy(bias.begin(), bias.end(), bias_.begin());
   }
   Index input_cols() const { return in_; }
-  Index output_cols(Index) const { return out_; }
+  /// `out`; throws `Error` unless the input has `in` columns.
+  Index output_cols(Index input_cols) const {
+    check_option("FrozenDense", "input columns", input_cols == in_, "as many as weight has", static_cast<double>(input_cols));
+    return out_;
+  }
   /// y `[B, out]` = activation(x `[B, in]` weight^T + bias). A row's bits do not depend on the batch it is in.
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     check_shape("FrozenDense", "x", x, any_size, in_);
     check_shape("FrozenDense", "y", y, x.rows(), out_);
-    simd::gemm_packed<T>(simd::plain(x), panels_.data(), out_, {.bias = bias_.data(), .activation = activation_}, y, ws);
+    simd::gemm_packed<T>(simd::plain(x), panels_.data(), out_,
+                         {.bias = bias_.empty() ? nullptr : bias_.data(), .activation = activation_}, y, ws);
   }
 
  private:

@@ -30,7 +30,7 @@ double bce(MatrixView<const T> logits, MatrixView<const T> labels, MatrixView<co
       sum += w * ((z > 0 ? z : 0) - z * y + std::log1p(std::exp(-std::abs(z))));
       mass += w;
     }
-    const double task = task_weights.empty() ? 1.0 : static_cast<double>(task_weights[t]), loss = mass > 0 ? sum / mass : 0;
+    const double task = task_weights.empty() ? 1.0 : static_cast<double>(task_weights[t]), loss = mass == 0 ? 0 : sum / mass;
     if (!task_losses.empty()) task_losses[t] = static_cast<T>(loss);
     total += task * loss;
     if (dlogits.empty() || mass == 0) continue;
@@ -48,7 +48,7 @@ double bce(MatrixView<const T> logits, MatrixView<const T> labels, MatrixView<co
 }  // namespace detail
 
 /// sum_t task_weight_t L_t with L_t = sum_b w_bt (softplus(z_bt) - y_bt z_bt) / sum_b w_bt, over logits z and labels y `[B, T]`,
-/// labels in [0, 1]. `weights [B, T]` empty: all 1; weight 0 leaves a sample out (it is not read); a task without samples
+/// labels in [0, 1]. `weights [B, T]` >= 0, empty: all 1; weight 0 leaves a sample out (it is not read); a task without samples
 /// loses 0. `task_weights [T]` empty: all 1. `task_losses [T]`, unless empty, receives L_t. Sums in double. A NaN logit makes its
 /// task's loss NaN.
 template <Real T>

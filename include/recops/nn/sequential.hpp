@@ -8,24 +8,13 @@
 namespace recops {
 inline namespace RECOPS_ABI {
 
-namespace detail {
-
-// A sequence layer gets the batch as it is, a row layer its values.
-template <class L, class T>
-auto input_of(const L&, JaggedView<const T> shape, MatrixView<const T> values) {
-  if constexpr (RowLayer<L, T>) {
-    return values;
-  } else {
-    return shape.with_values(values);
-  }
-}
-
-}  // namespace detail
-
 /// y = layer_n(... layer_1(x)). Takes row layers and sequence layers alike: a jagged input keeps its offsets on the way, and
-/// row layers work on its values. Children are named 0, 1, ... as in PyTorch's Sequential.
+/// row layers work on its values. It is a row layer itself if all its layers are. Children are named 0, 1, ... as in PyTorch's
+/// Sequential.
 template <class T, class... Layers>
 struct Sequential {
+  static_assert(sizeof...(Layers) > 0 && (Layer<Layers, T> && ...), "Sequential needs one layer or more, each a recops::Layer");
+  using Input = LayerInput<T, Layers...>;
   std::tuple<Layers...> layers;
 
   Sequential() = default;
@@ -44,12 +33,14 @@ struct Sequential {
     std::array<Matrix<T>, sizeof...(Layers)> inputs;
   };
 
-  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+  void forward(Input input, MatrixView<T> y, Workspace& ws) const {
+    const JaggedView<const T> x = input;
     const auto mark = ws.mark();
     run<0>(x, x.values(), y, ws, [&](const auto& l, auto in, MatrixView<T> out, auto) { l.forward(in, out, ws); },
            [&](auto, Index rows, Index cols) { return ws.matrix<T>(rows, cols); });
   }
-  void forward(JaggedView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
+  void forward(Input input, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
+    const JaggedView<const T> x = input;
     run<0>(x, x.values(), y, ws,
            [&](const auto& l, auto in, MatrixView<T> out, auto i) {
              l.forward(in, out, std::get<i>(saved.layers), step.child(Index{i}), ws);
@@ -60,10 +51,15 @@ struct Sequential {
              return next.view();
            });
   }
-  void backward(JaggedView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Sequential& gradient,
+  void backward(Input input, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Sequential& gradient,
                 Workspace& ws) const {
+    const JaggedView<const T> x = input;
+    // The last layer is the first to write, and the first the last to look: what it needs is checked here.
+    if (!dx.empty()) check_shape("Sequential::backward", "dx", dx, x.values().rows(), x.cols());
+    for (std::size_t i = 1; i < sizeof...(Layers); ++i)
+      check_shape("Sequential::backward", "saved", saved.inputs[i].view(), x.values().rows(), any_size);
     const auto mark = ws.mark();
-    if constexpr (sizeof...(Layers) > 0) back<sizeof...(Layers) - 1>(x, dy, saved, dx, gradient, ws);
+    back<sizeof...(Layers) - 1>(x, dy, saved, dx, gradient, ws);
   }
 
  private:
@@ -71,12 +67,13 @@ struct Sequential {
   void run(JaggedView<const T> x, MatrixView<const T> in, MatrixView<T> y, Workspace& ws, Call&& call, Make&& make) const {
     if constexpr (I < sizeof...(Layers)) {
       const auto& l = std::get<I>(layers);
+      using L = std::remove_cvref_t<decltype(l)>;
       constexpr std::integral_constant<std::size_t, I> i;
       if constexpr (I + 1 == sizeof...(Layers)) {
-        call(l, detail::input_of<std::remove_cvref_t<decltype(l)>, T>(l, x, in), y, i);
+        call(l, detail::input_of<L, T>(x, in), y, i);
       } else {
         const MatrixView<T> out = make(i, in.rows(), l.output_cols(in.cols()));
-        call(l, detail::input_of<std::remove_cvref_t<decltype(l)>, T>(l, x, in), out, i);
+        call(l, detail::input_of<L, T>(x, in), out, i);
         run<I + 1>(x, out, y, ws, call, make);
       }
     }
@@ -87,12 +84,12 @@ struct Sequential {
     const auto& l = std::get<I>(layers);
     using L = std::remove_cvref_t<decltype(l)>;
     if constexpr (I == 0) {
-      l.backward(detail::input_of<L, T>(l, x, x.values()), dy, std::get<0>(saved.layers), dx, std::get<0>(gradient.layers), ws);
+      l.backward(detail::input_of<L, T>(x, x.values()), dy, std::get<0>(saved.layers), dx, std::get<0>(gradient.layers), ws);
     } else {
       const MatrixView<const T> in = saved.inputs[I];
       const MatrixView<T> din = ws.matrix<T>(in.rows(), in.cols());
       std::fill_n(din.data(), din.rows() * din.cols(), T(0));
-      l.backward(detail::input_of<L, T>(l, x, in), dy, std::get<I>(saved.layers), din, std::get<I>(gradient.layers), ws);
+      l.backward(detail::input_of<L, T>(x, in), dy, std::get<I>(saved.layers), din, std::get<I>(gradient.layers), ws);
       back<I - 1>(x, din, saved, dx, gradient, ws);
     }
   }

@@ -1,8 +1,8 @@
 /// @file   recops/simd/gemm.hpp
 /// @brief  C = act(A B + bias), or C += A B, for operands of any strides; B packed once (weights that serve) or on the way.
 ///
-/// A row's bits depend neither on the number of rows nor on its position: every tile sums k in the same order. k is cut into
-/// blocks of 512 that are summed in T and added up in order. A NaN in a row of A stays in that row of C.
+/// In `gemm_packed` a row's bits depend neither on the number of rows nor on its position: every tile sums k in the same order. k
+/// is cut into blocks of 512 that are summed in T and added up in order. A NaN in a row of A stays in that row of C.
 /// Cost 2 m n k flops; packing reads and writes B once.
 #pragma once
 #include <recops/core/workspace.hpp>
@@ -211,7 +211,7 @@ void gemm_packed(Operand<T> a, const T* panels, Index n, const Epilogue<T>& e, M
 }
 
 /// C = act(A B + bias) for any operands; B is packed into the workspace, except for a few rows against a transposed B (a
-/// `[out, in]` weight), which are dot products.
+/// `[out, in]` weight), which are dot products: up to 8 rows may differ in the last bits from the same rows among more.
 template <class T, class A = DefaultArch>
 void gemm(Operand<T> a, Operand<T> b, const Epilogue<T>& e, MatrixView<T> c, Workspace& ws) {
   assert(a.cols == b.rows && c.rows() == a.rows && c.cols() == b.cols);

@@ -66,7 +66,7 @@ RECOPS_INLINE Batch<T, A> exp(Batch<T, A> x) {
   }
 }
 
-/// 1 / (1 + e^-x), within (0, 1) wherever that is representable.
+/// 1 / (1 + e^-x), within 4 ulp; 0 where e^-x overflows (below -88.72, or -709.78 in double). NaN stays NaN.
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> sigmoid(Batch<T, A> x) {
   const Batch<T, A> one(T(1));

@@ -60,9 +60,10 @@ RECOPS_INLINE Batch<T, A> interleave_high(Batch<T, A> a, Batch<T, A> b) {
 
 /// Transposes the square of lanes x lanes numbers in `x`. Interleaving row i with row i + lanes / 2 rotates the bits of an
 /// element's address by one; log2(lanes) rotations swap row and column.
-template <class T, class A>
-RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[lanes<T, A>]) {
+template <class T, class A, std::size_t N>
+RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[N]) {
   constexpr Index W = lanes<T, A>;
+  static_assert(N == static_cast<std::size_t>(W));
   RECOPS_UNROLL
   for (Index stage = 1; stage < W; stage *= 2) {
     Batch<T, A> y[W];

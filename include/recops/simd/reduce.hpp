@@ -2,8 +2,8 @@
 /// @brief  dot, axpy, scale, sum of squares and maximum of contiguous numbers.
 ///
 /// Sums run in four interleaved vectors and are combined in a fixed order: the same bits for the same length on one instruction
-/// set. Blocks of 4096 are summed in T and added up in double, so a float sum of 10^7 terms stays accurate to 1e-6 of
-/// sum |x_i|. NaN gives NaN.
+/// set. Each lane sums 64 terms in T, such blocks are added up in double: a float sum of any length is within 4.3e-6 (72 roundings)
+/// of sum |x_i|, and usually below 1e-6. NaN gives NaN.
 #pragma once
 #include <limits>
 #include <recops/simd/xsimd.hpp>
@@ -17,7 +17,7 @@ namespace detail {
 /// Sum of f(vector of i..) over [0, n), n of any size.
 template <class T, class A, class F>
 RECOPS_INLINE T sum_of(Index n, F&& term) {
-  constexpr Index W = lanes<T, A>, block = 4096;
+  constexpr Index W = lanes<T, A>, block = 4 * 64 * W;
   double total = 0;
   for (Index start = 0; start < n; start += block) {
     const Index end = n - start < block ? n : start + block;

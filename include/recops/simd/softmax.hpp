@@ -1,6 +1,7 @@
 /// @file   recops/simd/softmax.hpp
 /// @brief  Softmax of contiguous rows, and its backward.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <recops/simd/math.hpp>
 #include <recops/simd/reduce.hpp>
@@ -11,14 +12,15 @@ namespace simd {
 
 /// x_i <- exp(x_i - max) / sum_j exp(x_j - max), in place; returns log sum_j exp(x_j). Max-shifted: any finite scores are
 /// safe. Entries of -infinity get exactly 0; a row of nothing else (or n = 0) gets zeros and returns -infinity. A NaN or
-/// +infinity makes the whole row NaN. Two passes over the row.
+/// +infinity makes the whole row NaN. Four passes over the row (maximum, exp, sum, scale).
 template <class T, class A = DefaultArch>
 T softmax(T* x, Index n) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const T m = simd::max<T, A>(x, n);
   if (m == -infinity) {  // all masked, or all NaN: let a NaN through
     T total = T(0);
-    for (Index i = 0; i < n; ++i) total += (x[i] = x[i] == -infinity ? T(0) : x[i]);
+    for (Index i = 0; i < n; ++i) total += x[i] == -infinity ? T(0) : x[i];
+    std::fill_n(x, n, total);
     return total == T(0) ? -infinity : total;
   }
   const Batch<T, A> shift(m);

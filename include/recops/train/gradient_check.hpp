@@ -57,34 +57,33 @@ void check_gradient(const std::string& name, VectorView<double> values, VectorVi
 }
 
 /// Checks the gradient of every parameter of `layer` and of its input `x`, through the loss <y, cotangent> with a cotangent drawn
-/// from `seed`. The layer is restored.
+/// from `seed`. Backward runs twice, because it must add to what is there. The layer is restored.
 template <class L>
   requires Layer<L, double>
 GradientReport gradient_check(L& layer, JaggedView<double> x, std::uint64_t seed = 1, const GradientCheckOptions& options = {}) {
   Workspace ws;
   const Index cols = layer.output_cols(x.cols());
-  const auto input = [&]() {
-    if constexpr (RowLayer<L, double>) {
-      return MatrixView<const double>(x.values());
-    } else {
-      return JaggedView<const double>(x);
-    }
-  };
+  const LayerInput<double, L> input = detail::input_of<L, double>(x, x.values());
   Matrix<double> y(x.values().rows(), cols), cotangent(x.values().rows(), cols), dx(x.values().rows(), x.cols(), 0.0);
   Random random(seed);
   for (double& c : leaf_values(cotangent)) c = random.normal();
   const Step step{seed, 1, 0};
   const auto loss = [&] {
     typename L::Saved saved;
-    layer.forward(input(), y, saved, step, ws);
+    layer.forward(input, y, saved, step, ws);
     double sum = 0;
     for (Index i = 0; i < y.rows() * y.cols(); ++i) sum += y.data()[i] * cotangent.data()[i];
     return sum;
   };
   typename L::Saved saved;
-  L gradient = make_gradient(layer);
-  layer.forward(input(), y, saved, step, ws);
-  layer.backward(input(), cotangent.view(), saved, dx, gradient, ws);
+  L gradient = zeros_like(layer);  // tables dense: every number is compared
+  layer.forward(input, y, saved, step, ws);
+  for (int twice = 0; twice < 2; ++twice) layer.backward(input, cotangent.view(), saved, dx, gradient, ws);
+  const auto halve = [](const FieldPath&, auto& leaf) {
+    for (auto& g : leaf_values(leaf)) g /= 2;
+  };
+  halve({}, dx);
+  visit(halve, gradient);
 
   GradientReport report;
   // A strided input is checked row by row.

@@ -1,0 +1,147 @@
+/// @file   recops/diversity/normalize.hpp
+/// @brief  Preparation for selectors: rows of unit length, and relevance on a common scale.
+///
+///     normalize_rows     y_i = x_i / |x_i|            normalize_scores   minmax, z-score, sigmoid or rank of r
+///
+/// Shapes      x, y, dx, dy [N, D]   r, out [N].  Outputs may be their inputs.
+/// Edge cases  A row no longer than 1e-10 (double: 1e-12) gives zeros and no gradient. N = 0 and D = 0 do nothing.
+/// NaN         A row that is not finite, or whose sum of squares overflows, gives a row of NaN; other rows are unaffected. A score
+///             that is not finite is returned as it is and counts for nothing (so -infinity stays a mask).
+/// Precision   T for rows; statistics of scores in double.
+/// Cost        One pass; ranks sort: O(N log N) and N int32 of scratch.
+/// Errors      Error if shapes disagree; outputs untouched.
+/// Gradient    dx += (dy - <dy, y> y) / |x|
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <recops/core/error.hpp>
+#include <recops/core/workspace.hpp>
+#include <recops/simd/reduce.hpp>
+
+namespace recops {
+
+/// What `normalize_scores` does with the finite scores.
+enum class ScoreScale {
+  none,     ///< copies them
+  minmax,   ///< (r - min) / (max - min): [0, 1]; all equal: 0
+  zscore,   ///< (r - mean) / standard deviation of the population; all equal: r - mean
+  sigmoid,  ///< 1 / (1 + e^-r)
+  rank,     ///< 1 - place / N: the largest gets 1, the smallest 1 / N; ties are placed in order of their index
+};
+
+inline namespace RECOPS_ABI {
+
+namespace detail {
+
+/// Squared lengths up to this count as zero.
+template <class T>
+inline constexpr T tiny_square = std::is_same_v<T, float> ? T(1e-20) : T(1e-24);
+
+/// 1 / |x|, 0 for a tiny row, NaN for one that is not finite.
+template <class T>
+T inverse_length(const T* x, Index n) {
+  const T square = simd::dot(x, x, n);
+  if (!(square <= std::numeric_limits<T>::max())) return std::numeric_limits<T>::quiet_NaN();
+  return square <= tiny_square<T> ? T(0) : T(1) / std::sqrt(square);
+}
+
+/// dx += (dy - <dy, y> y) / |x| for one row, with y = x / |x|.
+template <class T>
+void normalize_row_backward(const T* y, const T* dy, T inverse, T* dx, Index n) {
+  simd::axpy(inverse, dy, dx, n);
+  simd::axpy(-inverse * simd::dot(dy, y, n), y, dx, n);
+}
+
+}  // namespace detail
+
+/// y_i = x_i / |x_i|; `y` [N, D] may be `x`.
+template <Real T>
+void normalize_rows(MatrixView<const T> x, MatrixView<T> y) {
+  check_shape("normalize_rows", "x", x, any_size, any_size);
+  check_shape("normalize_rows", "y", y, x.rows(), x.cols());
+  for (Index i = 0; i < x.rows(); ++i) {
+    const T inverse = detail::inverse_length(x.row(i), x.cols());
+    if (inverse == T(0)) {
+      std::fill(y.row(i), y.row(i) + y.cols(), T(0));
+    } else {
+      simd::scale(inverse, x.row(i), y.row(i), x.cols());
+    }
+  }
+}
+
+/// Adds the gradient of `normalize_rows` with respect to `x` to `dx`, given that of its result.
+template <Real T>
+void normalize_rows_backward(MatrixView<const T> x, MatrixView<const T> dy, MatrixView<T> dx) {
+  check_shape("normalize_rows_backward", "x", x, any_size, any_size);
+  check_shape("normalize_rows_backward", "dy", dy, x.rows(), x.cols());
+  check_shape("normalize_rows_backward", "dx", dx, x.rows(), x.cols());
+  for (Index i = 0; i < x.rows(); ++i) {
+    const T inverse = detail::inverse_length(x.row(i), x.cols());
+    if (inverse == T(0)) continue;
+    simd::axpy(inverse, dy.row(i), dx.row(i), x.cols());
+    simd::axpy(-inverse * inverse * inverse * simd::dot(dy.row(i), x.row(i), x.cols()), x.row(i), dx.row(i), x.cols());
+  }
+}
+
+/// Brings the relevance of one request on a common scale; `out` [N] may be `scores`.
+template <Real T>
+void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T> out, Workspace& scratch) {
+  const Index n = scores.size();
+  check_size("normalize_scores", "scores", scores, any_size);
+  check_size("normalize_scores", "out", out, n);
+  check_option("normalize_scores", "scores", n <= std::numeric_limits<std::int32_t>::max(), "at most 2^31 - 1 scores",
+               static_cast<double>(n));
+  const auto finite = [](T v) { return std::abs(v) <= std::numeric_limits<T>::max(); };
+  const T* const r = scores.data();
+  T* const y = out.data();
+
+  if (scale == ScoreScale::rank) {
+    const auto mark = scratch.mark();
+    auto* const order = scratch.take<std::int32_t>(n);
+    Index count = 0;
+    for (Index i = 0; i < n; ++i) {
+      if (finite(r[i])) order[count++] = static_cast<std::int32_t>(i);
+      else y[i] = r[i];
+    }
+    std::sort(order, order + count, [r](std::int32_t a, std::int32_t b) { return r[a] > r[b] || (r[a] == r[b] && a < b); });
+    for (Index place = 0; place < count; ++place)
+      y[order[place]] = static_cast<T>(1 - static_cast<double>(place) / static_cast<double>(count));
+    return;
+  }
+
+  // y = (r - shift) * factor, the statistics over halves so that no difference overflows
+  double shift = 0, factor = 1;
+  if (scale == ScoreScale::minmax) {
+    double low = std::numeric_limits<double>::infinity(), high = -low;
+    for (Index i = 0; i < n; ++i) {
+      if (!finite(r[i])) continue;
+      low = std::min(low, static_cast<double>(r[i]) / 2);
+      high = std::max(high, static_cast<double>(r[i]) / 2);
+    }
+    shift = low;
+    factor = high > low ? 1 / (high - low) : 0;
+  } else if (scale == ScoreScale::zscore) {
+    double count = 0, mean = 0, square = 0;
+    for (Index i = 0; i < n; ++i) count += finite(r[i]);
+    for (Index i = 0; i < n; ++i) mean += finite(r[i]) ? static_cast<double>(r[i]) / (2 * count) : 0;
+    for (Index i = 0; i < n; ++i) {
+      const double d = finite(r[i]) ? static_cast<double>(r[i]) / 2 - mean : 0;
+      square += d * d / count;
+    }
+    shift = mean;
+    factor = square > 0 ? 1 / std::sqrt(square) : 2;
+  }
+  for (Index i = 0; i < n; ++i) {
+    if (!finite(r[i]) || scale == ScoreScale::none) {
+      y[i] = r[i];
+    } else if (scale == ScoreScale::sigmoid) {
+      y[i] = static_cast<T>(1 / (1 + std::exp(-static_cast<double>(r[i]))));
+    } else {
+      y[i] = static_cast<T>((static_cast<double>(r[i]) / 2 - shift) * factor);
+    }
+  }
+}
+
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,473 @@
+/// @file   recops/gating/task_gates.hpp
+/// @brief  All gates of all tasks as one small product and a softmax per task over the experts the task may see.
+///
+///     g_t = softmax((W_t x + c_t) / temperature)          over the E_t experts visible to task t
+///
+/// Shapes      x [B, D]   weight [G, D], bias [G] or empty, gates [B, G], where G = sum_t E_t and task t owns the entries
+///             map.begin(t) .. map.end(t), in the order of its list.   With every expert visible gates are [B, T, E].
+///             With `own_inputs` task t reads columns t D .. (t + 1) D of x [B, T D].
+/// Edge cases  A task that sees nothing has no gates.   One visible expert: exactly 1, no gradient.   A NaN stays in its task of
+///             its row.   Logits of -infinity get exactly 0; a task with nothing else gets zeros.
+/// Precision   max-shifted softmax in T; gates of a task sum to 1 within 4 E_t eps.   Same bits for any number of threads.
+/// Cost        2 B D G flops and B G exp; backward twice that.
+/// Errors      Error if shapes or options disagree; outputs untouched.
+/// Reference   Ma et al., KDD 2018, equation 8 (no bias).   Gate dropout: Zhao et al., "Recommending What Video to Watch
+///             Next", RecSys 2019.
+#pragma once
+#include <recops/nn/layer_norm.hpp>
+#include <recops/nn/linear.hpp>
+#include <recops/simd/softmax.hpp>
+#include <vector>
+
+namespace recops {
+
+struct TaskGatesOptions {
+  double temperature = 1.0;  ///< divides the logits, > 0
+  double dropout = 0.0;      ///< training only: share of gates dropped, the rest renormalised; 0 to below 1, 0.1 is usual
+  bool own_inputs = false;   ///< x is [B, T D], one block of columns per task
+};
+
+inline constexpr Index max_gates = Index{1} << 30;
+
+inline namespace RECOPS_ABI {
+
+/// Which experts each task may see, as compact index lists.
+class GateMap {
+ public:
+  GateMap() = default;
+  /// Every task sees every expert, in order.
+  GateMap(Index tasks, Index experts) : experts_(experts), dense_(true) {
+    check(tasks, experts);
+    for (Index t = 0; t < tasks; ++t) {
+      for (Index e = 0; e < experts; ++e) list_.push_back(static_cast<std::int32_t>(e));
+      begin_.push_back((t + 1) * experts);
+    }
+  }
+  /// One list per task, gates in the order of the list: `GateMap(3, {{0, 2}, {1, 2}})`. Throws `Error` for an expert that is out
+  /// of range or named twice.
+  GateMap(Index experts, const std::vector<std::vector<Index>>& visible) : experts_(experts) {
+    check(static_cast<Index>(visible.size()), experts);
+    for (const std::vector<Index>& own : visible) {
+      for (std::size_t i = 0; i < own.size(); ++i) {
+        check_option("GateMap", "visible expert", own[i] >= 0 && own[i] < experts, "an expert from 0 to below the number of experts",
+                     static_cast<double>(own[i]));
+        for (std::size_t j = 0; j < i; ++j)
+          check_option("GateMap", "visible expert", own[i] != own[j], "an expert named once per task", static_cast<double>(own[i]));
+        list_.push_back(static_cast<std::int32_t>(own[i]));
+      }
+      begin_.push_back(static_cast<Index>(list_.size()));
+    }
+    find_dense();
+  }
+  /// From a mask `[T, E]`: true where task t sees expert e.
+  static GateMap from_mask(MatrixView<const bool> mask) {
+    check_shape("GateMap", "mask", mask, any_size, any_size);
+    std::vector<std::vector<Index>> visible(static_cast<std::size_t>(mask.rows()));
+    for (Index t = 0; t < mask.rows(); ++t)
+      for (Index e = 0; e < mask.cols(); ++e)
+        if (mask(t, e)) visible[static_cast<std::size_t>(t)].push_back(e);
+    return GateMap(mask.cols(), visible);
+  }
+
+  Index tasks() const { return static_cast<Index>(begin_.size()) - 1; }
+  Index experts() const { return experts_; }
+  /// Number of gates G.
+  Index size() const { return static_cast<Index>(list_.size()); }
+  /// First gate of task `t`, and one past its last.
+  Index begin(Index t) const { return begin_[static_cast<std::size_t>(t)]; }
+  Index end(Index t) const { return begin_[static_cast<std::size_t>(t) + 1]; }
+  /// Number of experts task `t` sees, E_t.
+  Index count(Index t) const { return end(t) - begin(t); }
+  /// The expert behind gate `g`.
+  Index expert(Index g) const { return list_[static_cast<std::size_t>(g)]; }
+  /// Every task sees every expert in order: gates are `[B, T, E]`.
+  bool is_dense() const { return dense_; }
+
+ private:
+  static void check(Index tasks, Index experts) {
+    check_option("GateMap", "tasks", tasks >= 1 && tasks <= 65536, "1 to 65536 tasks", static_cast<double>(tasks));
+    check_option("GateMap", "experts", experts >= 1 && experts <= 65536 && tasks * experts <= max_gates, "1 to 65536 experts",
+                 static_cast<double>(experts));
+  }
+  void find_dense() {
+    dense_ = true;
+    for (Index t = 0; t < tasks() && dense_; ++t) {
+      dense_ = count(t) == experts_;
+      for (Index e = 0; e < experts_ && dense_; ++e) dense_ = expert(begin(t) + e) == e;
+    }
+  }
+
+  std::vector<std::int32_t> list_;
+  std::vector<Index> begin_{0};
+  Index experts_ = 0;
+  bool dense_ = false;
+};
+
+namespace detail {
+
+/// One row of logits to gates, in place. Small tasks share the vectors of exp; sums run in the order of the list.
+template <class T>
+void gate_softmax_row(T* x, const GateMap& map, T inverse_temperature) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  constexpr Index small = 32;
+  const Index all = map.size();
+  if (inverse_temperature != T(1)) simd::scale<T>(inverse_temperature, x, x, all);
+  for (Index t = 0; t < map.tasks(); ++t) {
+    T* const own = x + map.begin(t);
+    const Index n = map.count(t);
+    if (n > small) {
+      simd::softmax<T>(own, n);
+      continue;
+    }
+    T most = -infinity;
+    for (Index i = 0; i < n; ++i) most = own[i] > most ? own[i] : most;
+    if (most == -infinity) continue;  // nothing, or only -infinity and NaN: exp makes that 0 and NaN
+    for (Index i = 0; i < n; ++i) own[i] -= most;
+  }
+  for (Index t = 0; t < map.tasks();) {
+    if (map.count(t) > small) {
+      ++t;
+      continue;
+    }
+    const Index first = t;
+    while (t < map.tasks() && map.count(t) <= small) ++t;
+    T* const from = x + map.begin(first);
+    simd::for_each_vector<T, simd::DefaultArch>(map.end(t - 1) - map.begin(first), [&](Index i, auto load, auto store)
+                                                                                       RECOPS_LAMBDA_INLINE {
+                                                                                         store(from + i, simd::exp(load(from + i)));
+                                                                                       });
+  }
+  for (Index t = 0; t < map.tasks(); ++t) {
+    T* const own = x + map.begin(t);
+    const Index n = map.count(t);
+    if (n > small) continue;
+    T total = T(0);
+    for (Index i = 0; i < n; ++i) total += own[i];
+    if (total == T(0)) continue;
+    const T scale = T(1) / total;
+    for (Index i = 0; i < n; ++i) own[i] *= scale;
+  }
+}
+
+/// Logits of dropped gates become -infinity; where a task would keep none, its largest stays (the first of equals).
+template <class T>
+void drop_gates(T* logits, const GateMap& map, double rate, Random random) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  for (Index t = 0; t < map.tasks(); ++t) {
+    const Index first = map.begin(t), last = map.end(t);
+    if (first == last) continue;
+    Index best = first, kept = 0;
+    T value = logits[first];
+    for (Index g = first; g < last; ++g) {
+      if (logits[g] > logits[best]) {
+        best = g;
+        value = logits[g];
+      }
+    }
+    for (Index g = first; g < last; ++g) {
+      if (random.chance(rate)) {
+        logits[g] = -infinity;
+      } else {
+        ++kept;
+      }
+    }
+    if (kept == 0) logits[best] = value;
+  }
+}
+
+inline void check_gate_map(const char* name, const GateMap& map, const TaskGatesOptions& o) {
+  check_option(name, "tasks", map.tasks() >= 1, "a GateMap with tasks", static_cast<double>(map.tasks()));
+  check_option(name, "temperature", o.temperature > 0 && std::isfinite(o.temperature), "temperature > 0", o.temperature);
+  check_option(name, "dropout", o.dropout >= 0 && o.dropout < 1, "0 <= dropout < 1", o.dropout);
+}
+
+template <class T>
+void check_task_gates(const char* name, MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias,
+                      const GateMap& map, const TaskGatesOptions& o) {
+  check_gate_map(name, map, o);
+  check_shape(name, "weight", weight, map.size(), any_size);
+  check_shape(name, "x", x, any_size, o.own_inputs ? map.tasks() * weight.cols() : weight.cols());
+  if (!bias.empty()) check_size(name, "bias", bias, map.size());
+}
+
+template <class T>
+void gate_logits(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map, bool own_inputs,
+                 MatrixView<T> out, Workspace& ws) {
+  if (!own_inputs) {
+    simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.data()}, out, ws);
+    return;
+  }
+  const Index in = weight.cols();
+  for (Index t = 0; t < map.tasks(); ++t) {
+    const Index at = map.begin(t), n = map.count(t);
+    if (n == 0) continue;
+    simd::gemm<T>(simd::plain(x.middle_cols(t * in, in)), simd::transposed(weight.middle_rows(at, n)),
+                  {.bias = bias.empty() ? nullptr : bias.data() + at}, out.middle_cols(at, n), ws);
+  }
+}
+
+template <class T>
+void task_gates(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map,
+                const TaskGatesOptions& options, MatrixView<T> gates, const Step* step, Workspace& ws) {
+  gate_logits(x, weight, bias, map, options.own_inputs, gates, ws);
+  const T inverse = static_cast<T>(1.0 / options.temperature);
+  for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
+    for (Index r = first; r < first + count; ++r) {
+      if (step && options.dropout > 0) drop_gates(gates.row(r), map, options.dropout, step->random(r));
+      gate_softmax_row(gates.row(r), map, inverse);
+    }
+  });
+}
+
+}  // namespace detail
+
+/// Serving: `gates [B, G]`.
+template <Real T>
+void task_gates(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map,
+                const TaskGatesOptions& options, MatrixView<T> gates, Workspace& ws) {
+  detail::check_task_gates("task_gates", x, weight, bias, map, options);
+  check_shape("task_gates", "gates", gates, x.rows(), map.size());
+  if (x.rows() == 0 || map.size() == 0) return;
+  detail::task_gates<T>(x, weight, bias, map, options, gates, nullptr, ws);
+}
+
+/// Training: with dropout the gates drawn by (step, row) are 0 and the others of the task sum to 1; a task that would keep none
+/// keeps its largest.
+template <Real T>
+void task_gates_train(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map,
+                      const TaskGatesOptions& options, MatrixView<T> gates, const Step& step, Workspace& ws) {
+  detail::check_task_gates("task_gates_train", x, weight, bias, map, options);
+  check_shape("task_gates_train", "gates", gates, x.rows(), map.size());
+  if (x.rows() == 0 || map.size() == 0) return;
+  detail::task_gates<T>(x, weight, bias, map, options, gates, &step, ws);
+}
+
+/// Takes the gates that forward wrote (dropped ones are 0 there, which is all backward needs to know) and their gradient; adds to
+/// each of `dx`, `dweight`, `dbias` that is not empty.
+template <Real T>
+void task_gates_backward(MatrixView<const T> x, MatrixView<const T> weight, const GateMap& map, const TaskGatesOptions& options,
+                         MatrixView<const T> gates, MatrixView<const T> dgates, MatrixView<T> dx, MatrixView<T> dweight,
+                         VectorView<T> dbias, Workspace& ws) {
+  const char* const name = "task_gates_backward";
+  detail::check_task_gates<T>(name, x, weight, {}, map, options);
+  const Index n = map.size();
+  check_shape(name, "gates", gates, x.rows(), n);
+  check_shape(name, "dgates", dgates, x.rows(), n);
+  if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
+  if (!dweight.empty()) check_shape(name, "dweight", dweight, n, weight.cols());
+  if (!dbias.empty()) check_size(name, "dbias", dbias, n);
+  if (x.rows() == 0 || n == 0) return;
+
+  const auto mark = ws.mark();
+  const MatrixView<T> dl = ws.matrix<T>(x.rows(), n);
+  const T inverse = static_cast<T>(1.0 / options.temperature);
+  detail::for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
+    for (Index r = first; r < first + count; ++r) {
+      const T *g = gates.row(r), *d = dgates.row(r);
+      T* out = dl.row(r);
+      for (Index t = 0; t < map.tasks(); ++t) {
+        T mean = T(0);
+        for (Index i = map.begin(t); i < map.end(t); ++i) mean += g[i] * d[i];
+        for (Index i = map.begin(t); i < map.end(t); ++i) out[i] = g[i] == T(0) ? T(0) : g[i] * (d[i] - mean) * inverse;
+      }
+    }
+  });
+  if (!options.own_inputs) {
+    if (!dx.empty()) simd::gemm<T>(simd::plain(dl), simd::plain(weight), {.accumulate = true}, dx, ws);
+    if (!dweight.empty()) simd::gemm<T>(simd::transposed(dl), simd::plain(x), {.accumulate = true}, dweight, ws);
+  } else {
+    const Index in = weight.cols();
+    for (Index t = 0; t < map.tasks(); ++t) {
+      const Index at = map.begin(t), own = map.count(t);
+      if (own == 0) continue;
+      const auto part = dl.middle_cols(at, own);
+      if (!dx.empty())
+        simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(at, own)), {.accumulate = true},
+                      dx.middle_cols(t * in, in), ws);
+      if (!dweight.empty())
+        simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(t * in, in)), {.accumulate = true},
+                      dweight.middle_rows(at, own), ws);
+    }
+  }
+  detail::sum_over_rows<T>(x.rows(), n, dbias, {}, ws, [&](Index first, Index count, T* sums, T*) {
+    for (Index r = first; r < first + count; ++r) simd::add<T>(dl.row(r), sums, n);
+  });
+}
+
+/// `dense [B, T E]` with gates in the column of their expert and exactly 0 where a task does not see it.
+template <Real T>
+void scatter_gates(MatrixView<const T> gates, const GateMap& map, MatrixView<T> dense) {
+  check_shape("scatter_gates", "gates", gates, any_size, map.size());
+  check_shape("scatter_gates", "dense", dense, gates.rows(), map.tasks() * map.experts());
+  for (Index r = 0; r < gates.rows(); ++r) {
+    std::fill_n(dense.row(r), dense.cols(), T(0));
+    for (Index t = 0; t < map.tasks(); ++t)
+      for (Index g = map.begin(t); g < map.end(t); ++g) dense(r, t * map.experts() + map.expert(g)) = gates(r, g);
+  }
+}
+
+/// Mean over rows and tasks of the entropy -sum_e g ln g (0 ln 0 = 0), times `scale`; adds its gradient to `dgates [B, G]` unless
+/// that is empty. Subtract it from the loss (a negative scale) against gates that settle on one expert. A dropped gate (0) gets
+/// no gradient. 0 for an empty batch.
+template <Real T>
+double gate_entropy_value_and_grad(MatrixView<const T> gates, const GateMap& map, double scale, MatrixView<T> dgates) {
+  const char* const name = "gate_entropy_value_and_grad";
+  check_shape(name, "gates", gates, any_size, map.size());
+  check_option(name, "scale", std::isfinite(scale), "a finite scale", scale);
+  if (!dgates.empty()) check_shape(name, "dgates", dgates, gates.rows(), gates.cols());
+  if (gates.rows() == 0 || map.tasks() == 0) return 0;
+  const double share = scale / (static_cast<double>(gates.rows()) * static_cast<double>(map.tasks()));
+  double total = 0;
+  for (Index r = 0; r < gates.rows(); ++r) {
+    for (Index i = 0; i < map.size(); ++i) {
+      const auto g = static_cast<double>(gates(r, i));
+      if (g == 0) continue;
+      const double log = std::log(g);
+      total -= g * log;
+      if (!dgates.empty()) dgates(r, i) -= static_cast<T>(share * (log + 1));
+    }
+  }
+  return share * total;
+}
+
+/// What `TaskGates` is made of.
+struct TaskGatesSpec {
+  Index inputs = 0;           ///< D
+  std::vector<Index> hidden = {};  ///< widths of each task's own relu layers before its logits; none is usual
+  bool bias = false;          ///< of the logits; hidden layers always have one
+  TaskGatesOptions options = {};   ///< `own_inputs` is the layer's own business
+};
+
+/// Gates of all tasks with their parameters. As a PyTorch module: the tasks' `Linear` layers concatenated along the output:
+/// `weight [G, D]`, `bias`, and with hidden layers `hidden.0.weight [T h1, D]`, `hidden.1.weight [T h2, h1]`, ...,
+/// `weight [G, last h]`.
+template <Real T>
+struct TaskGates {
+  std::vector<Linear<T>> hidden;  ///< the first one wide, the others task by task
+  Matrix<T> weight;               ///< [G, D], or [G, last hidden width]
+  Vector<T> bias;                 ///< [G], or empty
+  GateMap map;
+  TaskGatesOptions options;
+
+  /// What a training forward leaves for backward; the gates themselves come back through `y`.
+  struct Saved {
+    std::vector<Matrix<T>> hidden_out;
+    Matrix<T> gates;
+  };
+
+  TaskGates() = default;
+  /// Uniform in +-1 / sqrt(in), as `torch.nn.Linear`.
+  TaskGates(const TaskGatesSpec& spec, GateMap visible, Random& random) : map(std::move(visible)), options(spec.options) {
+    const char* const name = "TaskGates";
+    check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
+    options.own_inputs = false;
+    detail::check_gate_map(name, map, options);
+    Index in = spec.inputs;
+    for (const Index width : spec.hidden) {
+      check_option(name, "hidden", width >= 1, "widths >= 1", static_cast<double>(width));
+      hidden.emplace_back(in, map.tasks() * width, random);
+      in = width;
+    }
+    Linear<T> last(in, map.size(), random, spec.bias);
+    weight = std::move(last.weight);
+    bias = std::move(last.bias);
+  }
+
+  static constexpr auto fields() {
+    return std::tuple{layers("hidden", &TaskGates::hidden), parameter("weight", &TaskGates::weight),
+                      parameter("bias", &TaskGates::bias)};
+  }
+
+  /// D
+  Index input_cols() const { return hidden.empty() ? weight.cols() : hidden[0].weight.cols(); }
+  /// G; throws `Error` unless the input has D columns.
+  Index output_cols(Index cols) const {
+    check_option("TaskGates", "input columns", cols == input_cols(), "as many as the weight has", static_cast<double>(cols));
+    return map.size();
+  }
+
+  void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    check("TaskGates::forward", x, y);
+    const auto mark = ws.mark();
+    MatrixView<const T> at = x;
+    for (std::size_t l = 0; l < hidden.size(); ++l) {
+      const MatrixView<T> next = ws.matrix<T>(x.rows(), hidden[l].weight.rows());
+      hidden_layer(l, at, next, ws);
+      at = next;
+    }
+    task_gates<T>(at, weight, bias, map, last_options(), y, ws);
+  }
+  void forward(MatrixView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
+    check("TaskGates::forward", x, y);
+    saved.hidden_out.resize(hidden.size());
+    MatrixView<const T> at = x;
+    for (std::size_t l = 0; l < hidden.size(); ++l) {
+      saved.hidden_out[l].resize(x.rows(), hidden[l].weight.rows());
+      hidden_layer(l, at, saved.hidden_out[l], ws);
+      at = saved.hidden_out[l];
+    }
+    task_gates_train<T>(at, weight, bias, map, last_options(), y, step, ws);
+    saved.gates.resize(x.rows(), map.size());
+    for (Index r = 0; r < x.rows(); ++r) std::copy_n(y.row(r), y.cols(), saved.gates.row(r));
+  }
+  /// Adds to `dx` (unless empty) and to `gradient`.
+  void backward(MatrixView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, TaskGates& gradient,
+                Workspace& ws) const {
+    const char* const name = "TaskGates::backward";
+    check_shape(name, "x", x, any_size, input_cols());
+    check_shape(name, "saved.gates", saved.gates.view(), x.rows(), map.size());
+    check_option(name, "saved.hidden", saved.hidden_out.size() == hidden.size(), "one entry per hidden layer",
+                 static_cast<double>(saved.hidden_out.size()));
+    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
+                 static_cast<double>(gradient.hidden.size()));
+    if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
+    const auto mark = ws.mark();
+    const auto below = [&](std::size_t l) { return l == 0 ? x : MatrixView<const T>(saved.hidden_out[l - 1]); };
+    const auto gradient_below = [&](std::size_t l) {
+      if (l == 0) return dx;
+      const MatrixView<T> d = ws.matrix<T>(x.rows(), hidden[l - 1].weight.rows());
+      std::fill_n(d.data(), d.rows() * d.cols(), T(0));
+      return d;
+    };
+    MatrixView<T> down = gradient_below(hidden.size());
+    task_gates_backward<T>(below(hidden.size()), weight, map, last_options(), saved.gates, dy, down, gradient.weight, gradient.bias,
+                           ws);
+    for (std::size_t l = hidden.size(); l-- > 0;) {
+      const MatrixView<T> up = down, out = MatrixView<T>(const_cast<T*>(saved.hidden_out[l].data()), up.rows(), up.cols());
+      for (Index r = 0; r < up.rows(); ++r)  // relu: y > 0 where z > 0
+        simd::activate_backward<T>(Activation::relu, out.row(r), out.row(r), up.row(r), up.row(r), up.cols());
+      down = gradient_below(l);
+      const Index blocks = l == 0 ? 1 : map.tasks(), in = hidden[l].weight.cols(), n = hidden[l].weight.rows() / blocks;
+      for (Index t = 0; t < blocks; ++t)
+        linear_backward<T>(below(l).middle_cols(t * in, in), hidden[l].weight.view().middle_rows(t * n, n), up.middle_cols(t * n, n),
+                           down.empty() ? down : down.middle_cols(t * in, in),
+                           gradient.hidden[l].weight.empty() ? MatrixView<T>() : gradient.hidden[l].weight.view().middle_rows(t * n, n),
+                           gradient.hidden[l].bias.empty() ? VectorView<T>()
+                                                           : VectorView<T>(gradient.hidden[l].bias).segment(t * n, n),
+                           ws);
+    }
+  }
+
+  TaskGatesOptions last_options() const {
+    TaskGatesOptions o = options;
+    o.own_inputs = !hidden.empty();
+    return o;
+  }
+
+ private:
+  void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
+    check_shape(name, "x", x, any_size, input_cols());
+    check_shape(name, "y", y, x.rows(), map.size());
+  }
+  void hidden_layer(std::size_t l, MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    const Linear<T>& own = hidden[l];
+    const Index blocks = l == 0 ? 1 : map.tasks(), in = own.weight.cols(), n = own.weight.rows() / blocks;
+    for (Index t = 0; t < blocks; ++t)
+      simd::gemm<T>(simd::plain(x.middle_cols(t * in, in)), simd::transposed(own.weight.view().middle_rows(t * n, n)),
+                    {.bias = own.bias.empty() ? nullptr : own.bias.data() + t * n, .activation = Activation::relu},
+                    y.middle_cols(t * n, n), ws);
+  }
+};
+
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,117 @@
+// Oracles: the definitions in long double; derivatives against central differences.
+#include <recops/simd/activation.hpp>
+
+#include <vector>
+
+#include "support/architectures.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+using namespace recops_test;
+
+namespace {
+
+constexpr Activation all[] = {Activation::none, Activation::relu, Activation::sigmoid, Activation::silu};
+
+long double reference(Activation f, long double x) {
+  const long double s = 1 / (1 + std::exp(-x));
+  switch (f) {
+    case Activation::relu: return x > 0 ? x : 0;
+    case Activation::sigmoid: return s;
+    case Activation::silu: return x * s;
+    case Activation::none: break;
+  }
+  return x;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("activations are within 5 ulp", "[simd][activation]", float, double) {
+  using T = TestType;
+  std::vector<T> x;
+  for (T v = T(-80); v < T(80); v += T(0.0137)) x.push_back(v);
+  for (T v = T(1e-30); v < 1; v *= T(2.3)) x.insert(x.end(), {v, -v});
+  x.push_back(0);
+  std::vector<T> y(x.size());
+  for (const Activation f : all) {
+    CAPTURE(static_cast<int>(f));
+    for_each_architecture([&](auto arch) {
+      simd::activate<T, decltype(arch)>(f, x.data(), y.data(), static_cast<Index>(x.size()));
+      double worst = 0;
+      for (std::size_t i = 0; i < x.size(); ++i) worst = std::max(worst, ulps(y[i], reference(f, x[i])));
+      CHECK(worst <= (f == Activation::none || f == Activation::relu ? 0.0 : 5.0));
+      std::vector<T> in_place = x;
+      simd::activate<T, decltype(arch)>(f, in_place.data(), in_place.data(), static_cast<Index>(x.size()));
+      CHECK(in_place == y);
+    });
+  }
+}
+
+TEST_CASE("activation derivatives agree with central differences", "[simd][activation]") {
+  std::vector<double> x, dy;
+  for (double v = -9.3; v < 9.3; v += 0.11) x.push_back(v), dy.push_back(1 + std::cos(7 * v));
+  const auto n = static_cast<Index>(x.size());
+  std::vector<double> y(x.size()), dx(x.size());
+  std::vector<float> x1(x.begin(), x.end()), dy1(dy.begin(), dy.end()), y1(x.size()), dx1(x.size());
+  for (const Activation f : all) {
+    CAPTURE(static_cast<int>(f));
+    for_each_architecture([&](auto arch) {
+      using A = decltype(arch);
+      simd::activate<double, A>(f, x.data(), y.data(), n);
+      simd::activate_backward<double, A>(f, x.data(), y.data(), dy.data(), dx.data(), n);
+      simd::activate<float, A>(f, x1.data(), y1.data(), n);
+      simd::activate_backward<float, A>(f, x1.data(), y1.data(), dy1.data(), dx1.data(), n);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const long double h = 1e-7L;
+        const auto numeric = static_cast<double>((reference(f, x[i] + h) - reference(f, x[i] - h)) / (2 * h)) * dy[i];
+        REQUIRE(dx[i] == Approx(numeric).margin(1e-9));
+        REQUIRE(static_cast<double>(dx1[i]) == Approx(numeric).margin(3e-6));
+      }
+      std::vector<double> in_place = dy;
+      simd::activate_backward<double, A>(f, x.data(), y.data(), in_place.data(), in_place.data(), n);
+      CHECK(in_place == dx);
+    });
+  }
+}
+
+TEMPLATE_TEST_CASE("activations at the ends", "[simd][activation]", float, double) {
+  using T = TestType;
+  const T nan = std::numeric_limits<T>::quiet_NaN(), infinity = std::numeric_limits<T>::infinity();
+  const std::vector<T> x{nan, infinity, T(-1e4), T(1e4), -infinity};
+  std::vector<T> y(x.size());
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Activation f : all) {
+      simd::activate<T, A>(f, x.data(), y.data(), 5);
+      CAPTURE(static_cast<int>(f));
+      CHECK(std::isnan(y[0]));
+      CHECK(y[1] == (f == Activation::sigmoid ? T(1) : infinity));
+      CHECK(y[2] == (f == Activation::none ? x[2] : T(0)));
+      CHECK(y[3] == (f == Activation::sigmoid ? T(1) : x[3]));
+      if (f == Activation::relu || f == Activation::sigmoid) CHECK(y[4] == 0);
+    }
+    const T zero = 0, one = 1;
+    T d = 7;
+    simd::activate_backward<T, A>(Activation::relu, &zero, &zero, &one, &d, 1);
+    CHECK(d == 0);
+  });
+}
+
+TEMPLATE_TEST_CASE("activations touch n numbers and no more", "[simd][activation]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (Index n = 0; n <= 35; ++n) {
+      const std::vector<T> x(static_cast<std::size_t>(n), T(2));
+      std::vector<T> y(40, T(-9)), d(40, T(-9));
+      for (const Activation f : all) {
+        simd::activate<T, A>(f, x.data(), y.data(), n);
+        simd::activate_backward<T, A>(f, x.data(), y.data(), x.data(), d.data(), n);
+        for (std::size_t i = 0; i < y.size(); ++i) {
+          REQUIRE((y[i] == T(-9)) == (static_cast<Index>(i) >= n));
+          REQUIRE((d[i] == T(-9)) == (static_cast<Index>(i) >= n));
+        }
+      }
+    }
+  });
+}

@@ -1,0 +1,156 @@
+/// Oracle: attention in double precision written from its formula (support/attention_reference.hpp), on every instruction set.
+#include <recops/simd/attention.hpp>
+
+#include <array>
+
+#include "support/architectures.hpp"
+#include "support/attention_reference.hpp"
+
+using namespace recops;
+using namespace recops_test;
+
+namespace {
+
+enum Masks : unsigned { none = 0, causal = 1, window = 2, mask = 4, key_bias = 8, head_key_bias = 16, pair_bias = 32, head_pair_bias = 64 };
+
+AttentionCase make_case(Index n, Index l, Index heads, Index dk, Index dv, unsigned masks, Random& random) {
+  AttentionCase x(n, l, heads, dk, dv, random);
+  x.causal = masks & causal;
+  x.window = masks & window ? 7 : 0;
+  if (masks & mask) x.add_mask(random);
+  if (masks & key_bias) x.add_key_bias(1, random);
+  if (masks & head_key_bias) x.add_key_bias(heads, random);
+  if (masks & pair_bias) x.add_pair_bias(1, random);
+  if (masks & head_pair_bias) x.add_pair_bias(heads, random);
+  return x;
+}
+
+/// The operands of a case as T, in rows that are further apart than they are long.
+template <class T>
+struct Operands {
+  Padded<T> q, k, v;
+  Matrix<T> key_bias, pair_bias;
+  simd::AttentionOperands<T> x{};
+
+  explicit Operands(const AttentionCase& c)
+      : q(as<T>(c.q).view()), k(as<T>(c.k).view()), v(as<T>(c.v).view()), key_bias(as<T>(c.key_bias)), pair_bias(as<T>(c.pair_bias)) {
+    x = {q.view().data(), k.view().data(), v.view().data(), q.view().stride(), k.view().stride(), v.view().stride(),
+         c.n, c.l, c.heads, c.dk, c.dv, static_cast<T>(c.scale)};
+    x.causal = c.causal;
+    x.window = c.window;
+    if (!c.mask.empty()) x.mask = c.mask.data();
+    if (!c.key_bias.empty()) {
+      x.key_bias = key_bias.data();
+      x.key_bias_stride = key_bias.cols();
+      x.key_bias_head = key_bias.cols() == 1 ? 0 : 1;
+    }
+    if (!c.pair_bias.empty()) {
+      x.pair_bias = pair_bias.data();
+      x.pair_stride = c.l;
+      x.pair_head = pair_bias.rows() == c.n ? 0 : c.n * c.l;
+    }
+  }
+};
+
+template <class T, class A>
+void check(const AttentionCase& c, Random& random, Workspace& ws) {
+  CAPTURE(c.n, c.l, c.heads, c.dk, c.dv, c.causal, c.window, c.mask.size(), c.key_bias.cols(), c.pair_bias.rows());
+  const double tolerance = std::is_same_v<T, float> ? 4e-6 : 1e-14;
+  const Matrix<double> dout = AttentionCase::rounded(c.n, c.heads * c.dv, random), dlse = AttentionCase::rounded(c.n, c.heads, random);
+  const AttentionAnswer want = attention_reference(c, dout, dlse);
+  Operands<T> o(c);
+  Padded<T> out(c.n, c.heads * c.dv, T(99)), lse(c.n, c.heads, T(99));
+  simd::attention_forward<T, A>(o.x, 0, c.n, 0, c.l, out, lse, ws);
+  REQUIRE(out.intact());
+  REQUIRE(lse.intact());
+  CHECK(max_difference(out.view(), want.out.view()) <= tolerance);
+  CHECK(max_difference(lse.view(), want.lse.view()) <= 4 * tolerance);
+
+  Padded<T> g(as<T>(dout).view()), gl(as<T>(dlse).view()), dq(c.n, c.heads * c.dk, T(1)), dk(c.l, c.heads * c.dk, T(2)), dv(c.l, c.heads * c.dv, T(3));
+  Matrix<T> db(want.dkey_bias.rows(), want.dkey_bias.cols(), T(4)), dp(want.dpair_bias.rows(), want.dpair_bias.cols(), T(5));
+  const simd::AttentionResult<T> r{out.view().data(), g.view().data(), lse.view().data(), gl.view().data(),
+                                   out.view().stride(), g.view().stride(), lse.view().stride(), gl.view().stride()};
+  simd::AttentionGradients<T> d{};
+  d.dq = dq.view().data(), d.dk = dk.view().data(), d.dv = dv.view().data();
+  d.dq_stride = dq.view().stride(), d.dk_stride = dk.view().stride(), d.dv_stride = dv.view().stride();
+  if (o.x.key_bias) d.key_bias = db.data(), d.key_bias_stride = o.x.key_bias_stride, d.key_bias_head = o.x.key_bias_head;
+  if (o.x.pair_bias) d.pair_bias = dp.data(), d.pair_stride = o.x.pair_stride, d.pair_head = o.x.pair_head;
+  simd::attention_backward<T, A>(o.x, 0, c.n, 0, c.l, r, d, ws);
+  REQUIRE(dq.intact());
+  REQUIRE(dk.intact());
+  REQUIRE(dv.intact());
+  const auto added = [&](auto got, const Matrix<double>& exact, double before) {
+    Matrix<double> sum = exact;
+    double most = 1;
+    for (Index i = 0; i < sum.rows() * sum.cols(); ++i) {
+      most = std::max(most, std::abs(sum.data()[i]));
+      sum.data()[i] += before;
+    }
+    return max_difference(got, sum.view()) / most;
+  };
+  CHECK(added(dq.view(), want.dq, 1) <= 4 * tolerance);
+  CHECK(added(dk.view(), want.dk, 2) <= 4 * tolerance);
+  CHECK(added(dv.view(), want.dv, 3) <= 4 * tolerance);
+  CHECK(added(db.view(), want.dkey_bias, 4) <= 8 * tolerance);
+  CHECK(added(dp.view(), want.dpair_bias, 5) <= 4 * tolerance);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("attention kernels match the formula for every shape and mask", "[simd][attention]", float, double) {
+  Random random = random_stream(1);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index n : {1, 2, 3, 8, 9, 16, 33, 63, 80}) {
+      for (const Index l : {0, 1, 2, 61, 130}) {
+        const Index heads = 1 + (n + l) % 3, dk = Index{std::array{3, 16, 17}[static_cast<std::size_t>(n % 3)]}, dv = l % 2 ? 5 : 19;
+        for (const unsigned m : {0u, 1u, 2u, 3u, 4u, 8u, 16u, 32u, 64u, 4u + 8u, 1u + 4u, 2u + 16u + 64u, 3u + 32u, 4u + 16u + 32u})
+          check<TestType, A>(make_case(n, l, heads, dk, dv, m, random), random, ws);
+      }
+    }
+    check<TestType, A>(make_case(64, 250, 2, 64, 64, none, random), random, ws);
+    check<TestType, A>(make_case(1, 250, 1, 80, 80, none, random), random, ws);
+  });
+}
+
+TEMPLATE_TEST_CASE("scores that rise by thousands rescale what was summed before", "[simd][attention]", float, double) {
+  for_each_architecture([&](auto arch) {
+    Workspace ws;
+    Random random = random_stream(2);
+    for (const Index n : {1, 20}) {
+      AttentionCase c(n, 200, 1, 4, 3, random);
+      for (Index j = 0; j < c.l; ++j) c.k(j, 0) = static_cast<double>(100 * j % 1700), c.k(j, 1) = 0;
+      for (Index i = 0; i < n; ++i) c.q(i, 0) = i % 3 == 0 ? 8 : i % 3 == 1 ? -8 : 0.5;
+      Operands<TestType> o(c);
+      Matrix<TestType> out(n, 3), lse(n, 1);
+      simd::attention_forward<TestType, decltype(arch)>(o.x, 0, n, 0, c.l, out, lse, ws);
+      const AttentionAnswer want = attention_reference(c, {}, {});
+      // A float score near 7000 is known to 5e-4, and so is its weight.
+      REQUIRE(max_difference(out.view(), want.out.view()) < (std::is_same_v<TestType, float> ? 5e-3 : 1e-11));
+      REQUIRE(max_difference(lse.view(), want.lse.view()) < (std::is_same_v<TestType, float> ? 2e-3 : 1e-11));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("exp2 of attention is exact to rounding, keeps NaN and underflows to 0", "[simd][attention]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    constexpr Index W = simd::lanes<T, A>;
+    alignas(64) T x[W];
+    double worst = 0;
+    for (double at = -120; at < 31; at += 0.0137) {
+      std::fill_n(x, W, static_cast<T>(at));
+      simd::attention_kernel::exp2(simd::Batch<T, A>::load_aligned(x)).store_aligned(x);
+      const double exact = std::exp2(static_cast<double>(static_cast<T>(at)));
+      worst = std::max(worst, std::abs(static_cast<double>(x[W - 1]) - exact) / exact);
+    }
+    CHECK(worst < (std::is_same_v<T, float> ? 3e-7 : 5e-16));
+    std::fill_n(x, W, -std::numeric_limits<T>::infinity());
+    x[W - 1] = std::numeric_limits<T>::quiet_NaN();
+    simd::attention_kernel::exp2(simd::Batch<T, A>::load_aligned(x)).store_aligned(x);
+    CHECK(x[0] == T(0));
+    CHECK(std::isnan(x[W - 1]));
+  });
+}
