@@ -49,7 +49,8 @@ struct Config {
   Index list = 10;              // items shown
   Index requests = 500;         // timed requests
   double lambda = 0.7;          // MMR's weight of relevance
-  double learning_rate = 2e-3;  // of Adam
+  double learning_rate = 5e-3;  // of Adam
+  double deviation = 0.3;       // of initial embeddings
 };
 
 /// A task to learn, and what one such label is worth in the score that ranks.
@@ -85,6 +86,17 @@ std::vector<Task> tasks_of(const InteractionLog& log) {
     if (positives > 0 && positives < log.size()) tasks.push_back({label, values[l]});
   }
   return tasks;
+}
+
+/// How often each task's label is set in the training rows.
+std::vector<double> base_rates(const World& world) {
+  std::vector<double> rates;
+  for (const Task& t : world.tasks) {
+    const auto first = world.log.label(t.label).begin();
+    const auto positives = std::accumulate(first + world.split.train.first, first + world.split.train.last, 0.5);
+    rates.push_back(positives / (static_cast<double>(world.split.train.size()) + 1));
+  }
+  return rates;
 }
 
 double sigmoid(double z) { return z >= 0 ? 1 / (1 + std::exp(-z)) : std::exp(z) / (1 + std::exp(z)); }
@@ -506,7 +518,10 @@ std::vector<Quality> run(const World& world, const Config& config, std::uint64_t
                    .categories = world.log.categories,
                    .context = maker.context(),
                    .tasks = static_cast<Index>(world.tasks.size()),
-                   .interest = interest},
+                   .interest = interest,
+                   .embedding_deviation = config.deviation,
+                   .base_rates = base_rates(world),
+                   .context_begins_with_rates = true},
                   seed);
     const bool first = interest == InterestFrom::attention;
     if (lists && first)
@@ -615,54 +630,49 @@ void on_movielens(const Config& config, const MovieLens& data) {
   compare_systems(config, [&](std::uint64_t) -> const World& { return world; });
 }
 
-/// Open Bandit has neither users nor sequences: the ranking part alone, trained on one half of the time, judged on the other.
+/// Open Bandit has neither users nor sequences: the ranking part alone. It learns from what Thompson sampling showed and is judged
+/// on what was shown at random, where every item had the same chance.
 void on_open_bandit(const Config& config, const std::string& campaign) {
-  const OpenBanditLog log = load_open_bandit(config.data, campaign, "random");
-  const Index n = log.size(), train_rows = n / 2, context = 3 + 1 + 1 + 16;
-  std::int32_t categories = 0;
-  for (Index i = 0; i < log.items; ++i) categories = std::max(categories, log.item_category[at(3 * i)] + 1);
-  const auto append = [&](Index row, RankerBatch& batch) {
-    const std::int32_t item = log.item[at(row)];
-    batch.item.push_back(item);
-    batch.category.push_back(log.item_category[static_cast<std::size_t>(3 * item)]);
+  const OpenBanditLog shown = load_open_bandit(config.data, campaign, "bts"), random = load_open_bandit(config.data, campaign, "random");
+  constexpr Index codes = 4, context = 3 + 1 + 1 + 4 * codes;  // position, item value, past clicks, the commonest user codes
+  const auto append = [&](const OpenBanditLog& log, Index row, RankerBatch& batch) {
+    const Index item = log.item[at(row)];
+    batch.item.push_back(log.item[at(row)]);
+    batch.category.push_back(log.item_category[at(3 * item)]);
     batch.hour.push_back(hour_of(log.time_us[at(row)] / 1000000));
-    std::vector<float> c(at(context));
+    float c[context] = {};
     c[log.position[at(row)]] = 1;
-    c[3] = static_cast<float>(log.item_value[static_cast<std::size_t>(item)]);
-    for (auto a = log.affinity_offsets[at(row)]; a < log.affinity_offsets[at(row) + 1]; ++a)
-      if (log.affinity_item[static_cast<std::size_t>(a)] == item) c[4] = std::log1p(static_cast<float>(log.affinity_count[static_cast<std::size_t>(a)]));
-    for (Index f = 0; f < 4; ++f) {
-      const std::int32_t code = log.user_feature[at(4 * row + f)];
-      if (code < 4) c[at(5 + 4 * f + code)] = 1;
-    }
-    batch.context.insert(batch.context.end(), c.begin(), c.end());
+    c[3] = static_cast<float>(log.item_value[at(item)]);
+    for (Index a = log.affinity_offsets[at(row)]; a < log.affinity_offsets[at(row) + 1]; ++a)
+      if (log.affinity_item[at(a)] == item) c[4] = std::log1p(static_cast<float>(log.affinity_count[at(a)]));
+    for (Index f = 0; f < 4; ++f)
+      if (const Index code = log.user_feature[at(4 * row + f)]; code < codes) c[5 + codes * f + code] = 1;
+    batch.context.insert(batch.context.end(), c, c + context);
     batch.labels.push_back(log.click[at(row)]);
     batch.close();
   };
-  Ranker ranker({.items = log.items, .categories = categories, .context = context, .tasks = 1, .interest = InterestFrom::nothing}, 1);
-  Config small = config;
-  small.epochs = 2;
-  small.learning_rate = 5e-4;
-  train(ranker, train_rows, small, 1, "  " + campaign, append);
+  const double clicks = std::accumulate(shown.click.begin(), shown.click.end(), 0.0);
+  Ranker ranker({.items = shown.items,
+                 .categories = *std::max_element(shown.item_category.begin(), shown.item_category.end()) + 1,
+                 .context = context,
+                 .interest = InterestFrom::nothing,
+                 .embedding_deviation = config.deviation,
+                 .base_rates = {clicks / static_cast<double>(shown.size())}},
+                1);
+  train(ranker, shown.size(), config, 1, "  " + campaign, [&](Index k, RankerBatch& batch) { append(shown, k, batch); });
   const FrozenRanker frozen(ranker);
   Workspace ws;
   RankerBatch batch;
-  for (Index row = train_rows; row < n; ++row) append(row, batch);
-  Matrix<float> logits(n - train_rows, 1);
+  for (Index row = 0; row < random.size(); ++row) append(random, row, batch);
+  Matrix<float> logits(random.size(), 1);
   frozen.forward(batch, logits, ws);
-  Vector<float> p(n - train_rows);
-  Vector<std::uint8_t> y(n - train_rows);
-  for (Index i = 0; i < p.size(); ++i) {
-    p[i] = static_cast<float>(sigmoid(static_cast<double>(logits(i, 0))));
-    y[i] = log.click[at(train_rows + i)];
-  }
-  const auto auc = recops::auc<float>(p, y, ws);
-  const auto calibration = recops::pcoc<float>(p, y);
-  const double positives = calibration.observed;
-  std::printf("  %-6s %td training and %td test impressions with %.0f clicks: AUC %.3f (standard error about %.3f), predicted / observed clicks %.2f, "
-              "log-loss %.5f\n",
-              campaign.c_str(), train_rows, p.size(), positives, auc.value, positives > 0 ? 0.29 / std::sqrt(positives) : 0, calibration.value,
-              recops::log_loss_from_probabilities<float>(p, y).value);
+  Vector<float> p(random.size());
+  for (Index i = 0; i < p.size(); ++i) p[i] = static_cast<float>(sigmoid(static_cast<double>(logits(i, 0))));
+  const auto calibration = recops::pcoc<float>(p, random.click);
+  std::printf("  %-6s %td impressions with %.0f clicks to learn from, %td with %.0f to judge by: AUC %.3f (standard error about %.3f), "
+              "predicted / observed clicks %.2f, log-loss %.5f\n",
+              campaign.c_str(), shown.size(), clicks, random.size(), calibration.observed, recops::auc<float>(p, random.click, ws).value,
+              0.29 / std::sqrt(calibration.observed), calibration.value, recops::log_loss_from_probabilities<float>(p, random.click).value);
 }
 
 bool has_file(const std::string& folder, const char* name, const char* file) {
@@ -689,6 +699,10 @@ int main(int argc, char** argv) {
   cli.option("requests", config.requests, "requests to serve and time", "requests", 1, 1000000);
   cli.option("lambda", config.lambda, "MMR's weight of relevance, 1 = no diversification", "", 0, 1);
   cli.option("rate", config.learning_rate, "learning rate of Adam", "", 0, 1);
+  cli.option("deviation", config.deviation, "standard deviation of initial embeddings", "", 0, 10);
+  // The real data are small and most items rare: ids are learned with care.
+  for (int a = 1; a < argc; ++a)
+    if (std::string_view(argv[a]).substr(0, 6) == "--data") config.deviation = 0.2, config.learning_rate = 1e-3, config.epochs = 2;
   cli.parse(argc, argv);
 
   std::printf("%s\n", recops::build_info().c_str());

@@ -5,7 +5,8 @@
 ///     candidate  = [ item | category | hour ]                        a row to be ranked
 ///     interest   = attention(candidate over the user's events)       or a mean of the events, or nothing: the baselines
 ///     x          = [ candidate | interest | candidate * interest | context ]
-///     logit_t    = tower_t( MMoE_t(x) )
+///     logit_t    = tower_t( MMoE_t(x) ) + wide_t(context)            what is known of an item without knowing the user (Wide & Deep,
+///                                                                    arXiv 1606.07792)
 ///
 /// Training and serving share the functions; `FrozenRanker` is what a service holds.
 #pragma once
@@ -39,7 +40,10 @@ struct RankerOptions {
   Index item_width = 32, category_width = 16, time_width = 16;  ///< embedding widths; together a multiple of `heads`
   Index heads = 4;                                              ///< of the attention
   Index experts = 4, expert_width = 48;                         ///< of the mixture
-  double embedding_deviation = 0.05;                          ///< initial standard deviation of embeddings
+  double embedding_deviation = 0.3;                          ///< initial standard deviation of embeddings; small where most ids are rare
+  std::vector<double> base_rates = {};                       ///< [tasks] how often each label is set: where the logits begin
+  bool context_begins_with_rates = false;                    ///< its first `tasks` columns are the item's rates so far, as logs relative
+                                                             ///< to the base rate: the wide part begins by believing them
 };
 
 /// What an event was, besides its item: how long ago, in powers of two hours, and what came of it.
@@ -81,6 +85,7 @@ struct Ranker {
   recops::Linear<float> pooling;  ///< the mean of the events, projected (InterestFrom::mean)
   recops::Mmoe<float> mmoe;
   std::vector<recops::Linear<float>> towers;
+  recops::Linear<float> wide;  ///< context to logits
 
   Ranker() = default;
   Ranker(const RankerOptions& o, std::uint64_t seed) : options(o) {
@@ -93,13 +98,19 @@ struct Ranker {
     if (o.interest == InterestFrom::mean) pooling = {width(), width(), random};
     mmoe = recops::Mmoe<float>({.inputs = inputs(), .experts = o.experts, .outputs = o.expert_width, .tasks = o.tasks}, random);
     for (Index t = 0; t < o.tasks; ++t) towers.emplace_back(o.expert_width, 1, random);
+    wide = {o.context, o.tasks, random};
+    wide.weight.fill(0);
+    wide.bias.fill(0);
+    for (Index t = 0; t < o.tasks && o.context_begins_with_rates; ++t) wide.weight(t, t) = 1;
+    for (std::size_t t = 0; t < o.base_rates.size(); ++t)
+      wide.bias[static_cast<Index>(t)] = static_cast<float>(std::log(o.base_rates[t] / (1 - o.base_rates[t])));
   }
 
   static constexpr auto fields() {
     using namespace recops;
-    return std::tuple{layer("item", &Ranker::item), layer("category", &Ranker::category),   layer("event", &Ranker::event),
-                      layer("hour", &Ranker::hour), layer("attention", &Ranker::attention), layer("pooling", &Ranker::pooling),
-                      layer("mmoe", &Ranker::mmoe), layers("towers", &Ranker::towers)};
+    return std::tuple{layer("item", &Ranker::item),           layer("category", &Ranker::category), layer("event", &Ranker::event),
+                      layer("hour", &Ranker::hour),           layer("attention", &Ranker::attention), layer("pooling", &Ranker::pooling),
+                      layer("mmoe", &Ranker::mmoe),           layers("towers", &Ranker::towers),    layer("wide", &Ranker::wide)};
   }
 
   /// Columns of a candidate, an event and an interest.
@@ -136,6 +147,10 @@ struct Ranker {
     mmoe.forward(s.x, s.mixed, s.mmoe, step.child(1), ws);
     for (Index t = 0; t < options.tasks; ++t)
       towers[static_cast<std::size_t>(t)].forward(task(s.mixed, t), logits.middle_cols(t, 1), ws);
+    const auto mark = ws.mark();
+    const MatrixView<float> known = ws.matrix<float>(batch.candidates(), options.tasks);
+    wide.forward(context(s.x), known, ws);
+    add(known, logits);
   }
 
   /// Adds the gradient of everything the batch touched.
@@ -149,6 +164,7 @@ struct Ranker {
       towers[i].backward(task(s.mixed, t), dlogits.middle_cols(t, 1), {},
                          dmixed.middle_cols(t * options.expert_width, options.expert_width), gradient.towers[i], ws);
     }
+    wide.backward(context(s.x), dlogits, {}, {}, gradient.wide, ws);
     mmoe.backward(s.x, dmixed, s.mmoe, dx, gradient.mmoe, ws);
     const MatrixView<float> dcandidate = dx.middle_cols(0, w);
     if (options.interest != InterestFrom::nothing) {
@@ -190,6 +206,10 @@ struct Ranker {
     hour.forward(batch.hour, {}, columns(x, 2));
     const Index c = options.context;
     for (Index b = 0; b < x.rows(); ++b) std::copy_n(batch.context.data() + b * c, c, x.row(b) + x.cols() - c);
+  }
+  MatrixView<const float> context(MatrixView<const float> x) const { return x.middle_cols(x.cols() - options.context, options.context); }
+  static void add(MatrixView<const float> from, MatrixView<float> to) {
+    for (Index b = 0; b < to.rows(); ++b) recops::simd::add(from.row(b), to.row(b), to.cols());
   }
   static JaggedView<const float> queries(const RankerBatch& batch, MatrixView<const float> candidate) {
     return {candidate, batch.offsets};
@@ -243,7 +263,7 @@ struct Ranker {
 /// What a service holds: packed weights, immutable, shared by threads. Embedding tables are read from the ranker, which must outlive it.
 class FrozenRanker {
  public:
-  explicit FrozenRanker(const Ranker& ranker) : ranker_(&ranker), pooling_(freeze(ranker.pooling)), mmoe_(freeze(ranker.mmoe)) {
+  explicit FrozenRanker(const Ranker& ranker) : ranker_(&ranker), pooling_(freeze(ranker.pooling)), wide_(freeze(ranker.wide)), mmoe_(freeze(ranker.mmoe)) {
     if (ranker.options.interest == InterestFrom::attention) attention_ = freeze(ranker.attention);
     for (const auto& tower : ranker.towers) towers_.push_back(freeze(tower));
   }
@@ -284,6 +304,9 @@ class FrozenRanker {
     mmoe_.forward(x, mixed, ws);
     for (Index t = 0; t < r.options.tasks; ++t)
       towers_[static_cast<std::size_t>(t)].forward(r.task(mixed, t), logits.middle_cols(t, 1), ws);
+    const MatrixView<float> known = ws.matrix<float>(n, r.options.tasks);
+    wide_.forward(r.context(x), known, ws);
+    Ranker::add(known, logits);
     if (stages) {
       stages->embed += microseconds(start, embedded);
       stages->interest += microseconds(embedded, interested);
@@ -295,7 +318,7 @@ class FrozenRanker {
  private:
   const Ranker* ranker_;
   recops::FrozenMultiheadAttention<float> attention_;
-  recops::FrozenDense<float> pooling_;
+  recops::FrozenDense<float> pooling_, wide_;
   recops::FrozenMmoe<float> mmoe_;
   std::vector<recops::FrozenDense<float>> towers_;
 };

@@ -196,23 +196,20 @@ TEMPLATE_TEST_CASE("mmr picks what the definition picks, whatever the evaluation
       }
       const double lambda = static_cast<double>(random.below(9)) / 8;
       const Index k = 1 + random.below(n + 3);
-      MmrOptions o{.lambda = lambda, .normalize = normalize, .evaluation = MmrEvaluation::eager, .prune = false};
+      MmrOptions o{.lambda = lambda, .normalize = normalize, .evaluation = MmrEvaluation::eager};
       CAPTURE(n, d, m, lambda, k, normalize, q.allowed.empty());
       const Picks expected = reference(q, o, k);
       CHECK(run(q.input(), o, k) == expected);
-      for (const bool prune : {false, true}) {
-        for (const auto evaluation : {MmrEvaluation::automatic, MmrEvaluation::eager, MmrEvaluation::lazy}) {
-          o.evaluation = evaluation;
-          o.prune = prune;
-          CAPTURE(prune, static_cast<int>(evaluation));
-          CHECK(run(q.input(), o, k) == expected);
-          Panels<TestType> panels;
-          panels.pack(q.features, normalize);
-          MmrInput<TestType> packed = q.input();
-          packed.features = {};
-          packed.panels = panels;
-          if (panels.rows() > 0) CHECK(run(packed, o, k) == expected);
-        }
+      for (const auto evaluation : {MmrEvaluation::eager, MmrEvaluation::lazy}) {
+        o.evaluation = evaluation;
+        CAPTURE(static_cast<int>(evaluation));
+        CHECK(run(q.input(), o, k) == expected);
+        Panels<TestType> panels;
+        panels.pack(q.features, normalize);
+        MmrInput<TestType> packed = q.input();
+        packed.features = {};
+        packed.panels = panels;
+        CHECK(run(packed, o, k) == expected);
       }
     }
   }
@@ -315,21 +312,16 @@ TEMPLATE_TEST_CASE("mmr with lambda 1 sorts by relevance, with lambda 0 starts f
   CHECK(run(q.input(), {.lambda = 0.5, .window = 1}, 90).items == order);  // a window that holds nothing but the candidate
 }
 
-TEMPLATE_TEST_CASE("mmr: lazy, eager and pruned agree to the bit on any numbers", "[diversity][mmr]", float, double) {
+TEMPLATE_TEST_CASE("mmr: lazy and eager agree to the bit on any numbers", "[diversity][mmr]", float, double) {
   Random random(recops_test::seed(), 6);
   for (const double spread : {0.05, 1.0, 20.0}) {
     for (const Index m : {0, 3}) {
       auto q = normal_request<TestType>(random, 1500, 24, m);
       for (auto& r : q.relevance) r *= static_cast<TestType>(spread);
-      MmrOptions o{.lambda = 0.625, .normalize = true, .evaluation = MmrEvaluation::eager, .prune = false};
+      MmrOptions o{.lambda = 0.625, .normalize = true, .evaluation = MmrEvaluation::eager};
       const Picks expected = run(q.input(), o, 40);
-      for (const bool prune : {false, true}) {
-        for (const auto evaluation : {MmrEvaluation::eager, MmrEvaluation::lazy}) {
-          o.evaluation = evaluation;
-          o.prune = prune;
-          CHECK(run(q.input(), o, 40) == expected);
-        }
-      }
+      o.evaluation = MmrEvaluation::lazy;
+      CHECK(run(q.input(), o, 40) == expected);
       // And every pick is, up to rounding, the best by definition.
       const double tolerance = (std::is_same_v<TestType, float> ? 2e-6 : 1e-14) * (1 + spread);
       std::vector<std::int32_t> before;
@@ -416,7 +408,7 @@ TEMPLATE_TEST_CASE("mmr never picks what is not finite, and it harms nothing els
   for (T& r : dirty.relevance) r *= T(32);
   for (T& r : masked.relevance) r *= T(32);
   const MmrOptions o{.normalize = true};
-  CHECK(run(dirty.input(), o, 10).items == run(masked.input(), {.normalize = true, .prune = false}, 10).items);
+  CHECK(run(dirty.input(), o, 10).items == run(masked.input(), {.normalize = true, .evaluation = MmrEvaluation::eager}, 10).items);
 
   // A pair without a similarity: the item is out once the other is picked.
   Request<T> pairs;

@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("gauc of no groups, no valid groups, and one", "[metrics][gau
   const GroupResult empty = gauc<T>(none, no_labels, kept(std::vector<std::int64_t>{0, 0, 0}), {}, ws);
   CHECK((!empty.valid && empty.skipped_groups == 2 && empty.value == 0 && empty.coverage == 0));
   const auto c = scored<T>({50}, 0, 0.4, 43);
-  CHECK(gauc<T>(c.scores, c.labels, c.offsets, {}, ws).value == auc<T>(c.scores, c.labels, ws).value);
+  CHECK(same(gauc<T>(c.scores, c.labels, c.offsets, {}, ws).value, auc<T>(c.scores, c.labels, ws).value, 1e-15));
   CHECK_THROWS_WITH(gauc<T>(c.scores, c.labels, kept(std::vector<std::int64_t>{0, 49}), {}, ws),
                     "gauc: offsets: expected offsets that end with the number of rows 50, got 49 at position 1");
   CHECK_THROWS_AS(gauc<T>(c.scores, c.labels, kept(std::vector<std::int64_t>{0, 30, 20, 50}), {}, ws), Error);

@@ -115,6 +115,9 @@ TEMPLATE_TEST_CASE("known intra-list distances", "[metrics][intra_list]", float,
   CHECK(same(intra_list_distance<T>(orthogonal, {}, ws).value, 1.0));
   CHECK(same(intra_list_min_distance<T>(orthogonal, {}, ws).value, 1.0));
   CHECK(same(intra_list_distance<T>(opposite, {}, ws).value, 2.0));
+  const Matrix<T> with_zero{{1, 1}, {0, 0}, {-1, -1}};
+  CHECK(same(intra_list_min_distance<T>(with_zero, {}, ws).value, 1.0));
+  CHECK(same(intra_list_min_distance<T>(with_zero, {.zero_rows = ZeroRows::skip}, ws).value, 2.0));
   const GroupResult lonely = intra_list_distance<T>(one, {}, ws);
   CHECK((!lonely.valid && lonely.value == 0 && lonely.skipped_groups == 1));
   const Matrix<T> poisoned{{1, 2}, {std::numeric_limits<T>::quiet_NaN(), 1}, {3, 1}, {1, 0}, {0, 1}};

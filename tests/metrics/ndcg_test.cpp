@@ -69,7 +69,8 @@ TEMPLATE_TEST_CASE("ndcg of long lists, sorted whole or in part", "[metrics][ndc
   Workspace ws;
   for (const Index n : {8, 33, 129, 1000}) {
     for (const Index levels : {0, 5, 60}) {
-      const auto c = scored<T>({n}, levels, 0.5, static_cast<std::uint64_t>(700 + n + levels));
+      auto c = scored<T>({n}, levels, 0.5, static_cast<std::uint64_t>(700 + n + levels));
+      c.relevance[0] = 1;
       std::vector<std::size_t> order(c.size());
       std::iota(order.begin(), order.end(), std::size_t{0});
       std::stable_sort(order.begin(), order.end(), [&](auto i, auto j) { return c.scores[i] > c.scores[j]; });
@@ -111,6 +112,7 @@ TEMPLATE_TEST_CASE("ndcg over groups", "[metrics][ndcg]", float, double) {
   using T = TestType;
   Workspace ws;
   auto c = scored<T>({4, 0, 30, 6, 5}, 8, 0.5, 61);
+  c.relevance[0] = c.relevance[4] = c.relevance[40] = 2;
   for (std::size_t i = 34; i < 40; ++i) c.relevance[i] = 0;  // nothing to find in the fourth
   const GroupResult skip = ndcg<T>(c.scores, c.relevance, c.offsets, {}, ws);
   const GroupResult zero = ndcg<T>(c.scores, c.relevance, c.offsets, {.no_ideal = NoIdeal::zero}, ws);

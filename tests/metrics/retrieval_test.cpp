@@ -80,7 +80,7 @@ TEMPLATE_TEST_CASE("retrieval of long lists", "[metrics][retrieval]", float, dou
   Workspace ws;
   for (const Index n : {1, 16, 33, 400}) {
     for (const Index levels : {0, 2, 30}) {
-      auto c = scored<T>({n}, levels, 0.1, static_cast<std::uint64_t>(900 + n + levels));
+      auto c = scored<T>({n}, levels, 0.4, static_cast<std::uint64_t>(900 + n + levels));
       c.labels[static_cast<std::size_t>(n / 2)] = 1;
       std::vector<std::size_t> order(c.size());
       std::iota(order.begin(), order.end(), std::size_t{0});

@@ -128,8 +128,8 @@ TEMPLATE_TEST_CASE("the gradient by rows is the dense gradient, merged over seve
       CAPTURE(round, call, rows, cols, padding);
       REQUIRE(sorted_and_distinct(sparse));
       REQUIRE(std::set<Index>(sparse.rows.begin(), sparse.rows.end()) == touched);
-      REQUIRE(max_difference(dense_of(sparse, rows).view(), dense.values.view()) < 40 * static_cast<double>(std::numeric_limits<T>::epsilon()));
-      REQUIRE(max_difference(dense.values.view(), expected.view()) < 40 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+      REQUIRE(max_difference(dense_of(sparse, rows).view(), dense.values.view()) < 200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+      REQUIRE(max_difference(dense.values.view(), expected.view()) < 200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
     }
   }
 }
@@ -150,7 +150,7 @@ TEST_CASE("one call: by rows and dense have the same bits, every time", "[nn][em
 
 TEST_CASE("one long mean bag costs one pass, not one pass per id", "[nn][embedding_bag]") {
   Workspace ws;
-  const Index n = 300000;  // quadratic work would not end within the test's time
+  const Index n = 3000000;  // quadratic work would take hours
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(n), 1), offsets{0, static_cast<std::int32_t>(n)};
   const Matrix<double> dout(1, 2, 3.0);
   Table<double> g = by_rows<double>(2);

@@ -14,7 +14,7 @@
 /// NaN         An item whose relevance or features are not finite (or whose features' sum of squares exceeds a quarter of the largest
 ///             number) is never picked and influences nothing; such a history row is ignored. An item whose given similarity to a
 ///             pick is not finite is not picked after it. So no NaN leaves its item.
-/// Precision   T throughout; each dot product runs over d = 0..D-1 in one lane.
+/// Precision   T throughout; each dot product runs in one lane, in an order that depends on D alone.
 /// Cost        Eager: 2 N D (k - 1) flops and a pass over N · D numbers a pick, after one packing pass. Lazy: the first pass, then a
 ///             few percent of it a pick. Scratch N · D + O(N + k D), with a window w also (w - 1) N. No allocation once warm.
 /// Errors      Error for shapes, options and (backward) picks out of range; outputs untouched.
@@ -31,9 +31,8 @@ namespace recops {
 
 /// How the picks are found; the picks are the same.
 enum class MmrEvaluation {
-  automatic,  ///< lazy where the features exceed the cache and nothing forbids it
-  eager,      ///< every item's score after every pick
-  lazy,       ///< only items whose last known score could still win; eager where a window, similarities or categories are given
+  lazy,   ///< only items whose last known score could still win (a window, given similarities and categories make it eager)
+  eager,  ///< every item's score after every pick: for comparison
 };
 
 struct MmrOptions {
@@ -43,8 +42,7 @@ struct MmrOptions {
   double feature_weight = 1;     ///< weights of the three similarities where more than one is given
   double similarity_weight = 1;
   double category_weight = 1;
-  MmrEvaluation evaluation = MmrEvaluation::automatic;
-  bool prune = true;             ///< with `normalize`: drop items too irrelevant ever to be picked, before they are packed
+  MmrEvaluation evaluation = MmrEvaluation::lazy;
 };
 
 /// One request. All but `relevance` may be left empty; whatever of features, similarity and categories is given adds to sim.
@@ -85,9 +83,6 @@ struct MmrGradient {
 inline namespace RECOPS_ABI {
 namespace detail {
 
-/// Features whose packed form exceeds this many bytes are looked at lazily.
-inline constexpr Index mmr_lazy_bytes = Index{1} << 19;
-
 template <class T>
 inline constexpr T never = -std::numeric_limits<T>::infinity();
 
@@ -102,8 +97,11 @@ struct MmrProblem {
   bool has_features() const { return in.features.rows() > 0 || in.panels.rows > 0; }
   /// No |similarity| exceeds this, rounding included; infinity if unknown.
   T bound() const {
-    return unit && options.prune ? T(1) + static_cast<T>(4 * (cols + 8)) * std::numeric_limits<T>::epsilon()
-                                 : std::numeric_limits<T>::infinity();
+    return unit ? T(1) + static_cast<T>(4 * (cols + 8)) * std::numeric_limits<T>::epsilon() : std::numeric_limits<T>::infinity();
+  }
+  /// Whether item i is out from the start.
+  bool excluded(Index i) const {
+    return !(std::abs(in.relevance.data()[i]) <= std::numeric_limits<T>::max()) || (!in.allowed.empty() && in.allowed.data()[i] == 0);
   }
 };
 
@@ -161,11 +159,10 @@ struct MmrScores {
     relevance = scratch.take<T>(size);
     base = scratch.take<T>(size);
     penalty = scratch.take<T>(size);
-    const auto& in = problem.in;
     for (Index i = 0; i < rows; ++i) {
       const Index item = order ? Index{order[i]} : i;
-      const T r = in.relevance.data()[item];
-      const bool out = !(std::abs(r) <= std::numeric_limits<T>::max()) || (!in.allowed.empty() && in.allowed.data()[item] == 0);
+      const T r = problem.in.relevance.data()[item];
+      const bool out = problem.excluded(item);
       relevance[i] = out ? never<T> : r;
       base[i] = out ? never<T> : problem.lambda * r;
     }
@@ -221,40 +218,9 @@ struct MmrScores {
 template <class T, class A>
 void mmr_penalize(const T* panel, Index cols, const T* queries, Index count, T* penalty) {
   using B = simd::Batch<T, A>;
-  constexpr int Q = simd::queries_at_once<T, A>;
-  const auto raise = [penalty](int, int, Index lane, B c) RECOPS_LAMBDA_INLINE {
+  simd::panel_products<T, A>(panel, cols, queries, cols, count, [penalty](Index, Index lane, B c) RECOPS_LAMBDA_INLINE {
     xsimd::max(B::load_aligned(penalty + lane), c).store_aligned(penalty + lane);
-  };
-  Index q = 0;
-  for (; q + Q <= count; q += Q) simd::panel_products<T, A, 1, Q>(panel, cols, queries + q * cols, cols, raise);
-  for (; q < count; ++q) simd::panel_products<T, A, 1, 1>(panel, cols, queries + q * cols, cols, raise);
-}
-
-/// One pick's pass over all panels: products, penalties, and the largest score.
-template <class T, class A>
-T mmr_pass(PanelsView<T> panels, const T* query, MmrScores<T, A>& s) {
-  using B = simd::Batch<T, A>;
-  constexpr Index P = simd::panel_width<T>;
-  constexpr int G = simd::panels_at_once<T, A>;
-  const B weight(s.weight);
-  B best(never<T>);
-  const auto run = [&](auto together, Index b) RECOPS_LAMBDA_INLINE {
-    simd::panel_products<T, A, decltype(together)::value, 1>(
-        panels.data + b * panels.cols * P, panels.cols, query, 0, [&](int g, int, Index lane, B c) RECOPS_LAMBDA_INLINE {
-          const Index i = (b + g) * P + lane;
-          const B m = xsimd::max(B::load_aligned(s.penalty + i), c);
-          m.store_aligned(s.penalty + i);
-          best = xsimd::max(best, simd::mul_add(weight, m, B::load_aligned(s.base + i)));
-        });
-  };
-  const Index count = panel_count<T>(panels.rows);
-  Index b = 0;
-  for (; b + G <= count; b += G) run(std::integral_constant<int, G>{}, b);
-  if constexpr (G >= 4) {
-    for (; b + 2 <= count; b += 2) run(std::integral_constant<int, 2>{}, b);
-  }
-  for (; b < count; ++b) run(std::integral_constant<int, 1>{}, b);
-  return simd::max_lane(best);
+  });
 }
 
 /// Row `i` out of its panel.
@@ -289,148 +255,76 @@ Index mmr_history(const MmrProblem<T>& problem, T* rows, std::int32_t* source) {
   return kept;
 }
 
-/// Indices of the items that may be picked, roughly from the most relevant down (1024 classes between the extremes), each class
-/// in ascending order. Returns their number. O(N).
+/// Indices of the items that may be picked, roughly from the most relevant down (up to 1024 classes between the extremes), each
+/// class in ascending order. Returns their number, or -1 if they already come like that. O(N).
 template <class T>
 Index mmr_order(const MmrProblem<T>& problem, std::int32_t* order, Workspace& scratch) {
-  constexpr Index classes = 1024;
-  const auto& in = problem.in;
-  const auto mark = scratch.mark();
-  auto* const begin = scratch.take<std::int32_t>(classes + 1);
-  auto* const of = scratch.take<std::int16_t>(problem.items);
-  std::fill(begin, begin + classes + 1, 0);
-  double low = std::numeric_limits<double>::infinity(), high = -low;  // halves: their difference is finite
-  for (Index i = 0; i < problem.items; ++i) {
-    const T r = in.relevance.data()[i];
-    const bool out = !(std::abs(r) <= std::numeric_limits<T>::max()) || (!in.allowed.empty() && in.allowed.data()[i] == 0);
-    of[i] = out ? std::int16_t{-1} : std::int16_t{0};
-    const double half = static_cast<double>(r) * 0.5;
+  const Index n = problem.items, classes = n < 4096 ? n / 4 + 1 : Index{1024};
+  const T* const r = problem.in.relevance.data();
+  double low = std::numeric_limits<double>::infinity(), high = -low, last = low;  // halves: their difference is finite
+  bool sorted = true;
+  Index kept = 0;
+  for (Index i = 0; i < n; ++i) {
+    order[kept] = static_cast<std::int32_t>(i);
+    const bool out = problem.excluded(i);
+    const double half = static_cast<double>(r[i]) * 0.5;
     low = out || low < half ? low : half;
     high = out || high > half ? high : half;
+    sorted = sorted && !out && half <= last;
+    last = half;
+    kept += !out;
   }
+  if (sorted) return -1;
+  const auto mark = scratch.mark();
+  auto* const begin = scratch.take<std::int32_t>(classes + 1);
+  auto* const items = scratch.take<std::int32_t>(kept);
+  auto* const of = scratch.take<std::int16_t>(kept);
+  std::fill(begin, begin + classes + 1, 0);
+  std::copy(order, order + kept, items);
   const double scale = high - low > 1e-300 ? static_cast<double>(classes - 1) / (high - low) : 0;
-  for (Index i = 0; i < problem.items; ++i) {
-    if (of[i] < 0) continue;
-    const double c = (high - static_cast<double>(in.relevance.data()[i]) * 0.5) * scale;
+  for (Index i = 0; i < kept; ++i) {
+    const double c = (high - static_cast<double>(r[items[i]]) * 0.5) * scale;
     of[i] = static_cast<std::int16_t>(std::min(c, static_cast<double>(classes - 1)));
     ++begin[of[i] + 1];
   }
   for (Index c = 0; c < classes; ++c) begin[c + 1] += begin[c];
-  const Index kept = begin[classes];
-  for (Index i = 0; i < problem.items; ++i) {
-    if (of[i] >= 0) order[begin[of[i]]++] = static_cast<std::int32_t>(i);
-  }
+  for (Index i = 0; i < kept; ++i) order[begin[of[i]]++] = items[i];
   return kept;
 }
 
-/// Items that may win a place, in ascending order: with lambda r_i + (1 - lambda) bound < lambda r_(k) - (1 - lambda) bound some
-/// item of the k most relevant is always left and better. Returns their number, or -1 if all must stay.
+/// Features only, no window. Scores never rise, so a panel's last known best bounds it from above: only panels whose bound reaches
+/// the best score known are brought up to date, with all picks they missed at once, and packed when that first happens. Items too
+/// irrelevant ever to be picked are so never even read where rows have length 1.
 template <class T, class A>
-Index mmr_prune(const MmrProblem<T>& problem, Index k, std::int32_t* kept, Workspace& scratch) {
-  const T bound = problem.bound();
-  if (!(bound <= std::numeric_limits<T>::max()) || k >= problem.items || problem.lambda == T(0)) return -1;
-  const auto mark = scratch.mark();
-  const MmrScores<T, A> s(problem, nullptr, problem.items, scratch);
-  const T high = simd::max<T, A>(s.base, problem.items);
-  const T limit = s.score_of(high, bound);
-  bool any = false;
-  for (Index i = 0; i < problem.items; ++i) any |= s.base[i] + -s.weight * bound < limit;
-  if (!any) return -1;
-
-  auto* const order = scratch.take<std::int32_t>(problem.items);
-  const Index usable = mmr_order(problem, order, scratch);
-  T least = high;  // of k items that can be picked: their features are finite
-  Index found = 0;
-  for (Index p = 0; p < usable && found < k; ++p) {
-    const T* const row = problem.in.features.row(order[p]);
-    if (!(simd::dot<T, A>(row, row, problem.cols) <= largest_square<T>)) continue;
-    least = std::min(least, s.base[order[p]]);
-    ++found;
-  }
-  if (found < k) return -1;
-  const T threshold = s.score_of(least, bound);
-  Index count = 0;
-  for (Index i = 0; i < problem.items; ++i) {
-    kept[count] = static_cast<std::int32_t>(i);
-    count += !(s.score_of(s.base[i], -bound) < threshold);
-  }
-  return count;
-}
-
-/// Features only, no window: every score after every pick.
-template <class T, class A>
-Selection mmr_eager(const MmrProblem<T>& problem, VectorView<std::int32_t> picks, T* scores, Workspace& scratch) {
-  constexpr Index P = simd::panel_width<T>;
-  const Index k = picks.size();
-  PanelsView<T> panels = problem.in.panels;
-  const std::int32_t* order = nullptr;
-  if (panels.rows == 0) {
-    auto* const kept = scratch.take<std::int32_t>(problem.items);
-    const Index count = mmr_prune<T, A>(problem, k, kept, scratch);
-    if (count >= 0) order = kept;
-    panels = pack_panels_in<T, A>(problem.in.features, order, count < 0 ? problem.items : count, problem.unit, scratch);
-  }
-  MmrScores<T, A> s(problem, order, panels.rows, scratch);
-  s.exclude_marked(panels.squares, 0, panels.rows);
-
-  T* const history = scratch.take<T>(problem.history * problem.cols);
-  const Index seen = mmr_history(problem, history, nullptr);
-  for (Index b = 0; seen > 0 && b < s.size / P; ++b)
-    mmr_penalize<T, A>(panels.data + b * panels.cols * P, panels.cols, history, seen, s.penalty + b * P);
-
-  T* const query = scratch.take<T>(problem.cols);
-  T best = seen > 0 ? s.best(0, s.size) : T(0);
-  for (Index t = 0; t < k; ++t) {
-    Index i;
-    if (t == 0 && seen == 0) {
-      i = s.most_relevant();
-      if (i == s.size) return {t, SelectionStatus::exhausted};
-      best = s.base[i];
-    } else {
-      if (best == never<T>) return {t, SelectionStatus::exhausted};
-      i = s.find_score(best);
-    }
-    picks.data()[t] = order ? order[i] : static_cast<std::int32_t>(i);
-    if (scores) scores[t] = best;
-    s.exclude(i);
-    if (t + 1 == k) break;
-    panel_row(panels.data, panels.cols, i, query);
-    best = mmr_pass<T, A>(panels, query, s);
-  }
-  return {k, SelectionStatus::ok};
-}
-
-/// Features only, no window: scores never rise, so a panel's last known best is an upper bound. Panels are packed when first
-/// needed and catch up with several picks at once.
-template <class T, class A>
-Selection mmr_lazy(const MmrProblem<T>& problem, VectorView<std::int32_t> picks, T* scores, Workspace& scratch) {
+Selection mmr_features(const MmrProblem<T>& problem, VectorView<std::int32_t> picks, T* scores, Workspace& scratch) {
   constexpr Index P = simd::panel_width<T>, W = simd::lanes<T, A>;
-  using B = simd::Batch<T, A>;
   const Index k = picks.size(), cols = problem.cols;
+  const bool lazy = problem.options.evaluation == MmrEvaluation::lazy;
   const PanelsView<T> given = problem.in.panels;
   Index rows = problem.items;
-  std::int32_t* order = nullptr;
-  if (given.rows == 0 && k > 1) {
-    order = scratch.take<std::int32_t>(rows);
-    rows = mmr_order(problem, order, scratch);
+  const std::int32_t* order = nullptr;
+  if (lazy && given.rows == 0 && rows > P && k + problem.history > 1) {
+    auto* const sorted = scratch.take<std::int32_t>(rows);
+    if (const Index kept = mmr_order(problem, sorted, scratch); kept >= 0) {
+      order = sorted;
+      rows = kept;
+    }
   }
   MmrScores<T, A> s(problem, order, rows, scratch);
-  const Index panels = s.size / P, padded = (panels + W - 1) / W * W;
+  const Index panels = s.size / P;
   T* const own = given.rows > 0 ? nullptr : scratch.take<T>(panels * cols * P);
-  T* const squares = given.rows > 0 ? nullptr : scratch.take<T>(panels * P);
+  T* const own_squares = given.rows > 0 ? nullptr : scratch.take<T>(panels * P);
   const T* const data = given.rows > 0 ? given.data : own;
-  auto* const applied = scratch.take<std::int32_t>(panels);  // -1: not packed yet
-  T* const bound = scratch.take<T>(padded);
-  std::fill(applied, applied + panels, -1);
-  std::fill(bound, bound + padded, never<T>);
-
+  const T* const squares = given.rows > 0 ? given.squares : own_squares;
   T* const queries = scratch.take<T>((problem.history + k) * cols);
   Index count = mmr_history(problem, queries, nullptr);
 
+  auto* const applied = scratch.take<std::int32_t>(panels);  // how many of the queries a panel has seen; -1: not packed yet
+  T* const bound = scratch.take<T>(panels);                  // no score in the panel exceeds it
   const auto prepare = [&](Index p) {
     if (applied[p] >= 0) return;
-    if (given.rows == 0) pack_one_panel<T, A>(problem.in.features, order, rows, p, problem.unit, own + p * cols * P, squares + p * P);
-    s.exclude_marked(given.rows > 0 ? given.squares : squares, p * P, std::min(P, rows - p * P));
+    if (own) pack_one_panel<T, A>(problem.in.features, order, rows, p, problem.unit, own + p * cols * P, own_squares + p * P);
+    s.exclude_marked(squares, p * P, std::min(P, rows - p * P));
     applied[p] = 0;
   };
   const auto refresh = [&](Index p) {
@@ -439,17 +333,18 @@ Selection mmr_lazy(const MmrProblem<T>& problem, VectorView<std::int32_t> picks,
     applied[p] = static_cast<std::int32_t>(count);
     bound[p] = s.best(p * P, P);
   };
-
   const T similarity = problem.bound();
+  const bool bounded = similarity <= std::numeric_limits<T>::max();
   for (Index p = 0; p < panels; ++p) {
+    applied[p] = -1;
     const T most = simd::max<T, A>(s.base + p * P, P);
-    bound[p] = most == never<T>                                     ? never<T>
-               : similarity <= std::numeric_limits<T>::max() ? s.score_of(most, -similarity)
-                                                                    : std::numeric_limits<T>::infinity();
+    bound[p] = most == never<T> ? never<T> : bounded ? s.score_of(most, -similarity) : std::numeric_limits<T>::infinity();
   }
+
+  if (panels == 0) return {0, SelectionStatus::exhausted};
   for (Index t = 0; t < k; ++t) {
     Index i = s.size;
-    T best;
+    T best = never<T>;
     if (count == 0) {  // the first pick, and no history
       for (;;) {
         i = s.most_relevant();
@@ -459,27 +354,33 @@ Selection mmr_lazy(const MmrProblem<T>& problem, VectorView<std::int32_t> picks,
       }
       best = s.base[i];
     } else {
-      Index p;
-      for (;;) {
-        best = simd::max<T, A>(bound, padded);
-        if (best == never<T>) return {t, SelectionStatus::exhausted};
-        p = s.find(0, padded, best, [&](Index j) RECOPS_LAMBDA_INLINE { return B::load_aligned(bound + j); });
-        if (applied[p] == count) break;
-        refresh(p);
+      if (lazy) {  // the most promising panel first: its best score spares others
+        const Index top = std::max_element(bound, bound + panels) - bound;
+        if (applied[top] != count) refresh(top);
+        best = bound[top];
       }
+      for (Index p = 0; p < panels; ++p) {
+        if (applied[p] != count) {
+          if (lazy && bound[p] < best) continue;
+          refresh(p);
+        }
+        best = bound[p] > best ? bound[p] : best;
+      }
+      if (best == never<T>) return {t, SelectionStatus::exhausted};
       std::int32_t lowest = std::numeric_limits<std::int32_t>::max();
-      for (; p < panels; ++p) {  // whoever ties, the lowest original index wins
-        if (bound[p] == best && applied[p] != count) refresh(p);
+      for (Index p = 0; p < panels; ++p) {  // whoever has that score is up to date; the lowest original index wins
         if (bound[p] != best) continue;
-        alignas(64) T lane[P];
-        for (Index l = 0; l < P; l += W) s.score(p * P + l).store_aligned(lane + l);
-        for (Index l = 0; l < P; ++l) {
-          if (!(lane[l] == best)) continue;
-          const Index at = p * P + l;
-          const std::int32_t item = order ? order[at] : static_cast<std::int32_t>(at);
-          if (item < lowest) {
-            lowest = item;
-            i = at;
+        for (Index v = p * P; v < (p + 1) * P; v += W) {
+          const auto score = s.score(v);
+          if (!xsimd::any(score == simd::Batch<T, A>(best))) continue;
+          alignas(64) T lane[W];
+          score.store_aligned(lane);
+          for (Index l = 0; l < W; ++l) {
+            const std::int32_t item = lane[l] != best ? lowest : order ? order[v + l] : static_cast<std::int32_t>(v + l);
+            if (item < lowest) {
+              lowest = item;
+              i = v + l;
+            }
           }
         }
       }
@@ -488,8 +389,7 @@ Selection mmr_lazy(const MmrProblem<T>& problem, VectorView<std::int32_t> picks,
     if (scores) scores[t] = best;
     s.exclude(i);
     if (t + 1 == k) break;
-    const Index p = i / P;
-    if (count > 0) bound[p] = s.best(p * P, P);
+    if (count > 0) bound[i / P] = s.best(i / P * P, P);
     panel_row(data, cols, i, queries + count * cols);
     ++count;
   }
@@ -544,7 +444,6 @@ template <class T, class A>
 Selection mmr_general(const MmrProblem<T>& problem, VectorView<std::int32_t> picks, T* scores, Workspace& scratch) {
   using B = simd::Batch<T, A>;
   constexpr Index P = simd::panel_width<T>;
-  constexpr int G = simd::panels_at_once<T, A>;
   const auto& in = problem.in;
   const Index k = picks.size(), cols = problem.cols, n = problem.items;
   PanelsView<T> panels = in.panels;
@@ -569,15 +468,11 @@ Selection mmr_general(const MmrProblem<T>& problem, VectorView<std::int32_t> pic
     T* const c = sliding ? window.make_room() : plain;
     if (panels.rows > 0) {
       const B weight(static_cast<T>(problem.options.feature_weight));
-      const auto run = [&](auto together, Index b) RECOPS_LAMBDA_INLINE {
-        simd::panel_products<T, A, decltype(together)::value, 1>(
-            panels.data + b * cols * P, cols, features, 0, [&](int g, int, Index lane, B v) RECOPS_LAMBDA_INLINE {
-              (weight * v).store_aligned(c + (b + g) * P + lane);
-            });
-      };
-      Index b = 0;
-      for (; b + G <= s.size / P; b += G) run(std::integral_constant<int, G>{}, b);
-      for (; b < s.size / P; ++b) run(std::integral_constant<int, 1>{}, b);
+      for (Index b = 0; b < s.size / P; ++b) {
+        simd::panel_products<T, A, 1>(panels.data + b * cols * P, cols, features, 0, [&](int, Index lane, B v) RECOPS_LAMBDA_INLINE {
+          (weight * v).store_aligned(c + b * P + lane);
+        });
+      }
     } else {
       std::fill(c, c + s.size, T(0));
     }
@@ -641,11 +536,7 @@ Selection mmr_select(const MmrProblem<T>& problem, VectorView<std::int32_t> pick
              problem.options.feature_weight != 1) {
     done = mmr_general<T, A>(problem, picks, scores.data(), scratch);
   } else {
-    const Index bytes = problem.items * problem.cols * static_cast<Index>(sizeof(T));
-    const auto evaluation = problem.options.evaluation;
-    const bool one = picks.size() == 1 && problem.history == 0;  // then a single panel is looked at
-    const bool lazy = evaluation == MmrEvaluation::lazy || (evaluation == MmrEvaluation::automatic && (one || bytes > mmr_lazy_bytes));
-    done = lazy ? mmr_lazy<T, A>(problem, picks, scores.data(), scratch) : mmr_eager<T, A>(problem, picks, scores.data(), scratch);
+    done = mmr_features<T, A>(problem, picks, scores.data(), scratch);
   }
   std::fill(picks.begin() + done.count, picks.end(), -1);
   if (!scores.empty()) std::fill(scores.begin() + done.count, scores.end(), never<T>);

@@ -3,7 +3,7 @@
 ///
 ///     panel b, column d, lane l  =  features(b * panel_width + l, d),  optionally divided by the row's length
 ///
-/// Shapes      features [N, D] → ceil(N / panel_width) panels [D, panel_width]; panel_width is 32 floats or 16 doubles.
+/// Shapes      features [N, D] → ceil(N / panel_width) panels [D, panel_width]; panel_width is 64 floats or 32 doubles.
 /// Edge cases  N = 0, D = 0.  With `normalize` a row no longer than 1e-10 (double: 1e-12) becomes zeros.
 /// NaN         A row with a number that is not finite, or whose sum of squares exceeds a quarter of the largest number, is
 ///             stored as zeros and marked: selectors never pick it, and it touches no other row.

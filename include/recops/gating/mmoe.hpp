@@ -164,6 +164,9 @@ class FrozenMmoe {
     check_option("freeze", "experts", map_.experts() == options_.experts, "as many experts as the gates know",
                  static_cast<double>(options_.experts));
     detail::check_gate_map("freeze", map_, gates.options);
+    check_shape("freeze", "gates.weight", gates.weight.view(), map_.size(), gates.hidden.empty() ? in_ : any_size);
+    check_option("freeze", "gates", gates.input_cols() == in_, "gates that read what the experts read",
+                 static_cast<double>(gates.input_cols()));
     // Batch norm becomes part of weight and bias, in double: c = weight / sqrt(variance + epsilon), b' = (b - mean) c + bias.
     Matrix<T> weight = bank.weight;
     Vector<T> bias = bank.bias;
@@ -288,12 +291,20 @@ class FrozenMmoe {
     fill(gate_layers_.back(), gate_weight);
   }
 
+  /// Scratch whose rows begin in different sets of the cache: at strides that are multiples of 1 KB the rows of one tile evict
+  /// each other.
+  static MatrixView<T> staggered(Index rows, Index cols, Workspace& ws) {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+    const Index stride = ((cols + line - 1) / line | 1) * line;
+    return MatrixView<T>(ws.take<T>(rows * stride), rows, cols, stride);
+  }
+
   MatrixView<T> apply(const std::vector<Layer>& list, MatrixView<const T> x, MatrixView<T> last, Workspace& ws) const {
     MatrixView<const T> at = x;
     MatrixView<T> next = last;
     for (std::size_t i = 0; i < list.size(); ++i) {
       const Layer& l = list[i];
-      next = i + 1 == list.size() ? last : ws.matrix<T>(x.rows(), l.out);
+      next = i + 1 == list.size() ? last : staggered(x.rows(), l.out, ws);
       const bool wide = i == 0;
       for (std::size_t b = 0, col = 0; b < l.rows.size(); col += static_cast<std::size_t>(l.rows[b]), ++b) {
         const auto first = static_cast<Index>(col);
@@ -309,9 +320,15 @@ class FrozenMmoe {
   void run(MatrixView<const T> x, MatrixView<T> y, MatrixView<T> gates_out, Workspace& ws) const {
     const auto mark = ws.mark();
     const Index n = options_.experts * outputs_;
-    const MatrixView<T> a = ws.matrix<T>(x.rows(), n), g = ws.matrix<T>(x.rows(), map_.size());
-    apply(expert_layers_, x, a, ws);
-    apply(gate_layers_, x, g, ws);
+    const MatrixView<T> a = staggered(x.rows(), n, ws), g = ws.matrix<T>(x.rows(), map_.size());
+    MatrixView<const T> in = x;
+    if (x.rows() > 1 && x.stride() * static_cast<Index>(sizeof(T)) % 1024 == 0) {
+      const MatrixView<T> copy = staggered(x.rows(), in_, ws);
+      for (Index r = 0; r < x.rows(); ++r) std::copy_n(x.row(r), in_, copy.row(r));
+      in = copy;
+    }
+    apply(expert_layers_, in, a, ws);
+    apply(gate_layers_, in, g, ws);
     const ExpertNormView<const T> norm{norm_weight_, norm_bias_, {}, {}};
     for (Index r = 0; r < x.rows(); ++r) {
       if (options_.norm != ExpertNorm::none) {

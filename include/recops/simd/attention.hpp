@@ -380,37 +380,46 @@ struct KeyBlock {
   bool contiguous;
 };
 
-/// Walks the visible keys of [first, last) in blocks. Heads [h0, h1) share what is hidden.
+/// Walks the visible keys of [first, last) in blocks of at most `most`. Heads [h0, h1) share what is hidden. With a `query` the
+/// keys are those that it sees, and its pairwise bias is part of the block's.
 template <class T>
 class KeyBlocks {
  public:
-  KeyBlocks(const AttentionOperands<T>& x, Index h0, Index h1, Index first, Index last, Workspace& ws)
-      : x_(x), h0_(h0), h1_(h1), next_(first), last_(last), at_(ws.take<Index>(key_block)) {
-    if (x.key_bias) bias_ = ws.take<T>((h1 - h0) * key_block);
-    if (x.mask || x.key_bias) {
-      k_ = ws.take<T>(key_block * (h1 - h0) * x.key_width);
-      v_ = ws.take<T>(key_block * (h1 - h0) * x.value_width);
+  KeyBlocks(const AttentionOperands<T>& x, Index h0, Index h1, Index first, Index last, Index most, Index query, Workspace& ws)
+      : x_(x),
+        pair_(x.pair_bias && query >= 0 ? x.pair_bias + h0 * x.pair_head + query * x.pair_stride : nullptr),
+        h0_(h0),
+        h1_(h1),
+        next_(first),
+        last_(last),
+        most_(most),
+        at_(ws.take<Index>(most)) {
+    if (x.key_bias || pair_) bias_ = ws.take<T>((h1 - h0) * most);
+    if (x.mask || bias_) {
+      k_ = ws.take<T>(most * (h1 - h0) * x.key_width);
+      v_ = ws.take<T>(most * (h1 - h0) * x.value_width);
     }
   }
 
   bool next(KeyBlock<T>& b) {
     Index n = 0;
-    if (!x_.mask && !x_.key_bias) {
-      for (; n < key_block && next_ < last_; ++n) at_[n] = next_++;
+    if (!x_.mask && !bias_) {
+      n = last_ - next_ < most_ ? last_ - next_ : most_;
+      for (Index j = 0; j < n; ++j) at_[j] = next_ + j;
+      next_ += n;
     } else {
-      for (; n < key_block && next_ < last_; ++next_)
+      for (; n < most_ && next_ < last_; ++next_)
         if (visible(next_)) at_[n++] = next_;
     }
-    if (n == 0) return false;
+    if (n <= 0) return false;
     b.count = n;
     b.at = at_;
     b.contiguous = at_[n - 1] - at_[0] == n - 1;
     b.bias = bias_;
-    b.bias_head = x_.key_bias_head ? key_block : 0;
+    b.bias_head = x_.key_bias_head ? most_ : 0;
     if (bias_) {
       for (Index h = 0; h < (x_.key_bias_head ? h1_ - h0_ : 1); ++h)
-        for (Index j = 0; j < n; ++j)
-          bias_[h * key_block + j] = log2_e<T> * x_.key_bias[at_[j] * x_.key_bias_stride + (h0_ + h) * x_.key_bias_head];
+        for (Index j = 0; j < n; ++j) bias_[h * most_ + j] = log2_e<T> * bias(h0_ + h, at_[j]);
     }
     if (b.contiguous) {
       b.k = x_.k + at_[0] * x_.k_stride + h0_ * x_.key_width;
@@ -431,12 +440,14 @@ class KeyBlocks {
   }
 
  private:
-  bool visible(Index j) const {
-    return (!x_.mask || x_.mask[j]) && (!x_.key_bias || x_.key_bias[j * x_.key_bias_stride + h0_ * x_.key_bias_head] != -infinity<T>);
+  T bias(Index h, Index j) const {
+    return (x_.key_bias ? x_.key_bias[j * x_.key_bias_stride + h * x_.key_bias_head] : T(0)) + (pair_ ? pair_[j] : T(0));
   }
+  bool visible(Index j) const { return (!x_.mask || x_.mask[j]) && (!bias_ || bias(h0_, j) != -infinity<T>); }
 
   const AttentionOperands<T>& x_;
-  Index h0_, h1_, next_, last_;
+  const T* pair_;
+  Index h0_, h1_, next_, last_, most_;
   Index* at_;
   T *bias_ = nullptr, *k_ = nullptr, *v_ = nullptr;
 };
@@ -667,7 +678,8 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
         pack_transposed<T, A>(x.q + (q0 + of.first) * x.q_stride + (h0 + h) * dk, x.q_stride, rows, dk, x.scale * log2_e<T>,
                               qt + of.first * heads * dk + h * dk * G, G, G);
     }
-    KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1), ws);
+    KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1),
+                        key_block, -1, ws);
     for (KeyBlock<T> b; blocks.next(b);) {
       for (Index g = 0; g < groups; ++g) {
         const QueryGroup of = group<T, A>(n, g);
@@ -703,38 +715,52 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
   });
 }
 
-/// s[j] = sum_d x[d] rows[at[j]][d] for j < n, -infinity from there to the next whole vector.
+inline constexpr Index row_block = 128;  // keys at once where queries are few
+
+/// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
+/// x + h * x_stride, of s at s + h * row_block. All heads of a few rows come before the next rows: memory is read in order.
 template <class T, class A>
-[[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, const Index* at, const T* x, Index width, T* s) {
+[[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, Index heads, const T* x, Index x_stride, Index width, T* s) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
-  for (Index j = 0; j < n; j += W) {
-    const T* row[W];
-    B acc[W];
-    RECOPS_UNROLL
-    for (Index i = 0; i < W; ++i) {
-      row[i] = rows + at[j + i < n ? j + i : n - 1] * stride;
-      acc[i] = B(T(0));
+  const Index whole = width / W * W, tail = width - whole;
+  for (Index j = 0; n >= W && j < n; j += W) {
+    const Index first = j + W <= n ? j : n - W;  // the last vector overlaps the one before
+    for (Index h = 0; h < heads; ++h) {
+      const T *row = rows + first * stride + h * width, *y = x + h * x_stride;
+      B acc[W];
+      if (whole == W && tail == 0) {
+        const B z = B::load_unaligned(y);
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i, row += stride) acc[i] = B::load_unaligned(row) * z;
+      } else {
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i) acc[i] = B(T(0));
+        for (Index d = 0; d < whole; d += W) {
+          const B z = B::load_unaligned(y + d);
+          const T* at = row + d;
+          RECOPS_UNROLL
+          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(B::load_unaligned(at), z, acc[i]);
+        }
+        if (tail > 0) {
+          const B z = load_first<T, A>(y + whole, tail);
+          const T* at = row + whole;
+          RECOPS_UNROLL
+          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(load_first<T, A>(at, tail), z, acc[i]);
+        }
+      }
+      sum_each<T, A>(acc).store_unaligned(s + h * row_block + first);
     }
-    Index d = 0;
-    for (; d + W <= width; d += W) {
-      const B y = B::load_unaligned(x + d);
-      RECOPS_UNROLL
-      for (Index i = 0; i < W; ++i) acc[i] = mul_add(B::load_unaligned(row[i] + d), y, acc[i]);
-    }
-    if (d < width) {
-      const B y = load_first<T, A>(x + d, width - d);
-      RECOPS_UNROLL
-      for (Index i = 0; i < W; ++i) acc[i] = mul_add(load_first<T, A>(row[i] + d, width - d), y, acc[i]);
-    }
-    sum_each<T, A>(acc).store_aligned(s + j);
   }
-  for (Index j = n; j % W != 0; ++j) s[j] = -infinity<T>;
+  for (Index h = 0; h < heads; ++h) {
+    for (Index j = 0; n < W && j < n; ++j) s[h * row_block + j] = simd::dot<T, A>(rows + j * stride + h * width, x + h * x_stride, width);
+    for (Index j = n; j % W != 0; ++j) s[h * row_block + j] = -infinity<T>;
+  }
 }
 
-/// o[d] += sum_j p[j] rows[at[j]][d], C vectors of d of which the last holds `last` elements; o is padded.
+/// o[d] += sum_j p[j] rows[j][d], C vectors of d of which the last holds `last` elements; o is padded.
 template <class T, class A, int C>
-[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, const Index* at, Index last, T* o) {
+[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, Index last, T* o) {
   constexpr Index W = lanes<T, A>;
   constexpr int U = C >= 4 ? 2 : 8 / C;  // several keys at once, so that there are eight chains
   using B = Batch<T, A>;
@@ -744,25 +770,25 @@ template <class T, class A, int C>
     RECOPS_UNROLL
     for (int c = 0; c < C; ++c) acc[u][c] = B(T(0));
   }
-  const auto one = [&](Index j, B(&to)[C], bool whole) RECOPS_LAMBDA_INLINE {
-    const T* row = rows + at[j] * stride;
-    const B w(p[j]);
-    RECOPS_UNROLL
-    for (int c = 0; c < C; ++c)
-      to[c] = mul_add(w, whole || c + 1 < C ? B::load_unaligned(row + c * W) : load_first<T, A>(row + c * W, last), to[c]);
-  };
-  const auto all = [&](bool whole) RECOPS_LAMBDA_INLINE {
+  const auto all = [&](auto whole) RECOPS_LAMBDA_INLINE {
+    const auto one = [&](Index j, const T* row, B(&to)[C]) RECOPS_LAMBDA_INLINE {
+      const B w(p[j]);
+      RECOPS_UNROLL
+      for (int c = 0; c < C; ++c)
+        to[c] = mul_add(w, whole() || c + 1 < C ? B::load_unaligned(row + c * W) : load_first<T, A>(row + c * W, last), to[c]);
+    };
+    const T* row = rows;
     Index j = 0;
     for (; j + U <= n; j += U) {
       RECOPS_UNROLL
-      for (int u = 0; u < U; ++u) one(j + u, acc[u], whole);
+      for (int u = 0; u < U; ++u, row += stride) one(j + u, row, acc[u]);
     }
-    for (; j < n; ++j) one(j, acc[0], whole);
+    for (; j < n; ++j, row += stride) one(j, row, acc[0]);
   };
   if (last == W) {
-    all(true);
+    all(std::true_type());
   } else {
-    all(false);
+    all(std::false_type());
   }
   RECOPS_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -775,41 +801,20 @@ template <class T, class A, int C>
 
 /// The same for any width; o has room for whole vectors.
 template <class T, class A>
-void weighted_sum(Index n, const T* p, const T* rows, Index stride, const Index* at, Index width, T* o) {
+void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, T* o) {
   constexpr Index W = lanes<T, A>;
   const Index vectors = (width + W - 1) / W, tail = width - (vectors - 1) * W;
   for (Index c = 0; c < vectors; c += 4) {
     const Index count = vectors - c < 4 ? vectors - c : 4, last = c + count == vectors ? tail : W;
     const T* from = rows + c * W;
-    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, at, last, o + c * W);
-    if (count == 3) weighted_rows<T, A, 3>(n, p, from, stride, at, last, o + c * W);
-    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, at, last, o + c * W);
-    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, at, last, o + c * W);
+    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, last, o + c * W);
+    if (count == 3) weighted_rows<T, A, 3>(n, p, from, stride, last, o + c * W);
+    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, last, o + c * W);
+    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, last, o + c * W);
   }
 }
 
-/// The keys that query i sees in a block, as positions in the sequence; their additive terms go to `terms`.
-template <class T>
-Index seen_by(const AttentionOperands<T>& x, Index h, Index i, Index& next, Index last, Index* at, T* terms) {
-  Index n = 0;
-  const bool plain = !x.mask && !x.key_bias && !x.pair_bias;
-  if (plain) {
-    for (; n < key_block && next < last; ++n) at[n] = next++;
-    return n;
-  }
-  for (; n < key_block && next < last; ++next) {
-    if (x.mask && !x.mask[next]) continue;
-    T term = T(0);
-    if (x.key_bias) term += x.key_bias[next * x.key_bias_stride + h * x.key_bias_head];
-    if (x.pair_bias) term += x.pair_bias[h * x.pair_head + i * x.pair_stride + next];
-    if (term == -infinity<T>) continue;
-    at[n] = next;
-    terms[n++] = log2_e<T> * term;
-  }
-  return n;
-}
-
-/// Calls f(h0, h1) for runs of heads that see the same keys with the same terms.
+/// Calls f(h0, h1) for runs of heads that see the same keys of one query.
 template <class T, class F>
 RECOPS_INLINE void for_equal_heads(const AttentionOperands<T>& x, F&& f) {
   const Index step = x.key_bias_head || x.pair_head ? 1 : x.heads;
@@ -821,7 +826,11 @@ Index padded_width(Index width) {
   return (width + lanes<T, A> - 1) / lanes<T, A> * lanes<T, A>;
 }
 
-inline constexpr Index row_block = 64;  // key_block in whole vectors of any set
+/// s[0..whole vectors of n) += bias[0..n)
+template <class T, class A>
+RECOPS_INLINE void add_bias(const T* bias, Index n, T* s) {
+  if (bias != nullptr) simd::add<T, A>(bias, s, n);
+}
 
 template <class T, class A>
 void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, Index k1, MatrixView<T> out, MatrixView<T> lse,
@@ -830,19 +839,17 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
   using B = Batch<T, A>;
   const Index n = q1 - q0, dk = x.key_width, dv = x.value_width, dvp = padded_width<T, A>(dv), dkp = padded_width<T, A>(dk);
   const bool alike = !x.causal && x.window == 0 && !x.pair_bias;  // all queries see the same keys
-  alignas(64) T s[row_block];
-  alignas(64) T terms[row_block];
-  Index at[row_block];
-  const auto mark = ws.mark();
   const Index together = alike ? n : 1;
-  T* q = ws.take<T>(together * x.heads * dkp);
-  T* o = ws.take<T>(together * x.heads * dvp);
-  T* l = ws.take<T>(together * x.heads * W);
-  T* m = ws.take<T>(together * x.heads);
   for_equal_heads(x, [&](Index h0, Index h1) {
     const Index heads = h1 - h0;
+    const auto mark = ws.mark();
+    T* q = ws.take<T>(together * heads * dkp);
+    T* o = ws.take<T>(together * heads * dvp);
+    T* l = ws.take<T>(together * heads * W);
+    T* m = ws.take<T>(together * heads);
+    T* all_scores = ws.take<T>(heads * row_block);
     for (Index i0 = q0; i0 < q1; i0 += together) {
-      const Index first = k0 > x.first_key(i0) ? k0 : x.first_key(i0), last = k1 < x.last_key(i0) ? k1 : x.last_key(i0);
+      const auto inner = ws.mark();
       std::fill_n(o, together * heads * dvp, T(0));
       std::fill_n(l, together * heads * W, T(0));
       std::fill_n(m, together * heads, std::numeric_limits<T>::lowest());
@@ -854,17 +861,17 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
             (load(from + d) * B(x.scale * log2_e<T>)).store_aligned(to + d);
           });
         }
-      Index next = first;
-      for (Index count; (count = seen_by(x, h0, i0, next, last, at, terms)) > 0;) {
+      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i0) ? k0 : x.first_key(i0), k1 < x.last_key(i0) ? k1 : x.last_key(i0), row_block,
+                          i0, ws);
+      for (KeyBlock<T> b; blocks.next(b);) {
         for (Index i = 0; i < together; ++i) {
+          row_dots<T, A>(b.count, b.k, b.k_stride, heads, q + i * heads * dkp, dkp, dk, all_scores);
           for (Index h = 0; h < heads; ++h) {
             const Index row = i * heads + h;
-            row_dots<T, A>(count, x.k + (h0 + h) * dk, x.k_stride, at, q + row * dkp, dk, s);
+            T* s = all_scores + h * row_block;
+            add_bias<T, A>(b.bias ? b.bias + h * b.bias_head : nullptr, b.count, s);
             B top(-infinity<T>);
-            if (x.key_bias || x.pair_bias) {
-              for (Index j = 0; j < count; ++j) s[j] += terms[j];
-            }
-            for (Index j = 0; j < count; j += W) top = xsimd::max(B::load_aligned(s + j), top);
+            for (Index j = 0; j < b.count; j += W) top = xsimd::max(B::load_aligned(s + j), top);
             B sum = B::load_aligned(l + row * W);
             if (xsimd::any(top > B(m[row]) + B(T(30)))) {
               const T now = max_lane(top);
@@ -876,13 +883,22 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
               m[row] = now;
             }
             const B base(m[row]);
-            for (Index j = 0; j < count; j += W) {
+            B other(T(0));
+            Index j = 0;
+            for (; j + W < b.count; j += 2 * W) {
+              const B p = attention_kernel::exp2(B::load_aligned(s + j) - base), r = attention_kernel::exp2(B::load_aligned(s + j + W) - base);
+              p.store_aligned(s + j);
+              r.store_aligned(s + j + W);
+              sum = sum + p;
+              other = other + r;
+            }
+            if (j < b.count) {
               const B p = attention_kernel::exp2(B::load_aligned(s + j) - base);
               p.store_aligned(s + j);
               sum = sum + p;
             }
-            sum.store_aligned(l + row * W);
-            weighted_sum<T, A>(count, s, x.v + (h0 + h) * dv, x.v_stride, at, dv, o + row * dvp);
+            (sum + other).store_aligned(l + row * W);
+            weighted_sum<T, A>(b.count, s, b.v + h * dv, b.v_stride, dv, o + row * dvp);
           }
         }
       }
@@ -902,12 +918,14 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
 
 /// rows[at[j]][d] += factor * p[j] * x[d]
 template <class T, class A>
-[[gnu::noinline]] void add_rows(Index n, const T* p, T factor, const T* x, Index width, T* rows, Index stride, const Index* at) {
+[[gnu::noinline]] void add_rows(Index n, const T* p, T factor, const T* x, Index width, T* rows, Index stride, const Index* at,
+                                bool contiguous) {
   using B = Batch<T, A>;
   for_each_vector<T, A>(width, [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE {
     const B y = load(x + d) * B(factor);
-    for (Index j = 0; j < n; ++j) {
-      T* to = rows + at[j] * stride + d;
+    T* to = rows + at[0] * stride + d;
+    for (Index j = 0; j < n; ++j, to += stride) {
+      if (!contiguous) to = rows + at[j] * stride + d;
       store(to, mul_add(B(p[j]), y, load(to)));
     }
   });
@@ -932,48 +950,43 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   const Index dk = x.key_width, dv = x.value_width, dkp = padded_width<T, A>(dk);
-  alignas(64) T p[row_block];
-  alignas(64) T ds[row_block];
-  alignas(64) T terms[row_block];
-  Index at[row_block];
-  const auto mark = ws.mark();
-  T* dq = ws.take<T>(x.heads * dkp);
-  T* q = ws.take<T>(x.heads * dkp);
   for (Index i = q0; i < q1; ++i) {
-    const Index first = k0 > x.first_key(i) ? k0 : x.first_key(i), last = k1 < x.last_key(i) ? k1 : x.last_key(i);
-    std::fill_n(dq, x.heads * dkp, T(0));
-    for (Index h = 0; h < x.heads; ++h)
-      for (Index d = 0; d < dk; ++d) q[h * dkp + d] = x.q[i * x.q_stride + h * dk + d] * (x.scale * log2_e<T>);
     for_equal_heads(x, [&](Index h0, Index h1) {
-      Index next = first;
-      for (Index count; (count = seen_by(x, h0, i, next, last, at, terms)) > 0;) {
+      const auto mark = ws.mark();
+      const Index heads = h1 - h0;
+      T* dq = ws.take<T>(heads * dkp);
+      T* q = ws.take<T>(heads * dk);
+      T* base = ws.take<T>(heads);
+      T* weights_of = ws.take<T>(heads * row_block);
+      T* gradients_of = ws.take<T>(heads * row_block);
+      std::fill_n(dq, heads * dkp, T(0));
+      for (Index h = 0; h < heads; ++h) base[h] = gradient_base<T, A>(r, i - q0, h0 + h, dv);
+      simd::scale<T, A>(x.scale * log2_e<T>, x.q + i * x.q_stride + h0 * dk, q, heads * dk);
+      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i) ? k0 : x.first_key(i), k1 < x.last_key(i) ? k1 : x.last_key(i), row_block, i, ws);
+      for (KeyBlock<T> b; blocks.next(b);) {
+        row_dots<T, A>(b.count, b.k, b.k_stride, heads, q, dk, dk, weights_of);
+        row_dots<T, A>(b.count, b.v, b.v_stride, heads, r.dout + (i - q0) * r.dout_stride + h0 * dv, dv, dv, gradients_of);
         for (Index h = h0; h < h1; ++h) {
-          const T* dout = r.dout + (i - q0) * r.dout_stride + h * dv;
-          row_dots<T, A>(count, x.k + h * dk, x.k_stride, at, q + h * dkp, dk, p);
-          row_dots<T, A>(count, x.v + h * dv, x.v_stride, at, dout, dv, ds);
-          if (x.key_bias || x.pair_bias) {
-            for (Index j = 0; j < count; ++j) p[j] += terms[j];
-          }
-          const B lse(weight_base(r.log_sum_exp[(i - q0) * r.lse_stride + h])), base(gradient_base<T, A>(r, i - q0, h, dv));
-          for (Index j = 0; j < count; j += W) {
+          const T *dout = r.dout + (i - q0) * r.dout_stride + h * dv, *k = b.k + (h - h0) * dk;
+          T *p = weights_of + (h - h0) * row_block, *ds = gradients_of + (h - h0) * row_block;
+          add_bias<T, A>(b.bias ? b.bias + (h - h0) * b.bias_head : nullptr, b.count, p);
+          const B lse(weight_base(r.log_sum_exp[(i - q0) * r.lse_stride + h])), mean(base[h - h0]);
+          for (Index j = 0; j < b.count; j += W) {
             const B weight = attention_kernel::exp2(B::load_aligned(p + j) - lse);
             weight.store_aligned(p + j);
-            (weight * (B::load_aligned(ds + j) - base)).store_aligned(ds + j);
+            (weight * (B::load_aligned(ds + j) - mean)).store_aligned(ds + j);
           }
-          if (g.dq) weighted_sum<T, A>(count, ds, x.k + h * dk, x.k_stride, at, dk, dq + h * dkp);
-          if (g.dv) add_rows<T, A>(count, p, T(1), dout, dv, g.dv + h * dv, g.dv_stride, at);
-          if (g.dk) add_rows<T, A>(count, ds, x.scale, x.q + i * x.q_stride + h * dk, dk, g.dk + h * dk, g.dk_stride, at);
-          if (g.key_bias) {
-            for (Index j = 0; j < count; ++j) g.key_bias[at[j] * g.key_bias_stride + h * g.key_bias_head] += ds[j];
-          }
-          if (g.pair_bias) {
-            for (Index j = 0; j < count; ++j) g.pair_bias[h * g.pair_head + i * g.pair_stride + at[j]] += ds[j];
-          }
+          if (g.dq) weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, dq + (h - h0) * dkp);
+          if (g.dv) add_rows<T, A>(b.count, p, T(1), dout, dv, g.dv + h * dv, g.dv_stride, b.at, b.contiguous);
+          if (g.dk)
+            add_rows<T, A>(b.count, ds, x.scale, x.q + i * x.q_stride + h * dk, dk, g.dk + h * dk, g.dk_stride, b.at, b.contiguous);
+          for (Index j = 0; j < b.count && g.key_bias; ++j) g.key_bias[b.at[j] * g.key_bias_stride + h * g.key_bias_head] += ds[j];
+          for (Index j = 0; j < b.count && g.pair_bias; ++j) g.pair_bias[h * g.pair_head + i * g.pair_stride + b.at[j]] += ds[j];
         }
       }
+      for (Index h = 0; h < heads && g.dq; ++h)
+        simd::axpy<T, A>(x.scale, dq + h * dkp, g.dq + (i - q0) * g.dq_stride + (h0 + h) * dk, dk);
     });
-    for (Index h = 0; h < x.heads && g.dq; ++h)
-      simd::axpy<T, A>(x.scale, dq + h * dkp, g.dq + (i - q0) * g.dq_stride + h * dk, dk);
   }
 }
 
@@ -1112,7 +1125,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
         }
       }
     }
-    KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1), ws);
+    KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1),
+                        key_block, -1, ws);
     for (KeyBlock<T> b; blocks.next(b);) {
       if (dk_block) std::fill_n(dk_block, b.count * heads * dkp, T(0));
       if (dv_block) std::fill_n(dv_block, b.count * heads * dvp, T(0));

@@ -24,11 +24,12 @@ RECOPS_INLINE Batch<T, A> scale_by_power(Batch<T, A> v, Batch<T, A> n) {
 #endif
   {
     using I = xsimd::as_integer_t<T>;
-    constexpr I bias = std::is_same_v<T, float> ? 127 : 1023;
+    // Added to a whole number, 1.5 * 2^shift leaves it in the low bits: no conversion, which AVX2 lacks and NaN makes undefined.
+    constexpr T magic = std::is_same_v<T, float> ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);
     constexpr int shift = std::is_same_v<T, float> ? 23 : 52;
     const Batch<T, A> half = xsimd::floor(n * T(0.5));
     const auto power = [](Batch<T, A> e) RECOPS_LAMBDA_INLINE {
-      return xsimd::bitwise_cast<Batch<T, A>>((xsimd::to_int(e) + Batch<I, A>(bias)) << shift);
+      return bits_as<T>(bits_as<I>(e + Batch<T, A>(magic)) << shift);
     };
     return v * power(half) * power(n - half);
   }

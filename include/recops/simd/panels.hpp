@@ -4,8 +4,9 @@
 ///
 ///     panel[d][l] = row_l[d]          l in [0, panel_width),  d in [0, D)
 ///
-/// A product with a vector then needs no horizontal sum, and every row's dot product runs over d = 0..D-1 in one lane: its bits do
-/// not depend on the vector width (given FMA), on how many rows or vectors are processed together, or on the row's place.
+/// A product with a vector then needs no horizontal sum, and every row's dot product runs in one lane, the even d and the odd d
+/// each in order: its bits do not depend on the vector width (given FMA), on how many rows or vectors are processed together, or on
+/// the row's place.
 #pragma once
 #include <recops/simd/xsimd.hpp>
 
@@ -13,9 +14,10 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace simd {
 
-/// Rows in a panel: 128 bytes (two cache lines) of each column, whatever the instruction set: 32 floats or 16 doubles.
+/// Rows in a panel: 256 bytes of each column, whatever the instruction set: 64 floats or 32 doubles. A panel is one stream of
+/// whole cache lines; several streams at once come more slowly from the second-level cache.
 template <class T>
-inline constexpr Index panel_width = Index{128} / static_cast<Index>(sizeof(T));
+inline constexpr Index panel_width = Index{256} / static_cast<Index>(sizeof(T));
 
 namespace detail {
 
@@ -79,7 +81,8 @@ RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[N]) {
 
 }  // namespace detail
 
-/// Writes one panel [cols, panel_width] (64-byte aligned). `row(l)` points to the `cols` numbers of lane l, or is null: zeros.
+/// Writes one panel [cols, panel_width] (64-byte aligned). `row(l)` points to the `cols` numbers of lane l; null from the
+/// last row on: zeros.
 /// `squares` [panel_width] (64-byte aligned) receives each row's sum of squares, NaN and infinity included.
 template <class T, class A = DefaultArch, class Row>
 RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares) {
@@ -90,6 +93,11 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares) {
     const T* rows[W];
     for (Index l = 0; l < W; ++l) rows[l] = row(v + l);
     B sum(T(0)), x[W];
+    if (!rows[0]) {  // rows come without gaps: nor is there any behind this one
+      for (Index d = 0; d < cols; ++d) sum.store_aligned(panel + d * P + v);
+      sum.store_aligned(squares + v);
+      continue;
+    }
     Index d = 0;
     for (; d + W <= cols; d += W) {
       RECOPS_UNROLL
@@ -132,38 +140,49 @@ void scale_panel(T* panel, Index cols, const T* factors) {
   }
 }
 
-/// Products of `Panels` consecutive panels with `Queries` vectors (`queries + q * stride`, `cols` numbers each):
-/// calls use(panel, query, first lane, products) for every register of them. All accumulators live in registers: choose
-/// Panels * Queries * panel_width / lanes well below their number.
-template <class T, class A, int Panels, int Queries, class F>
-RECOPS_INLINE void panel_products(const T* panels, Index cols, const T* queries, Index stride, F&& use) {
+/// Products of a panel with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls use(query, first lane, products)
+/// for every register of them. Even and odd columns have accumulators of their own: one alone would wait for itself.
+template <class T, class A, int Queries, class F>
+RECOPS_INLINE void panel_products(const T* panel, Index cols, const T* queries, Index stride, F&& use) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>, P = panel_width<T>;
-  constexpr int V = static_cast<int>(P / W);
-  B acc[Panels * V * Queries];
-  RECOPS_UNROLL
-  for (int i = 0; i < Panels * V * Queries; ++i) acc[i] = B(T(0));
-  for (Index d = 0; d < cols; ++d) {
+  constexpr int all = static_cast<int>(P / W), most = registers<A> / 4 / Queries;  // accumulators stay in registers
+  constexpr int V = all < most ? all : most;
+  static_assert(V > 0 && all % V == 0);
+  for (Index v = 0; v < P; v += V * W) {
+    B even[V * Queries], odd[V * Queries];
     RECOPS_UNROLL
-    for (int i = 0; i < Panels * V; ++i) {
-      const B x = B::load_aligned(panels + (i / V * cols + d) * P + i % V * W);
+    for (int i = 0; i < V * Queries; ++i) even[i] = odd[i] = B(T(0));
+    const auto column = [&](Index d, B(&sum)[V * Queries]) RECOPS_LAMBDA_INLINE {
       RECOPS_UNROLL
-      for (int q = 0; q < Queries; ++q) acc[i * Queries + q] = mul_add(x, B(queries[q * stride + d]), acc[i * Queries + q]);
+      for (int i = 0; i < V; ++i) {
+        const B x = B::load_aligned(panel + d * P + v + i * W);
+        RECOPS_UNROLL
+        for (int q = 0; q < Queries; ++q) sum[i * Queries + q] = mul_add(x, B(queries[q * stride + d]), sum[i * Queries + q]);
+      }
+    };
+    Index d = 0;
+    for (; d + 2 <= cols; d += 2) {
+      column(d, even);
+      column(d + 1, odd);
     }
-  }
-  RECOPS_UNROLL
-  for (int i = 0; i < Panels * V; ++i) {
+    if (d < cols) column(d, even);
     RECOPS_UNROLL
-    for (int q = 0; q < Queries; ++q) use(i / V, q, i % V * W, acc[i * Queries + q]);
+    for (int i = 0; i < V; ++i) {
+      RECOPS_UNROLL
+      for (int q = 0; q < Queries; ++q) use(q, v + i * W, even[i * Queries + q] + odd[i * Queries + q]);
+    }
   }
 }
 
-/// Panels to give `panel_products` at once so that one vector's products fill the multipliers (8 accumulators).
-template <class T, class A = DefaultArch>
-inline constexpr int panels_at_once = static_cast<int>(8 * lanes<T, A> / panel_width<T> > 1 ? 8 * lanes<T, A> / panel_width<T> : 1);
-/// Vectors to give it with a single panel.
-template <class T, class A = DefaultArch>
-inline constexpr int queries_at_once = panels_at_once<T, A>;
+/// The same for any number of vectors.
+template <class T, class A, class F>
+RECOPS_INLINE void panel_products(const T* panel, Index cols, const T* queries, Index stride, Index count, F&& use) {
+  Index first = 0;
+  const auto part = [&](int q, Index lane, Batch<T, A> c) RECOPS_LAMBDA_INLINE { use(first + q, lane, c); };
+  for (; first + 2 <= count; first += 2) panel_products<T, A, 2>(panel, cols, queries + first * stride, stride, part);
+  if (first < count) panel_products<T, A, 1>(panel, cols, queries + first * stride, stride, part);
+}
 
 }  // namespace simd
 }  // namespace RECOPS_ABI

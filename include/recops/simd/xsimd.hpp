@@ -6,7 +6,17 @@
 #pragma once
 #include <recops/core/views.hpp>
 #include <tuple>
+
+// GCC 12 takes the deliberately undefined registers of its own AVX-512 intrinsics for a mistake (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <xsimd/xsimd.hpp>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #if XSIMD_VERSION_MAJOR < 8 || (XSIMD_VERSION_MAJOR == 8 && XSIMD_VERSION_MINOR < 1)
 #error "recops needs xsimd >= 8.1"
@@ -64,6 +74,16 @@ RECOPS_INLINE Batch<T, A> mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> neg_mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
   return mul_add(-a, b, c);
+}
+
+/// The same bits read as lanes of another type of the same size.
+template <class To, class T, class A>
+RECOPS_INLINE Batch<To, A> bits_as(Batch<T, A> v) {
+  if constexpr (requires { requires std::is_same_v<decltype(xsimd::bitwise_cast<To>(v)), Batch<To, A>>; }) {
+    return xsimd::bitwise_cast<To>(v);
+  } else {
+    return xsimd::bitwise_cast<Batch<To, A>>(v);  // xsimd 8 names the batch
+  }
 }
 
 /// Sum of the lanes.

@@ -1,0 +1,55 @@
+/// @file   recops/recops.hpp
+/// @brief  Everything, for trying things out. A program that cares about its compile time includes the headers it uses.
+///
+/// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
+#pragma once
+#include <recops/attention/target_attention.hpp>
+#include <recops/core/config.hpp>
+#include <recops/core/error.hpp>
+#include <recops/core/fields.hpp>
+#include <recops/core/matrix.hpp>
+#include <recops/core/random.hpp>
+#include <recops/core/views.hpp>
+#include <recops/core/workspace.hpp>
+#include <recops/diversity/mmr.hpp>
+#include <recops/diversity/normalize.hpp>
+#include <recops/diversity/panels.hpp>
+#include <recops/diversity/selection.hpp>
+#include <recops/gating/expert_bank.hpp>
+#include <recops/gating/gate_mix.hpp>
+#include <recops/gating/mmoe.hpp>
+#include <recops/gating/task_gates.hpp>
+#include <recops/metrics/auc.hpp>
+#include <recops/metrics/calibration.hpp>
+#include <recops/metrics/common.hpp>
+#include <recops/metrics/coverage.hpp>
+#include <recops/metrics/gauc.hpp>
+#include <recops/metrics/intra_list.hpp>
+#include <recops/metrics/log_loss.hpp>
+#include <recops/metrics/ndcg.hpp>
+#include <recops/metrics/retrieval.hpp>
+#include <recops/nn/batch_norm.hpp>
+#include <recops/nn/dense.hpp>
+#include <recops/nn/embedding_bag.hpp>
+#include <recops/nn/gradient.hpp>
+#include <recops/nn/layer.hpp>
+#include <recops/nn/layer_norm.hpp>
+#include <recops/nn/linear.hpp>
+#include <recops/nn/loss.hpp>
+#include <recops/nn/rms_norm.hpp>
+#include <recops/nn/scaled_dot_product_attention.hpp>
+#include <recops/nn/sequential.hpp>
+#include <recops/nn/step.hpp>
+#include <recops/nn/table.hpp>
+#include <recops/simd/activation.hpp>
+#include <recops/simd/attention.hpp>
+#include <recops/simd/build_info.hpp>
+#include <recops/simd/gemm.hpp>
+#include <recops/simd/math.hpp>
+#include <recops/simd/panels.hpp>
+#include <recops/simd/reduce.hpp>
+#include <recops/simd/softmax.hpp>
+#include <recops/simd/xsimd.hpp>
+#include <recops/train/adam.hpp>
+#include <recops/train/gradient_check.hpp>
+#include <recops/version.hpp>
