@@ -6,11 +6,12 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
+#include "support/golden.hpp"
+#include "support/threads.hpp"
 
 using namespace recops;
 
@@ -355,6 +356,49 @@ TEST_CASE("mmr in float agrees with double", "[diversity][mmr]") {
   for (std::size_t t = 0; t < 20; ++t) CHECK(a.scores[t] == Approx(b.scores[t]).margin(1e-5));
 }
 
+TEST_CASE("mmr agrees with numpy", "[diversity][mmr]") {
+  const recops_test::Golden golden("mmr");
+  const Index cases = static_cast<Index>(golden.scalar("cases"));
+  REQUIRE(cases == 8);
+  for (Index number = 0; number < cases; ++number) {
+    const std::string name = "case_" + std::to_string(number) + ".";
+    const auto vector = [&](const char* key, auto& to) {
+      using V = typename std::remove_reference_t<decltype(to)>::value_type;
+      const auto from = golden.template values<V>(name + key);
+      to.resize(static_cast<Index>(from.size()));
+      std::copy(from.begin(), from.end(), to.begin());
+    };
+    const auto matrix = [&](const char* key, Matrix<double>& to) {
+      to = golden.matrix<double>(name + key);
+    };
+    Request<double> q;
+    vector("relevance", q.relevance);
+    vector("allowed", q.allowed);
+    vector("categories", q.categories);
+    vector("history_categories", q.history_categories);
+    matrix("features", q.features);
+    matrix("history", q.history);
+    matrix("similarity", q.similarity);
+    matrix("history_similarity", q.history_similarity);
+    const auto option = golden.values<double>(name + "options");
+    const auto picks = golden.values<std::int32_t>(name + "picks");
+    const auto scores = golden.values<double>(name + "scores");
+    for (const auto evaluation : {MmrEvaluation::eager, MmrEvaluation::lazy}) {
+      const MmrOptions o{.lambda = option[0],
+                         .window = static_cast<Index>(option[1]),
+                         .normalize = option[2] != 0,
+                         .feature_weight = option[3],
+                         .similarity_weight = option[4],
+                         .category_weight = option[5],
+                         .evaluation = evaluation};
+      const Picks got = run(q.input(), o, static_cast<Index>(picks.size()));
+      CAPTURE(number);
+      CHECK(got.items == picks);
+      for (std::size_t t = 0; t < picks.size(); ++t) CHECK(got.scores[t] == Approx(scores[t]).margin(1e-13));
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("mmr: permuting the candidates permutes the picks", "[diversity][mmr]", float, double) {
   Random random(recops_test::seed(), 8);
   const auto q = normal_request<TestType>(random, 120, 8, 0);
@@ -489,15 +533,7 @@ TEMPLATE_TEST_CASE("mmr batch gives every request what it gets alone, on any num
       batch.history_categories = q.history_categories;
     }
     const MmrOptions o{.lambda = 0.7, .normalize = true};
-    auto threads = [](Index tasks, auto&& task) {
-      std::vector<std::thread> pool;
-      for (int worker = 0; worker < 3; ++worker) {
-        pool.emplace_back([&task, worker, tasks] {
-          for (Index i = worker; i < tasks; i += 3) task(i, worker);
-        });
-      }
-      for (auto& t : pool) t.join();
-    };
+    recops_test::Threads threads{3};
     Workspace serial, parallel(make_executor(threads, 3));
     for (Workspace* scratch : {&serial, &parallel}) {
       Matrix<std::int32_t> picks(5, k, 99);

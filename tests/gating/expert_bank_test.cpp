@@ -12,8 +12,8 @@ namespace {
 constexpr ExpertNorm norms[] = {ExpertNorm::none, ExpertNorm::batch, ExpertNorm::layer, ExpertNorm::rms};
 }
 
-TEMPLATE_TEST_CASE("ExpertBank equals the definition: serving and training, every norm, one layer or several", "[gating][expert_bank]",
-                   float, double) {
+TEMPLATE_TEST_CASE("ExpertBank equals the definition: serving and training, every norm, one layer or several",
+                   "[gating][expert_bank]", float, double) {
   using T = TestType;
   const double tolerance = std::is_same_v<T, float> ? 2e-5 : 1e-13;
   Random random = random_stream(201);
@@ -23,7 +23,12 @@ TEMPLATE_TEST_CASE("ExpertBank equals the definition: serving and training, ever
       for (const auto& [rows, in, experts, out] :
            {std::array<Index, 4>{0, 3, 2, 4}, {1, 5, 3, 7}, {2, 1, 1, 1}, {9, 6, 4, 16}, {65, 33, 3, 17}}) {
         for (const std::vector<Index>& hidden : {std::vector<Index>{}, {5}, {4, 9}}) {
-          ExpertBank<T> bank({.inputs = in, .experts = experts, .outputs = out, .hidden = hidden, .norm = norm, .activation = f,
+          ExpertBank<T> bank({.inputs = in,
+                              .experts = experts,
+                              .outputs = out,
+                              .hidden = hidden,
+                              .norm = norm,
+                              .activation = f,
                               .bias = rows != 9},
                              random);
           shake(bank, random);
@@ -62,7 +67,12 @@ TEST_CASE("ExpertBank passes the gradient check with every norm, activation and 
     for (const Activation f : {Activation::relu, Activation::silu}) {
       for (const std::vector<Index>& hidden : {std::vector<Index>{}, {5, 4}}) {
         // A bias before batch norm has no gradient: see below.
-        ExpertBank<double> bank({.inputs = 4, .experts = 3, .outputs = 5, .hidden = hidden, .norm = norm, .activation = f,
+        ExpertBank<double> bank({.inputs = 4,
+                                 .experts = 3,
+                                 .outputs = 5,
+                                 .hidden = hidden,
+                                 .norm = norm,
+                                 .activation = f,
                                  .bias = norm != ExpertNorm::batch},
                                 random);
         shake(bank, random);
@@ -79,9 +89,9 @@ TEST_CASE("ExpertBank passes the gradient check with every norm, activation and 
 TEST_CASE("ExpertBank gives the specification's golden numbers (G1: batch norm, silu)", "[gating][expert_bank]") {
   Random random(1);
   Workspace ws;
-  ExpertBank<double> bank({.inputs = 6, .experts = 3, .outputs = 4, .norm = ExpertNorm::batch, .activation = Activation::silu,
-                           .bias = false},
-                          random);
+  ExpertBank<double> bank(
+      {.inputs = 6, .experts = 3, .outputs = 4, .norm = ExpertNorm::batch, .activation = Activation::silu, .bias = false},
+      random);
   bank.weight = transpose(fill(2, 6, 12));
   const Matrix<double> scale = fill(3, 1, 12), shift = fill(4, 1, 12), x = fill(1, 4, 6), dy = fill(99, 4, 12);
   for (Index j = 0; j < 12; ++j) {
@@ -113,7 +123,8 @@ TEST_CASE("ExpertBank gives the specification's golden numbers (G1: batch norm, 
 TEST_CASE("A bias right before batch norm has no gradient", "[gating][expert_bank]") {
   Random random = random_stream(203);
   Workspace ws;
-  ExpertBank<double> bank({.inputs = 4, .experts = 3, .outputs = 5, .norm = ExpertNorm::batch, .activation = Activation::silu}, random);
+  ExpertBank<double> bank({.inputs = 4, .experts = 3, .outputs = 5, .norm = ExpertNorm::batch, .activation = Activation::silu},
+                          random);
   const Matrix<double> x = random_matrix<double>(20, 4, random), dy = random_matrix<double>(20, 15, random);
   Matrix<double> y(20, 15);
   ExpertBank<double>::Saved saved;
@@ -190,8 +201,8 @@ TEST_CASE("ExpertBank: threads change no bit, a NaN stays in its row, a warm cal
   Threads threads{3};
   for (const ExpertNorm norm : norms) {
     Workspace ws, wide(make_executor(threads, 3));
-    ExpertBank<float> bank({.inputs = 20, .experts = 3, .outputs = 33, .hidden = {18}, .norm = norm, .activation = Activation::silu},
-                           random);
+    ExpertBank<float> bank(
+        {.inputs = 20, .experts = 3, .outputs = 33, .hidden = {18}, .norm = norm, .activation = Activation::silu}, random);
     Matrix<float> x = random_matrix<float>(300, 20, random);
     const Matrix<float> dy = random_matrix<float>(300, 99, random);
     Matrix<float> y(300, 99), y2(300, 99), dx(300, 20, 0.0f), dx2(300, 20, 0.0f);
@@ -203,7 +214,8 @@ TEST_CASE("ExpertBank: threads change no bit, a NaN stays in its row, a warm cal
     bank.backward(x, dy, saved2, dx2, g2, wide);
     CHECK(max_difference(y.view(), y2.view()) == 0);
     CHECK(max_difference(dx.view(), dx2.view()) == 0);
-    visit([](const FieldPath&, const auto& a, const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); },
+    visit([](const FieldPath&, const auto& a,
+             const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); },
           g, g2);
     const AllocationCounter counter;
     bank.forward(x, y, ws);
@@ -253,16 +265,16 @@ TEST_CASE("expert_bank refuses what does not fit and writes nothing", "[gating][
   CHECK(message(x, b, {}, {.experts = 0}, y) == "expert_bank: experts: expected 1 to 65536, got 0");
   CHECK(message(x, b, {}, {.experts = 2, .epsilon = 0}, y) == "expert_bank: epsilon: expected epsilon > 0, got 0");
   CHECK(message(x, b, {}, {.experts = 2, .own_inputs = true}, y) == "expert_bank: x: expected shape [_, 8], got [3, 4]");
-  CHECK(message(x, b, {.weight = odd}, {.experts = 2, .norm = ExpertNorm::layer}, y) == "expert_bank: norm.weight: expected size 6, got 5");
+  CHECK(message(x, b, {.weight = odd}, {.experts = 2, .norm = ExpertNorm::layer}, y) ==
+        "expert_bank: norm.weight: expected size 6, got 5");
   CHECK(message(x, b, {.weight = b}, {.experts = 2, .norm = ExpertNorm::batch}, y) ==
         "expert_bank: norm.running_mean: expected size 6, got 0");
-  CHECK(message(x, b, {.bias = b}, {.experts = 2, .norm = ExpertNorm::rms}, y) == "expert_bank: norm.bias: expected size 0, got 6");
-  CHECK(error_of([&] {
-          expert_bank_train<float>(one, w, b, {}, {.experts = 2, .norm = ExpertNorm::batch}, y1, {}, y1, ws);
-        }) == "expert_bank_train: rows of x: expected at least two rows to take statistics of, got 1");
-  CHECK(error_of([&] {
-          expert_bank_train<float>(x, w, b, {}, {.experts = 2, .norm = ExpertNorm::rms}, pre, moments, y, ws);
-        }) == "expert_bank_train: moments: expected shape [3, 2], got [3, 4]");
+  CHECK(message(x, b, {.bias = b}, {.experts = 2, .norm = ExpertNorm::rms}, y) ==
+        "expert_bank: norm.bias: expected size 0, got 6");
+  CHECK(error_of([&] { expert_bank_train<float>(one, w, b, {}, {.experts = 2, .norm = ExpertNorm::batch}, y1, {}, y1, ws); }) ==
+        "expert_bank_train: rows of x: expected at least two rows to take statistics of, got 1");
+  CHECK(error_of([&] { expert_bank_train<float>(x, w, b, {}, {.experts = 2, .norm = ExpertNorm::rms}, pre, moments, y, ws); }) ==
+        "expert_bank_train: moments: expected shape [3, 2], got [3, 4]");
   CHECK(error_of([&] { expert_bank_backward<float>(x, w, {}, two, pre, {}, y1, {}, {}, {}, {}, ws); }) ==
         "expert_bank_backward: dout: expected shape [3, 6], got [1, 6]");
   CHECK(error_of([&] { expert_bank_backward<float>(x, w, {}, two, pre, {}, y, y1, {}, {}, {}, ws); }) ==
@@ -271,8 +283,10 @@ TEST_CASE("expert_bank refuses what does not fit and writes nothing", "[gating][
   for (const float v : leaf_values(y1)) CHECK(v == 7);
 
   Random random(1);
-  CHECK(error_of([&] { ExpertBank<float>({.inputs = 0, .outputs = 1}, random); }) == "ExpertBank: inputs: expected inputs >= 1, got 0");
-  CHECK(error_of([&] { ExpertBank<float>({.inputs = 1, .outputs = 0}, random); }) == "ExpertBank: outputs: expected outputs >= 1, got 0");
+  CHECK(error_of([&] { ExpertBank<float>({.inputs = 0, .outputs = 1}, random); }) ==
+        "ExpertBank: inputs: expected inputs >= 1, got 0");
+  CHECK(error_of([&] { ExpertBank<float>({.inputs = 1, .outputs = 0}, random); }) ==
+        "ExpertBank: outputs: expected outputs >= 1, got 0");
   CHECK(error_of([&] { ExpertBank<float>({.inputs = 1, .experts = -1, .outputs = 1}, random); }) ==
         "ExpertBank: experts: expected 1 to 65536, got -1");
   CHECK(error_of([&] { ExpertBank<float>({.inputs = 1, .outputs = 1, .hidden = {0}}, random); }) ==

@@ -18,7 +18,8 @@ TEMPLATE_TEST_CASE("gate_mix and its backward equal the definition", "[gating][g
                              GateMap(4, {{0, 3}, {}, {1}, {2, 1, 0}}), GateMap(2, {{1, 0}, {0, 1}})}) {
     for (const Index h : {1, 3, 8, 16, 17, 64, 83}) {
       for (const Index rows : {0, 1, 3, 65}) {
-        Padded<T> a(random_matrix<T>(rows, map.experts() * h, random).view()), g(random_matrix<T>(rows, map.size(), random).view());
+        Padded<T> a(random_matrix<T>(rows, map.experts() * h, random).view()),
+            g(random_matrix<T>(rows, map.size(), random).view());
         Padded<T> dy(random_matrix<T>(rows, map.tasks() * h, random).view());
         Padded<T> y(rows, map.tasks() * h, T(5)), da(rows, map.experts() * h, T(2)), dg(rows, map.size(), T(3));
         Matrix<double> exact_a(rows, map.experts() * h), exact_g(rows, map.size()), expected_da(rows, map.experts() * h, 2.0),
@@ -81,7 +82,8 @@ TEST_CASE("gate_mix: a hidden expert is not read, a row keeps its NaN, equal gat
   CHECK((std::isnan(z(0, 0)) && z(1, 0) == 2));
 }
 
-TEST_CASE("gate_mix: what is not wanted is left out; threads change no bit; a warm call allocates nothing", "[gating][gate_mix]") {
+TEST_CASE("gate_mix: what is not wanted is left out; threads change no bit; a warm call allocates nothing",
+          "[gating][gate_mix]") {
   Random random = random_stream(223);
   Threads threads{3};
   Workspace ws, wide(make_executor(threads, 3));
@@ -89,7 +91,8 @@ TEST_CASE("gate_mix: what is not wanted is left out; threads change no bit; a wa
   const Index h = 40, rows = 200;
   const Matrix<float> a = random_matrix<float>(rows, 8 * h, random), g = random_matrix<float>(rows, 48, random),
                       dy = random_matrix<float>(rows, 6 * h, random);
-  Matrix<float> y(rows, 6 * h), y2(rows, 6 * h), da(rows, 8 * h, 0.0f), da2(rows, 8 * h, 0.0f), dg(rows, 48, 0.0f), dg2(rows, 48, 0.0f);
+  Matrix<float> y(rows, 6 * h), y2(rows, 6 * h), da(rows, 8 * h, 0.0f), da2(rows, 8 * h, 0.0f), dg(rows, 48, 0.0f),
+      dg2(rows, 48, 0.0f);
   gate_mix<float>(a, g, map, y, ws);
   gate_mix<float>(a, g, map, y2, wide);
   gate_mix_backward<float>(a, g, map, dy, da, dg, ws);

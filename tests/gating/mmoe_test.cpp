@@ -20,10 +20,24 @@ std::vector<MmoeSpec> specs(Index inputs) {
       {.inputs = inputs, .experts = 4, .outputs = 5, .tasks = 3},
       {.inputs = inputs, .experts = 1, .outputs = 1, .tasks = 1},
       MmoeSpec{.inputs = inputs, .experts = 3, .outputs = 17, .tasks = 2}.home(),
-      {.inputs = inputs, .experts = 3, .outputs = 6, .tasks = 2, .hidden = {8, 4}, .norm = ExpertNorm::layer,
-       .activation = Activation::silu, .gate_hidden = {5}, .gate_bias = true, .gates = {.temperature = 0.5}},
-      {.inputs = inputs, .experts = 5, .outputs = 19, .tasks = 3, .norm = ExpertNorm::rms, .gate_bias = true,
-       .gates = {.temperature = 2}, .visible = {{0, 3, 4}, {2}, {4, 1}}},
+      {.inputs = inputs,
+       .experts = 3,
+       .outputs = 6,
+       .tasks = 2,
+       .hidden = {8, 4},
+       .norm = ExpertNorm::layer,
+       .activation = Activation::silu,
+       .gate_hidden = {5},
+       .gate_bias = true,
+       .gates = {.temperature = 0.5}},
+      {.inputs = inputs,
+       .experts = 5,
+       .outputs = 19,
+       .tasks = 3,
+       .norm = ExpertNorm::rms,
+       .gate_bias = true,
+       .gates = {.temperature = 2},
+       .visible = {{0, 3, 4}, {2}, {4, 1}}},
       {.inputs = inputs, .experts = 8, .outputs = 40, .tasks = 7, .bias = false},
   };
 }
@@ -58,10 +72,17 @@ TEST_CASE("Mmoe equals PyTorch: outputs, gates, every gradient, serving", "[gati
       {"plain", {.inputs = 9, .experts = 4, .outputs = 5, .tasks = 3}},
       {"home", MmoeSpec{.inputs = 10, .experts = 3, .outputs = 17, .tasks = 2}.home()},
       {"layer",
-       {.inputs = 7, .experts = 3, .outputs = 6, .tasks = 2, .hidden = {8}, .norm = ExpertNorm::layer, .activation = Activation::silu,
-        .gate_hidden = {5}, .gate_bias = true, .gates = {.temperature = 0.5}}},
-      {"masked",
-       {.inputs = 8, .experts = 5, .outputs = 19, .tasks = 3, .gate_bias = true, .visible = {{0, 3, 4}, {2}, {4, 1}}}},
+       {.inputs = 7,
+        .experts = 3,
+        .outputs = 6,
+        .tasks = 2,
+        .hidden = {8},
+        .norm = ExpertNorm::layer,
+        .activation = Activation::silu,
+        .gate_hidden = {5},
+        .gate_bias = true,
+        .gates = {.temperature = 0.5}}},
+      {"masked", {.inputs = 8, .experts = 5, .outputs = 19, .tasks = 3, .gate_bias = true, .visible = {{0, 3, 4}, {2}, {4, 1}}}},
   };
   for (const Case& c : cases) {
     CAPTURE(c.name);
@@ -94,7 +115,8 @@ TEST_CASE("Mmoe equals PyTorch: outputs, gates, every gradient, serving", "[gati
         gradient);
     const bool batch = c.spec.norm == ExpertNorm::batch;
     if (batch) {
-      const auto mean = golden.values<double>("home.experts.norm.running_mean"), var = golden.values<double>("home.experts.norm.running_var");
+      const auto mean = golden.values<double>("home.experts.norm.running_mean"),
+                 var = golden.values<double>("home.experts.norm.running_var");
       for (std::size_t j = 0; j < mean.size(); ++j) {
         CHECK(layer.experts.running_mean[static_cast<Index>(j)] == Approx(mean[j]).epsilon(1e-12).margin(1e-14));
         CHECK(layer.experts.running_variance[static_cast<Index>(j)] == Approx(var[j]).epsilon(1e-12));
@@ -191,7 +213,8 @@ TEST_CASE("Mmoe: a gradient on the gates joins that of the outputs", "[gating][m
   Random random = random_stream(233);
   Workspace ws;
   Mmoe<double> layer({.inputs = 4, .experts = 3, .outputs = 2, .tasks = 2}, random);
-  Matrix<double> x = random_matrix<double>(6, 4, random), y(6, 4), dy = random_matrix<double>(6, 4, random), dg(6, 6, 0.0), dx(6, 4, 0.0);
+  Matrix<double> x = random_matrix<double>(6, 4, random), y(6, 4), dy = random_matrix<double>(6, 4, random), dg(6, 6, 0.0),
+                 dx(6, 4, 0.0);
   const auto loss = [&] {
     Mmoe<double>::Saved saved;
     layer.forward(x, y, saved, Step{}, ws);
@@ -206,7 +229,8 @@ TEST_CASE("Mmoe: a gradient on the gates joins that of the outputs", "[gating][m
   layer.backward(x, dy, dg, saved, dx, gradient, ws);
   GradientReport report;
   check_gradient("x", leaf_values(x), VectorView<const double>(leaf_values(dx)), loss, report);
-  check_gradient("gates", leaf_values(layer.gates.weight), VectorView<const double>(leaf_values(gradient.gates.weight)), loss, report);
+  check_gradient("gates", leaf_values(layer.gates.weight), VectorView<const double>(leaf_values(gradient.gates.weight)), loss,
+                 report);
   CAPTURE(report.where, report.numeric, report.analytic);
   CHECK(report.worst < 1e-6);
 }
@@ -282,7 +306,8 @@ TEST_CASE("Mmoe in float against double: D = 512, 8 experts of 64, 6 gates", "[g
     close(leaf_values(y1), leaf_values(y), 2e-5);
     if (!home) {  // relu: an entry that rounds to the other side of 0 changes its gradient whole, silu does not
       Index far = 0;
-      for (Index i = 0; i < 40 * 512; ++i) far += std::abs(static_cast<double>(dx1.data()[i]) - dx.data()[i]) > 1e-4 * (1 + std::abs(dx.data()[i]));
+      for (Index i = 0; i < 40 * 512; ++i)
+        far += std::abs(static_cast<double>(dx1.data()[i]) - dx.data()[i]) > 1e-4 * (1 + std::abs(dx.data()[i]));
       CHECK(far <= 2 * 512);
       continue;
     }
@@ -312,7 +337,8 @@ TEST_CASE("A frozen Mmoe: a row's bits depend neither on its batch nor on thread
     CHECK(max_difference(y.view().middle_rows(130, 5), few.view()) == 0);
     x(300, 4) = std::nanf("");
     served.forward(x, z, ws);
-    for (Index r = 0; r < rows; ++r) CHECK(max_difference(y.view().middle_rows(r, 1), z.view().middle_rows(r, 1)) == (r == 300 ? INFINITY : 0));
+    for (Index r = 0; r < rows; ++r)
+      CHECK(max_difference(y.view().middle_rows(r, 1), z.view().middle_rows(r, 1)) == (r == 300 ? INFINITY : 0));
     CHECK(std::isnan(z(300, 0)));
   }
 }
@@ -354,7 +380,8 @@ TEST_CASE("Mmoe: training steps have the same bits for any number of threads and
     layer.backward(x, dy, saved2, dx2, g2, wide);
     CHECK(max_difference(y.view(), y2.view()) == 0);
     CHECK(max_difference(dx.view(), dx2.view()) == 0);
-    visit([](const FieldPath&, const auto& a, const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); },
+    visit([](const FieldPath&, const auto& a,
+             const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); },
           g, g2);
     const auto step = [&](Index count) {
       const auto in = x.view().middle_rows(0, count);
@@ -381,8 +408,8 @@ TEST_CASE("Mmoe names its parameters as a PyTorch module would", "[gating][mmoe]
   visit([&](const FieldPath& path, const auto&) { names.push_back(path.str()); }, layer);
   CHECK(names == std::vector<std::string>{"experts.hidden.0.weight", "experts.hidden.0.bias", "experts.weight", "experts.bias",
                                           "experts.norm.weight", "experts.norm.bias", "experts.norm.running_mean",
-                                          "experts.norm.running_var", "gates.hidden.0.weight", "gates.hidden.0.bias", "gates.weight",
-                                          "gates.bias"});
+                                          "experts.norm.running_var", "gates.hidden.0.weight", "gates.hidden.0.bias",
+                                          "gates.weight", "gates.bias"});
   CHECK(parameter_count(layer) == 10 * 3 + 10 + 8 * 5 + 8 + 16 + 12 * 3 + 12 + 4 * 6 + 4);
 }
 
@@ -390,7 +417,8 @@ TEST_CASE("Mmoe is a layer like any other", "[gating][mmoe]") {
   static_assert(RowLayer<Mmoe<float>, float> && RowLayer<ExpertBank<float>, float> && RowLayer<TaskGates<float>, float>);
   static_assert(std::is_copy_constructible_v<Mmoe<float>> && std::is_nothrow_move_constructible_v<FrozenMmoe<float>>);
   Random a(3), b(3);
-  const Mmoe<float> one({.inputs = 3, .experts = 2, .outputs = 4, .tasks = 2}, a), two({.inputs = 3, .experts = 2, .outputs = 4, .tasks = 2}, b);
+  const Mmoe<float> one({.inputs = 3, .experts = 2, .outputs = 4, .tasks = 2}, a),
+      two({.inputs = 3, .experts = 2, .outputs = 4, .tasks = 2}, b);
   CHECK(std::equal(one.experts.weight.data(), one.experts.weight.data() + 24, two.experts.weight.data()));
   for (Index i = 0; i < 24; ++i) CHECK(std::abs(one.experts.weight.data()[i]) <= 1 / std::sqrt(3.0f));
 }
@@ -413,11 +441,14 @@ TEST_CASE("Mmoe refuses what does not fit and writes nothing", "[gating][mmoe]")
   CHECK(error_of([&] { layer.backward(x, y, fresh, dx, g, ws); }) == "Mmoe::backward: saved: expected shape [6, 15], got [0, 0]");
   Matrix<float> scratch(6, 10);
   layer.forward(x, scratch, saved, Step{}, ws);
-  CHECK(error_of([&] { layer.backward(x, narrow, saved, dx, g, ws); }) == "Mmoe::backward: dy: expected shape [6, 10], got [6, 9]");
+  CHECK(error_of([&] { layer.backward(x, narrow, saved, dx, g, ws); }) ==
+        "Mmoe::backward: dy: expected shape [6, 10], got [6, 9]");
   CHECK(error_of([&] { layer.backward(x, y, saved, narrow, g, ws); }) == "Mmoe::backward: dx: expected shape [6, 4], got [6, 9]");
-  CHECK(error_of([&] { layer.backward(x, y, odd, saved, dx, g, ws); }) == "Mmoe::backward: dgates: expected shape [6, 6], got [6, 3]");
+  CHECK(error_of([&] { layer.backward(x, y, odd, saved, dx, g, ws); }) ==
+        "Mmoe::backward: dgates: expected shape [6, 6], got [6, 3]");
   CHECK(error_of([&] { (void)layer.output_cols(5); }) == "ExpertBank: input columns: expected as many as the weight has, got 5");
-  CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 0}, random); }) == "GateMap: tasks: expected 1 to 65536 tasks, got 0");
+  CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 0}, random); }) ==
+        "GateMap: tasks: expected 1 to 65536 tasks, got 0");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 2, .visible = {{0}}}, random); }) ==
         "Mmoe: visible: expected one list per task, got 1");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .gates = {.temperature = -1}}, random); }) ==

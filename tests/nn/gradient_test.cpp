@@ -30,7 +30,8 @@ struct Net {
   std::array<Unit<T>, 2> heads;
   int option = 3;
   static constexpr auto fields() {
-    return std::tuple{parameter("items", &Net::items), layer("first", &Net::first), layers("towers", &Net::towers), layers("", &Net::heads)};
+    return std::tuple{parameter("items", &Net::items), layer("first", &Net::first), layers("towers", &Net::towers),
+                      layers("", &Net::heads)};
   }
 };
 
@@ -65,7 +66,8 @@ TEMPLATE_TEST_CASE("parameters are counted, buffers are not", "[nn][gradient]", 
   CHECK(parameter_count(Unit<TestType>{}) == 0);
 }
 
-TEMPLATE_TEST_CASE("make_gradient: same shapes and options, all zeros, tables by rows and untouched", "[nn][gradient]", float, double) {
+TEMPLATE_TEST_CASE("make_gradient: same shapes and options, all zeros, tables by rows and untouched", "[nn][gradient]", float,
+                   double) {
   using T = TestType;
   const Net<T> n = net<T>();
   const Net<T> g = make_gradient(n);

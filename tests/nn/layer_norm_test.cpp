@@ -26,9 +26,9 @@ Matrix<double> reference(MatrixView<const T> x, VectorView<const T> w, VectorVie
         variance += d * d / static_cast<double>(n);
       }
       for (Index j = g * n; j < (g + 1) * n; ++j)
-        y(r, j) = (static_cast<double>(x(r, j)) - mean) / std::sqrt(variance + epsilon) *
-                      (w.empty() ? 1 : static_cast<double>(w[j])) +
-                  (b.empty() ? 0 : static_cast<double>(b[j]));
+        y(r, j) =
+            (static_cast<double>(x(r, j)) - mean) / std::sqrt(variance + epsilon) * (w.empty() ? 1 : static_cast<double>(w[j])) +
+            (b.empty() ? 0 : static_cast<double>(b[j]));
     }
   }
   return y;
@@ -50,7 +50,8 @@ TEMPLATE_TEST_CASE("layer_norm equals the definition, whole rows and segments", 
   Random random = random_stream(101);
   Workspace ws;
   for (const Index rows : {0, 1, 5, 64, 131}) {
-    for (const auto& [n, groups] : {std::pair<Index, Index>{1, 1}, {2, 1}, {7, 7}, {16, 1}, {17, 1}, {31, 1}, {66, 3}, {100, 4}}) {
+    for (const auto& [n, groups] :
+         {std::pair<Index, Index>{1, 1}, {2, 1}, {7, 7}, {16, 1}, {17, 1}, {31, 1}, {66, 3}, {100, 4}}) {
       Padded<T> x(random_matrix<T>(rows, n, random).view()), y(rows, n, T(5));
       const Vector<T> w = random_vector<T>(n, random), b = random_vector<T>(n, random);
       const LayerNormOptions options{.epsilon = 1e-3, .groups = groups};
@@ -82,7 +83,8 @@ TEST_CASE("layer_norm keeps a NaN in its segment", "[nn][layer_norm]") {
   Matrix<double> x{{1, 2, 3, 4}, {5, 7, 6, 9}}, y(2, 4);
   x(0, 2) = std::nan("");
   layer_norm<double>(x, {}, {}, {.groups = 2}, {}, y, ws);
-  CHECK((std::isfinite(y(0, 0)) && std::isfinite(y(0, 1)) && std::isnan(y(0, 2)) && std::isnan(y(0, 3)) && std::isfinite(y(1, 2))));
+  CHECK(
+      (std::isfinite(y(0, 0)) && std::isfinite(y(0, 1)) && std::isnan(y(0, 2)) && std::isnan(y(0, 3)) && std::isfinite(y(1, 2))));
 }
 
 TEST_CASE("layer_norm equals PyTorch, forward and backward", "[nn][layer_norm]") {
@@ -187,8 +189,10 @@ TEST_CASE("layer_norm refuses what does not fit and writes nothing", "[nn][layer
         "layer_norm: groups: expected groups >= 1 that divide the columns, got 4");
   CHECK(message(x, w, w, LayerNormOptions{.groups = 0}, MatrixView<float>(), y) ==
         "layer_norm: groups: expected groups >= 1 that divide the columns, got 0");
-  CHECK(message(x, w, w, LayerNormOptions{.epsilon = 0}, MatrixView<float>(), y) == "layer_norm: epsilon: expected epsilon > 0, got 0");
-  CHECK(message(x, w, w, LayerNormOptions{.groups = 2}, moments.view(), y) == "layer_norm: moments: expected shape [3, 4], got [3, 2]");
+  CHECK(message(x, w, w, LayerNormOptions{.epsilon = 0}, MatrixView<float>(), y) ==
+        "layer_norm: epsilon: expected epsilon > 0, got 0");
+  CHECK(message(x, w, w, LayerNormOptions{.groups = 2}, moments.view(), y) ==
+        "layer_norm: moments: expected shape [3, 4], got [3, 2]");
   CHECK(error_of([&] { layer_norm_backward<float>(x, w, {}, moments, narrow, y, {}, {}, ws); }) ==
         "layer_norm_backward: dy: expected shape [3, 6], got [3, 5]");
   for (const float v : leaf_values(y)) CHECK(v == 7);

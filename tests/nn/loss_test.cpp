@@ -74,7 +74,8 @@ TEST_CASE("the gradient of bce_with_logits agrees with central differences and a
   for (const bool weighted : {false, true}) {
     const MatrixView<const double> w = weighted ? p.weights.view() : MatrixView<const double>();
     Padded<double> dlogits(19, 3, 0.5);
-    bce_with_logits_value_and_grad<double>(p.logits, p.labels, weighted ? MatrixView<const double>(p.weights) : w, p.task_weights, {}, dlogits);
+    bce_with_logits_value_and_grad<double>(p.logits, p.labels, weighted ? MatrixView<const double>(p.weights) : w, p.task_weights,
+                                           {}, dlogits);
     for (Index b = 0; b < 19; ++b) {
       for (Index t = 0; t < 3; ++t) {
         const double z = p.logits(b, t), h = 1e-5;
@@ -105,7 +106,8 @@ TEMPLATE_TEST_CASE("logits of +-10^4 are exact", "[nn][loss]", float, double) {
 TEMPLATE_TEST_CASE("what has weight 0 is not read; a task without samples loses 0", "[nn][loss]", float, double) {
   using T = TestType;
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  Matrix<T> logits{{1, nan, nan}, {nan, T(0.5), nan}}, labels{{1, nan, nan}, {nan, 0, nan}}, weights{{2, 0, 0}, {0, 3, 0}}, d(2, 3, T(7));
+  Matrix<T> logits{{1, nan, nan}, {nan, T(0.5), nan}}, labels{{1, nan, nan}, {nan, 0, nan}}, weights{{2, 0, 0}, {0, 3, 0}},
+      d(2, 3, T(7));
   Vector<T> losses(3, T(9));
   const double total = bce_with_logits_value_and_grad<T>(logits, labels, weights, {}, losses, d);
   const double first = std::log1p(std::exp(-1.0)), second = std::log1p(std::exp(0.5));
@@ -139,9 +141,12 @@ TEST_CASE("bce_with_logits refuses shapes that disagree and writes nothing", "[n
   Matrix<float> d(4, 2, 7.0f), wrong(3, 2, 7.0f);
   Vector<float> losses(2, 7.0f), many(3, 7.0f);
   CHECK(error_of([&] { (void)bce_with_logits<float>(z, odd); }) == "bce_with_logits: labels: expected shape [4, 2], got [4, 3]");
-  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, odd); }) == "bce_with_logits: weights: expected shape [4, 2], got [4, 3]");
-  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, {}, three); }) == "bce_with_logits: task_weights: expected size 2, got 3");
-  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, {}, {}, many); }) == "bce_with_logits: task_losses: expected size 2, got 3");
+  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, odd); }) ==
+        "bce_with_logits: weights: expected shape [4, 2], got [4, 3]");
+  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, {}, three); }) ==
+        "bce_with_logits: task_weights: expected size 2, got 3");
+  CHECK(error_of([&] { (void)bce_with_logits<float>(z, z, {}, {}, many); }) ==
+        "bce_with_logits: task_losses: expected size 2, got 3");
   CHECK(error_of([&] { (void)bce_with_logits_value_and_grad<float>(z, z, {}, {}, losses, wrong); }) ==
         "bce_with_logits_value_and_grad: dlogits: expected shape [4, 2], got [3, 2]");
   CHECK(error_of([&] { (void)bce_with_logits_value_and_grad<float>(odd, z, {}, {}, losses, d); }) ==

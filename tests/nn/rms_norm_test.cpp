@@ -26,7 +26,8 @@ TEMPLATE_TEST_CASE("rms_norm equals the definition, whole rows and segments", "[
           double square = 0;
           for (Index i = j / width * width; i < j / width * width + width; ++i)
             square += static_cast<double>(x(r, i)) * static_cast<double>(x(r, i));
-          expected(r, j) = static_cast<double>(x(r, j)) * static_cast<double>(w[j]) / std::sqrt(square / static_cast<double>(width) + 1e-4);
+          expected(r, j) =
+              static_cast<double>(x(r, j)) * static_cast<double>(w[j]) / std::sqrt(square / static_cast<double>(width) + 1e-4);
         }
       }
       CAPTURE(rows, n, groups);
@@ -102,7 +103,8 @@ TEST_CASE("rms_norm refuses what does not fit and writes nothing", "[nn][rms_nor
   Matrix<float> y(3, 6, 7.0f), narrow(3, 5, 7.0f), moments(3, 1);
   CHECK(error_of([&] { rms_norm<float>(x, odd, {}, {}, y, ws); }) == "rms_norm: weight: expected size 6, got 5");
   CHECK(error_of([&] { rms_norm<float>(x, w, {}, {}, narrow, ws); }) == "rms_norm: y: expected shape [3, 6], got [3, 5]");
-  CHECK(error_of([&] { rms_norm<float>(x, w, {.epsilon = -1}, {}, y, ws); }) == "rms_norm: epsilon: expected epsilon > 0, got -1");
+  CHECK(error_of([&] { rms_norm<float>(x, w, {.epsilon = -1}, {}, y, ws); }) ==
+        "rms_norm: epsilon: expected epsilon > 0, got -1");
   CHECK(error_of([&] { rms_norm<float>(x, w, {.groups = 2}, moments, y, ws); }) ==
         "rms_norm: moments: expected shape [3, 2], got [3, 1]");
   CHECK(error_of([&] { rms_norm_backward<float>(x, w, {}, moments, x, narrow, {}, ws); }) ==

@@ -212,10 +212,12 @@ TEMPLATE_TEST_CASE("a hidden key may hold NaN, a query without keys gives zeros"
         if (how < 3 ? hidden(0, j) : j >= last)
           for (Index d = 0; d < width; ++d) k(j, d) = v(j, d) = nan;
       const Result planted = run();
-      CHECK(max_difference(clean.out.view(), planted.out.view()) == 0);
-      CHECK(max_difference(clean.dq.view(), planted.dq.view()) == 0);
-      CHECK(max_difference(clean.dk.view(), planted.dk.view()) == 0);
-      CHECK(max_difference(clean.dv.view(), planted.dv.view()) == 0);
+      // Where some queries could see it, a key that is not finite is summed by other code.
+      const double rounding = how < 2 ? 0 : std::is_same_v<T, float> ? 5e-6 : 1e-14;
+      CHECK(max_difference(clean.out.view(), planted.out.view()) <= rounding);
+      CHECK(max_difference(clean.dq.view(), planted.dq.view()) <= rounding);
+      CHECK(max_difference(clean.dk.view(), planted.dk.view()) <= rounding);
+      CHECK(max_difference(clean.dv.view(), planted.dv.view()) <= rounding);
       for (Index j = 0; j < l; ++j)
         if (how < 3 ? hidden(0, j) : j >= last)
           for (Index d = 0; d < width; ++d) REQUIRE((planted.dk(j, d) == T(0) && planted.dv(j, d) == T(0)));

@@ -16,10 +16,14 @@ constexpr Activation all[] = {Activation::none, Activation::relu, Activation::si
 long double reference(Activation f, long double x) {
   const long double s = 1 / (1 + std::exp(-x));
   switch (f) {
-    case Activation::relu: return x > 0 ? x : 0;
-    case Activation::sigmoid: return s;
-    case Activation::silu: return x * s;
-    case Activation::none: break;
+    case Activation::relu:
+      return x > 0 ? x : 0;
+    case Activation::sigmoid:
+      return s;
+    case Activation::silu:
+      return x * s;
+    case Activation::none:
+      break;
   }
   return x;
 }

@@ -1,5 +1,5 @@
-// Oracle: three loops in double. Error bound: k is summed in blocks of 512, so (min(k, 512) + k / 512 + 3) roundings of the sum of
-// absolute products.
+// Oracle: three loops in double. Error bound: k is summed in blocks of 512, so (min(k, 512) + k / 512 + 3) roundings of the sum
+// of absolute products.
 #include <recops/simd/gemm.hpp>
 
 #include <cstring>
@@ -124,7 +124,8 @@ TEMPLATE_TEST_CASE("gemm accumulates, adds a bias, activates", "[simd][gemm]", f
       for (const Index m : {1, 5, 9, 25, 195}) {
         for (const Index n : {Index{1}, P + 1, 4 * P + 5}) {
           if (m == 195 && k > 3) continue;
-          const Matrix<T> a = random_matrix<T>(m, k, random), weight = random_matrix<T>(n, k, random), start = random_matrix<T>(m, n, random);
+          const Matrix<T> a = random_matrix<T>(m, k, random), weight = random_matrix<T>(n, k, random),
+                          start = random_matrix<T>(m, n, random);
           const Vector<T> bias = random_vector<T>(n, random);
           const simd::Operand<T> b = simd::transposed(weight.view());
           const Vector<T> panels = packed<T, A>(b);
@@ -186,7 +187,8 @@ TEMPLATE_TEST_CASE("gemm has the same bits on one to four threads", "[simd][gemm
   Random random = random_stream(24);
   const Index shapes[][3] = {{1, 70, 1000}, {12, 9, 700}, {30, 600, 333}, {500, 20, 40}, {400, 33, 700}};
   for (const auto& [m, k, n] : shapes) {
-    const Matrix<T> a = random_matrix<T>(m, k, random), b = random_matrix<T>(k, n, random), start = random_matrix<T>(m, n, random);
+    const Matrix<T> a = random_matrix<T>(m, k, random), b = random_matrix<T>(k, n, random),
+                    start = random_matrix<T>(m, n, random);
     const simd::Epilogue<T> e{nullptr, Activation::sigmoid, true};
     Matrix<T> serial = start;
     Workspace ws;
@@ -222,12 +224,15 @@ TEST_CASE("a NaN or infinity stays in its row", "[simd][gemm]") {
           const T before = a(bad, 513);
           a(bad, 513) = poison;
           for (const bool pack : {false, true}) {
-            if (pack) simd::gemm_packed<T, A>(simd::plain(a.view()), panels.data(), n, {}, c, ws);
-            else simd::gemm<T, A>(simd::plain(a.view()), simd::transposed(weight.view()), {}, c, ws);
+            if (pack)
+              simd::gemm_packed<T, A>(simd::plain(a.view()), panels.data(), n, {}, c, ws);
+            else
+              simd::gemm<T, A>(simd::plain(a.view()), simd::transposed(weight.view()), {}, c, ws);
             const Matrix<T>& expected = pack ? clean_packed : clean;
             bool contained = true;
             for (Index i = 0; i < m; ++i)
-              for (Index j = 0; j < n; ++j) contained = contained && (i == bad ? !std::isfinite(c(i, j)) : c(i, j) == expected(i, j));
+              for (Index j = 0; j < n; ++j)
+                contained = contained && (i == bad ? !std::isfinite(c(i, j)) : c(i, j) == expected(i, j));
             CAPTURE(m, bad, pack, poison);
             REQUIRE(contained);
           }
@@ -245,7 +250,8 @@ TEST_CASE("gemm allocates nothing after the first call", "[simd][gemm]") {
   Workspace ws;
   simd::gemm<float>(simd::plain(a.view()), simd::plain(b.view()), {}, c, ws);
   const AllocationCounter counter;
-  for (const Index m : {33, 1, 7}) simd::gemm<float>(simd::plain(a.view().middle_rows(0, m)), simd::plain(b.view()), {}, c.view().middle_rows(0, m), ws);
+  for (const Index m : {33, 1, 7})
+    simd::gemm<float>(simd::plain(a.view().middle_rows(0, m)), simd::plain(b.view()), {}, c.view().middle_rows(0, m), ws);
   const std::size_t allocations = counter.count();
   CHECK(allocations == 0);
 }

@@ -54,7 +54,8 @@ TEMPLATE_TEST_CASE("exp is within 2 ulp over its whole range", "[simd][math]", f
   const std::vector<T> x = sample<T>();
   std::vector<long double> exact(x.size());
   for (std::size_t i = 0; i < x.size(); ++i)
-    exact[i] = std::is_same_v<T, float> ? static_cast<long double>(std::exp(static_cast<double>(x[i]))) : std::exp(static_cast<long double>(x[i]));
+    exact[i] = std::is_same_v<T, float> ? static_cast<long double>(std::exp(static_cast<double>(x[i])))
+                                        : std::exp(static_cast<long double>(x[i]));
   for_each_architecture([&](auto arch) {
     const std::vector<T> y = apply<T, decltype(arch)>(x, exp_of);
     double worst = 0;

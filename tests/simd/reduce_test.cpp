@@ -49,7 +49,8 @@ TEMPLATE_TEST_CASE("dot and sum of every size", "[simd][reduce]", float, double)
     for_each_architecture([&](auto arch) {
       using A = decltype(arch);
       CAPTURE(n);
-      REQUIRE(std::abs(static_cast<double>(simd::dot<T, A>(a.data(), b.data(), n) - dot)) <= 16 * eps * static_cast<double>(dot_mass));
+      REQUIRE(std::abs(static_cast<double>(simd::dot<T, A>(a.data(), b.data(), n) - dot)) <=
+              16 * eps * static_cast<double>(dot_mass));
       REQUIRE(std::abs(static_cast<double>(simd::sum<T, A>(a.data(), n) - sum)) <= 16 * eps * static_cast<double>(sum_mass));
     });
   }
@@ -111,7 +112,7 @@ TEMPLATE_TEST_CASE("a NaN anywhere makes a sum NaN", "[simd][reduce]", float, do
   Random random = random_stream(5);
   for (const Index n : {1, 5, 16, 33, 67, 4099}) {
     Run<T> a(n, random), b(n, random);
-    for (Index i = 0; i < n; i += n > 100 ? 511 : 1) {
+    for (Index i = 0; i<n; i += n> 100 ? 511 : 1) {
       const T before = a[i];
       a.data()[i] = std::numeric_limits<T>::quiet_NaN();
       for_each_architecture([&](auto arch) {

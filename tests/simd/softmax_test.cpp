@@ -51,7 +51,8 @@ TEMPLATE_TEST_CASE("softmax of rows of every size", "[simd][softmax]", float, do
           const auto exact = static_cast<double>(p[static_cast<std::size_t>(i)]);
           // x - max rounds to eps / 2 of itself; where the result is denormal only its absolute error counts.
           const double relative = (20 + std::abs(static_cast<double>(x[i]) - lse)) * eps;
-          worst = std::max(worst, std::abs(static_cast<double>(y[i]) - exact) / (relative * exact + 2 * static_cast<double>(std::numeric_limits<T>::min())));
+          worst = std::max(worst, std::abs(static_cast<double>(y[i]) - exact) /
+                                      (relative * exact + 2 * static_cast<double>(std::numeric_limits<T>::min())));
         }
         REQUIRE(worst <= 1);
       });
@@ -75,14 +76,18 @@ TEMPLATE_TEST_CASE("masked entries get exactly 0, rows of nothing else zeros", "
       // Masking equals leaving out.
       Vector<T> x = random_vector<T>(n, random), kept;
       for (Index i = 0; i < n; ++i) {
-        if (i % 3 == 1) x[i] = -infinity<T>;
-        else kept.push_back(x[i]);
+        if (i % 3 == 1)
+          x[i] = -infinity<T>;
+        else
+          kept.push_back(x[i]);
       }
       const T lse = simd::softmax<T, A>(x.data(), n);
       REQUIRE(lse == Approx(simd::softmax<T, A>(kept.data(), kept.size())).epsilon(1e-5));
       for (Index i = 0, k = 0; i < n; ++i) {
-        if (i % 3 == 1) REQUIRE(x[i] == 0);
-        else REQUIRE(x[i] == Approx(kept[k++]).epsilon(1e-5));
+        if (i % 3 == 1)
+          REQUIRE(x[i] == 0);
+        else
+          REQUIRE(x[i] == Approx(kept[k++]).epsilon(1e-5));
       }
     }
   });

@@ -38,7 +38,8 @@ struct Scalar {
     p -= o.learning_rate * static_cast<long double>(o.weight_decay) * p;
     m = o.beta1 * m + (1 - static_cast<long double>(o.beta1)) * g;
     v = o.beta2 * v + (1 - static_cast<long double>(o.beta2)) * g * g;
-    const long double mean = m / (1 - std::pow(static_cast<long double>(o.beta1), n)), square = v / (1 - std::pow(static_cast<long double>(o.beta2), n));
+    const long double mean = m / (1 - std::pow(static_cast<long double>(o.beta1), n)),
+                      square = v / (1 - std::pow(static_cast<long double>(o.beta2), n));
     p -= o.learning_rate * mean / (std::sqrt(square) + o.epsilon);
   }
 };
@@ -49,14 +50,19 @@ TEMPLATE_TEST_CASE("twenty steps equal the paper's formula, number by number", "
   using T = TestType;
   Random random = random_stream(81);
   for (const Index out : {1, 3, 5, 8, 33}) {
-    const AdamOptions options{.learning_rate = 0.01, .beta1 = 0.85, .beta2 = 0.97, .epsilon = 1e-5, .weight_decay = out % 2 == 0 ? 0.0 : 0.2};
+    const AdamOptions options{
+        .learning_rate = 0.01, .beta1 = 0.85, .beta2 = 0.97, .epsilon = 1e-5, .weight_decay = out % 2 == 0 ? 0.0 : 0.2};
     Linear<T> layer(7, out, random);
     Linear<T> gradient = make_gradient(layer);
     Adam<Linear<T>> adam(layer, options);
     std::vector<Scalar> expected;
     const auto each = [&](auto&& f) {
       std::size_t i = 0;
-      visit([&](const FieldPath&, auto& p, auto& g) { for (Index k = 0; k < leaf_values(p).size(); ++k) f(i++, leaf_values(p)[k], leaf_values(g)[k]); }, layer, gradient);
+      visit(
+          [&](const FieldPath&, auto& p, auto& g) {
+            for (Index k = 0; k < leaf_values(p).size(); ++k) f(i++, leaf_values(p)[k], leaf_values(g)[k]);
+          },
+          layer, gradient);
     };
     each([&](std::size_t, T& p, T&) { expected.push_back({p}); });
     for (int n = 1; n <= 20; ++n) {
@@ -95,14 +101,19 @@ TEMPLATE_TEST_CASE("a table by rows: only touched rows and their moments move", 
     const Matrix<T> last = m.items.values;
     adam.step(m, gradient);
     for (Index j = 0; j < 6; ++j) {
-      if (both) row4[static_cast<std::size_t>(j)].step(gradient.items.values(1, j), no_decay, n);
-      else CHECK(m.items.values(4, j) == last(4, j));
+      if (both)
+        row4[static_cast<std::size_t>(j)].step(gradient.items.values(1, j), no_decay, n);
+      else
+        CHECK(m.items.values(4, j) == last(4, j));
     }
   }
   for (Index i = 0; i < 9; ++i)
     for (Index j = 0; j < 6; ++j) {
-      if (i == 4) CHECK(static_cast<double>(m.items.values(i, j)) == Approx(static_cast<double>(row4[static_cast<std::size_t>(j)].p)).margin(2e-6));
-      else CHECK((m.items.values(i, j) == before(i, j)) == (i != 1));
+      if (i == 4)
+        CHECK(static_cast<double>(m.items.values(i, j)) ==
+              Approx(static_cast<double>(row4[static_cast<std::size_t>(j)].p)).margin(2e-6));
+      else
+        CHECK((m.items.values(i, j) == before(i, j)) == (i != 1));
     }
 }
 
@@ -171,7 +182,8 @@ TEST_CASE("Adam finds the minimum of a quadratic", "[train][adam]") {
 TEST_CASE("Adam refuses what does not fit and changes nothing", "[train][adam]") {
   Random random(1);
   Model<float> m = model<float>(4, 3, random);
-  CHECK(error_of([&] { Adam<Model<float>>(m, {.learning_rate = -1}); }) == "Adam: learning_rate: expected learning_rate >= 0, got -1");
+  CHECK(error_of([&] { Adam<Model<float>>(m, {.learning_rate = -1}); }) ==
+        "Adam: learning_rate: expected learning_rate >= 0, got -1");
   CHECK(error_of([&] { Adam<Model<float>>(m, {.beta1 = 1}); }) == "Adam: beta1: expected 0 <= beta1 < 1, got 1");
   CHECK(error_of([&] { Adam<Model<float>>(m, {.beta2 = -0.5}); }) == "Adam: beta2: expected 0 <= beta2 < 1, got -0.5");
   CHECK(error_of([&] { Adam<Model<float>>(m, {.epsilon = 0}); }) == "Adam: epsilon: expected epsilon > 0, got 0");
@@ -190,9 +202,11 @@ TEST_CASE("Adam refuses what does not fit and changes nothing", "[train][adam]")
   };
   const std::string shape = "expected a gradient of the parameter's shape, got one of another shape";
   CHECK(refused([](auto& g) { g.head.bias.resize(2); }) == "Adam::step: head.bias: " + shape);
-  CHECK(refused([](auto& g) { g.head.weight.resize(4, 3); }) == "Adam::step: head.weight: " + shape);  // as many numbers, transposed
+  CHECK(refused([](auto& g) { g.head.weight.resize(4, 3); }) ==
+        "Adam::step: head.weight: " + shape);  // as many numbers, transposed
   CHECK(refused([](auto& g) { g.items.values.resize(1, 3); }) == "Adam::step: items: " + shape);
-  CHECK(refused([](auto& g) { g.items.rows[0] = 9; }) == "Adam::step: gradient rows: expected indices from 0 to below 9, got 9 at position 0");
+  CHECK(refused([](auto& g) { g.items.rows[0] = 9; }) ==
+        "Adam::step: gradient rows: expected indices from 0 to below 9, got 9 at position 0");
   CHECK(refused([](auto& g) {
           g.items.rows = Vector<std::int64_t>{0, -1, 2};
           g.items.values.resize(3, 4);

@@ -12,7 +12,9 @@ using namespace recops_test;
 namespace {
 
 // Rows [step * rows, ...) of a tensor that stacks one matrix per step.
-MatrixView<const double> at_step(const Matrix<double>& all, Index step, Index rows) { return all.view().middle_rows(step * rows, rows); }
+MatrixView<const double> at_step(const Matrix<double>& all, Index step, Index rows) {
+  return all.view().middle_rows(step * rows, rows);
+}
 
 }  // namespace
 

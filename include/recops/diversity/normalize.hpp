@@ -110,8 +110,8 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
     return;
   }
 
-  // y = (r - shift) * factor, the statistics over halves so that no difference overflows
-  double shift = 0, factor = 1;
+  // y = (r - shift) / range, everything halved so that no difference overflows
+  double shift = 0, range = 1;
   if (scale == ScoreScale::minmax) {
     double low = std::numeric_limits<double>::infinity(), high = -low;
     for (Index i = 0; i < n; ++i) {
@@ -120,7 +120,7 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
       high = std::max(high, static_cast<double>(r[i]) / 2);
     }
     shift = low;
-    factor = high > low ? 1 / (high - low) : 0;
+    range = high > low ? high - low : 1;
   } else if (scale == ScoreScale::zscore) {
     double count = 0, mean = 0, square = 0;
     for (Index i = 0; i < n; ++i) count += finite(r[i]);
@@ -130,7 +130,7 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
       square += d * d / count;
     }
     shift = mean;
-    factor = square > 0 ? 1 / std::sqrt(square) : 2;
+    range = square > 0 ? std::sqrt(square) : 0.5;
   }
   for (Index i = 0; i < n; ++i) {
     if (!finite(r[i]) || scale == ScoreScale::none) {
@@ -138,7 +138,7 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
     } else if (scale == ScoreScale::sigmoid) {
       y[i] = static_cast<T>(1 / (1 + std::exp(-static_cast<double>(r[i]))));
     } else {
-      y[i] = static_cast<T>((static_cast<double>(r[i]) / 2 - shift) * factor);
+      y[i] = static_cast<T>((static_cast<double>(r[i]) / 2 - shift) / range);
     }
   }
 }

@@ -3,8 +3,8 @@
 ///
 ///     A[b, e] = activation(norm(W_e x_b + c_e))          e = 1..E, in this order: linear, norm, activation
 ///
-/// Shapes      x [B, D]   weight [E H, D], expert e owns rows e H .. (e + 1) H   bias [E H] or empty   out [B, E H], which is
-///             [B, E, H].   With `own_inputs` expert e reads columns e D .. (e + 1) D of x [B, E D] (further layers of an expert).
+/// Shapes      x [B, D]   weight [E H, D], expert e owns rows e H .. (e + 1) H   bias [E H] or empty
+///             out [B, E H], which is [B, E, H].   With `own_inputs` expert e reads columns e D .. (e + 1) D of x [B, E D] (further layers of an expert).
 /// Norms       none; batch: columns over the batch, running statistics when serving; layer, rms: each expert's own H columns.
 /// Edge cases  B = 0 does nothing.   A NaN stays in its row (with batch norm in its columns, when training).
 /// Precision   sums in T; what each norm does is on its page.   Same bits for any number of threads.
@@ -44,10 +44,14 @@ struct ExpertMomentsShape {
 };
 RECOPS_INLINE constexpr ExpertMomentsShape expert_moments_shape(ExpertNorm norm, Index batch, Index experts, Index columns) {
   switch (norm) {
-    case ExpertNorm::batch: return {2, columns};            // mean and variance
-    case ExpertNorm::layer: return {batch, 2 * experts};    // mean and 1 / deviation
-    case ExpertNorm::rms: return {batch, experts};          // 1 / rms
-    case ExpertNorm::none: break;
+    case ExpertNorm::batch:
+      return {2, columns};  // mean and variance
+    case ExpertNorm::layer:
+      return {batch, 2 * experts};  // mean and 1 / deviation
+    case ExpertNorm::rms:
+      return {batch, experts};  // 1 / rms
+    case ExpertNorm::none:
+      break;
   }
   return {0, 0};
 }
@@ -89,7 +93,8 @@ void expert_products(MatrixView<const T> x, MatrixView<const T> weight, VectorVi
   const Index in = weight.cols(), h = weight.rows() / experts;
   for (Index e = 0; e < experts; ++e)
     simd::gemm<T>(simd::plain(x.middle_cols(e * in, in)), simd::transposed(weight.middle_rows(e * h, h)),
-                  {.bias = bias.empty() ? nullptr : bias.data() + e * h, .activation = activation}, out.middle_cols(e * h, h), ws);
+                  {.bias = bias.empty() ? nullptr : bias.data() + e * h, .activation = activation}, out.middle_cols(e * h, h),
+                  ws);
 }
 
 /// Adds dz W to dx, dz^T x to dweight, column sums of dz to dbias, each unless empty.
@@ -101,8 +106,8 @@ void expert_products_backward(MatrixView<const T> x, MatrixView<const T> weight,
   for (Index e = 0; e < blocks; ++e) {
     const MatrixView<const T> part = dz.middle_cols(e * h, h);
     if (!dx.empty())
-      simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(e * h, h)), {.accumulate = true}, dx.middle_cols(e * in, in),
-                    ws);
+      simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(e * h, h)), {.accumulate = true},
+                    dx.middle_cols(e * in, in), ws);
     if (!dweight.empty())
       simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(e * in, in)), {.accumulate = true},
                     dweight.middle_rows(e * h, h), ws);
@@ -114,8 +119,8 @@ void expert_products_backward(MatrixView<const T> x, MatrixView<const T> weight,
 
 /// One row through norm (moments known or taken) and, unless `f` is none, the activation. `pre` may be `out`.
 template <class T>
-void expert_norm_row(const T* pre, ExpertNormView<const T> p, const ExpertBankOptions& o, Index n, const T* mean, const T* inverse,
-                     T* moments, T* out) {
+void expert_norm_row(const T* pre, ExpertNormView<const T> p, const ExpertBankOptions& o, Index n, const T* mean,
+                     const T* inverse, T* moments, T* out) {
   const Index h = n / o.experts;
   switch (o.norm) {
     case ExpertNorm::batch: {
@@ -134,12 +139,13 @@ void expert_norm_row(const T* pre, ExpertNormView<const T> p, const ExpertBankOp
         if (o.norm == ExpertNorm::rms) {
           rms_norm_segment<T>(pre + at, w, h, static_cast<T>(o.epsilon), out + at, moments ? moments[e] : unused[0]);
         } else {
-          layer_norm_segment<T>(pre + at, w, p.bias.empty() ? nullptr : p.bias.data() + at, h, static_cast<T>(o.epsilon), out + at,
-                                moments ? moments[2 * e] : unused[0], moments ? moments[2 * e + 1] : unused[1]);
+          layer_norm_segment<T>(pre + at, w, p.bias.empty() ? nullptr : p.bias.data() + at, h, static_cast<T>(o.epsilon),
+                                out + at, moments ? moments[2 * e] : unused[0], moments ? moments[2 * e + 1] : unused[1]);
         }
       }
       return;
-    case ExpertNorm::none: break;
+    case ExpertNorm::none:
+      break;
   }
   if (out != pre) std::copy_n(pre, n, out);
 }
@@ -177,7 +183,8 @@ void expert_bank(MatrixView<const T> x, MatrixView<const T> weight, VectorView<c
   detail::expert_products<T>(x, weight, bias, options.experts, options.own_inputs, plain ? options.activation : Activation::none,
                              out, ws);
   if (!plain)
-    detail::expert_norm_and_activation<T>(out, norm, options, norm.running_mean.data(), norm.running_variance.data(), {}, out, ws);
+    detail::expert_norm_and_activation<T>(out, norm, options, norm.running_mean.data(), norm.running_variance.data(), {}, out,
+                                          ws);
 }
 
 /// Training: besides `out`, writes what backward needs: `pre [B, E H]` (before the norm) and `moments` of
@@ -286,13 +293,13 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
 
 /// What an `ExpertBank` is made of.
 struct ExpertBankSpec {
-  Index inputs = 0;             ///< D
-  Index experts = 1;            ///< E
-  Index outputs = 0;            ///< H, of one expert
-  std::vector<Index> hidden = {};    ///< widths of the layers before the last one, each with the same activation and no norm
+  Index inputs = 0;                ///< D
+  Index experts = 1;               ///< E
+  Index outputs = 0;               ///< H, of one expert
+  std::vector<Index> hidden = {};  ///< widths of the layers before the last one, each with the same activation and no norm
   ExpertNorm norm = ExpertNorm::none;
   Activation activation = Activation::relu;
-  bool bias = true;             ///< a bias under batch norm has no effect and no gradient: switch it off there
+  bool bias = true;  ///< a bias under batch norm has no effect and no gradient: switch it off there
 };
 
 /// E experts (linear layers or whole MLPs) as wide products. As a PyTorch module: the experts' `Linear` layers concatenated along
@@ -300,13 +307,13 @@ struct ExpertBankSpec {
 /// `norm.bias`, `norm.running_mean`, `norm.running_var`.
 template <Real T>
 struct ExpertBank {
-  std::vector<Linear<T>> hidden;                  ///< the first one wide, the others block by block
-  Matrix<T> weight;                               ///< [E H, D], or [E H, last hidden width]
-  Vector<T> bias;                                 ///< [E H], or empty
-  Vector<T> norm_weight, norm_bias;               ///< [E H], or empty
-  Vector<T> running_mean, running_variance;       ///< [E H], batch norm only
-  ExpertBankOptions options;                      ///< `own_inputs` is the layer's own business
-  BatchNormOptions batch;                         ///< momentum of the running statistics
+  std::vector<Linear<T>> hidden;             ///< the first one wide, the others block by block
+  Matrix<T> weight;                          ///< [E H, D], or [E H, last hidden width]
+  Vector<T> bias;                            ///< [E H], or empty
+  Vector<T> norm_weight, norm_bias;          ///< [E H], or empty
+  Vector<T> running_mean, running_variance;  ///< [E H], batch norm only
+  ExpertBankOptions options;                 ///< `own_inputs` is the layer's own business
+  BatchNormOptions batch;                    ///< momentum of the running statistics
 
   /// What a training forward leaves for backward and `update`.
   struct Saved {
@@ -321,7 +328,8 @@ struct ExpertBank {
     const char* const name = "ExpertBank";
     check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
     check_option(name, "outputs", spec.outputs >= 1, "outputs >= 1", static_cast<double>(spec.outputs));
-    check_option(name, "experts", spec.experts >= 1 && spec.experts <= max_experts, "1 to 65536", static_cast<double>(spec.experts));
+    check_option(name, "experts", spec.experts >= 1 && spec.experts <= max_experts, "1 to 65536",
+                 static_cast<double>(spec.experts));
     options.experts = spec.experts;
     options.norm = spec.norm;
     options.activation = spec.activation;
@@ -385,8 +393,8 @@ struct ExpertBank {
     for (std::size_t l = 0; l < hidden.size(); ++l) {
       saved.hidden_pre[l].resize(x.rows(), hidden[l].weight.rows());
       saved.hidden_out[l].resize(x.rows(), hidden[l].weight.rows());
-      expert_bank_train<T>(at, hidden[l].weight, hidden[l].bias, {}, layer_options(l), saved.hidden_pre[l], {}, saved.hidden_out[l],
-                           ws);
+      expert_bank_train<T>(at, hidden[l].weight, hidden[l].bias, {}, layer_options(l), saved.hidden_pre[l], {},
+                           saved.hidden_out[l], ws);
       at = saved.hidden_out[l];
     }
     const ExpertMomentsShape shape = expert_moments_shape(options.norm, x.rows(), options.experts, weight.rows());
@@ -402,9 +410,11 @@ struct ExpertBank {
     check_shape(name, "x", x, any_size, input_cols());
     check_shape(name, "dy", dy, x.rows(), weight.rows());
     check_shape(name, "saved.pre", saved.pre.view(), x.rows(), weight.rows());
-    check_size(name, "saved.hidden", VectorView<const Matrix<T>>(saved.hidden_out.data(), static_cast<Index>(saved.hidden_out.size())),
+    check_size(name, "saved.hidden",
+               VectorView<const Matrix<T>>(saved.hidden_out.data(), static_cast<Index>(saved.hidden_out.size())),
                static_cast<Index>(hidden.size()));
-    check_size(name, "gradient.hidden", VectorView<const Linear<T>>(gradient.hidden.data(), static_cast<Index>(gradient.hidden.size())),
+    check_size(name, "gradient.hidden",
+               VectorView<const Linear<T>>(gradient.hidden.data(), static_cast<Index>(gradient.hidden.size())),
                static_cast<Index>(hidden.size()));
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
     const auto mark = ws.mark();

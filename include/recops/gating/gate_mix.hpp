@@ -23,9 +23,12 @@ RECOPS_INLINE void mix_tile(const T* in, Index in_cols, Index inputs, const T* g
                             Index out_cols, bool add, Index rest) {
   using B = simd::Batch<T, A>;
   constexpr Index W = simd::lanes<T, A>;
-  const auto load = [rest](const T* p) RECOPS_LAMBDA_INLINE {
-    if constexpr (Tail) return simd::load_first<T, A>(p, rest);
-    return B::load_unaligned(p);
+  const auto load = [=](const T* p) RECOPS_LAMBDA_INLINE {
+    if constexpr (Tail) {
+      return simd::load_first<T, A>(p, rest);
+    } else {
+      return B::load_unaligned(p);
+    }
   };
   B acc[Out][V];
   RECOPS_UNROLL
@@ -80,12 +83,24 @@ void mix(const T* in, Index cols, Index inputs, const T* g, Index out_stride, In
       mix_columns<T, A, Out>(in, cols, inputs, g, out_stride, in_stride, out, add);
     };
     switch (tile) {
-      case 1: run(std::integral_constant<int, 1>()); break;
-      case 2: run(std::integral_constant<int, 2>()); break;
-      case 3: if constexpr (most > 2) run(std::integral_constant<int, 3>()); break;
-      case 4: if constexpr (most > 2) run(std::integral_constant<int, 4>()); break;
-      case 5: if constexpr (most > 2) run(std::integral_constant<int, 5>()); break;
-      default: if constexpr (most > 2) run(std::integral_constant<int, 6>()); break;
+      case 1:
+        run(std::integral_constant<int, 1>());
+        break;
+      case 2:
+        run(std::integral_constant<int, 2>());
+        break;
+      case 3:
+        if constexpr (most > 2) run(std::integral_constant<int, 3>());
+        break;
+      case 4:
+        if constexpr (most > 2) run(std::integral_constant<int, 4>());
+        break;
+      case 5:
+        if constexpr (most > 2) run(std::integral_constant<int, 5>());
+        break;
+      default:
+        if constexpr (most > 2) run(std::integral_constant<int, 6>());
+        break;
     }
     outputs -= tile;
     g += tile * out_stride;

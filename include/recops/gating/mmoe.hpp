@@ -5,7 +5,7 @@
 ///
 /// Shapes      x [B, D]   y [B, T H], which is [B, T, H]: task t's tower reads the columns t H .. (t + 1) H
 /// Edge cases  B = 0 does nothing.   A NaN in a row of x stays in that row.   One visible expert: its gate is exactly 1.
-/// Precision   sums in T.   Frozen against unfrozen: equal within rounding of the products (8 D eps relative to the terms' sizes).
+/// Precision   sums in T.   Frozen against unfrozen: equal within rounding of the products (8 D eps of the terms' sizes).
 ///             Same bits for any number of threads; frozen also for any batch a row is in.
 /// Cost        2 B (D (E H + T E) + T E H) flops.   Frozen: weights stream once per block of rows, expert outputs stay in L2.
 /// Errors      Error if shapes or options disagree; outputs untouched.
@@ -18,17 +18,17 @@ namespace recops {
 
 /// What an `Mmoe` is made of.
 struct MmoeSpec {
-  Index inputs = 0;                          ///< D
-  Index experts = 8;                         ///< E
-  Index outputs = 0;                         ///< H, of one expert and so of each task
-  Index tasks = 1;                           ///< T
-  std::vector<Index> hidden = {};            ///< widths of an expert's layers before its last
+  Index inputs = 0;                ///< D
+  Index experts = 8;               ///< E
+  Index outputs = 0;               ///< H, of one expert and so of each task
+  Index tasks = 1;                 ///< T
+  std::vector<Index> hidden = {};  ///< widths of an expert's layers before its last
   ExpertNorm norm = ExpertNorm::none;
   Activation activation = Activation::relu;
-  bool bias = true;                          ///< of the experts
-  std::vector<Index> gate_hidden = {};       ///< widths of a gate's layers before its logits
-  bool gate_bias = false;                    ///< the paper has none
-  TaskGatesOptions gates = {};               ///< temperature, dropout
+  bool bias = true;                              ///< of the experts
+  std::vector<Index> gate_hidden = {};           ///< widths of a gate's layers before its logits
+  bool gate_bias = false;                        ///< the paper has none
+  TaskGatesOptions gates = {};                   ///< temperature, dropout
   std::vector<std::vector<Index>> visible = {};  ///< experts each task sees; empty: all of them
 
   /// HoME's expert: linear, batch norm, silu; no bias, as batch norm would cancel it.
@@ -196,7 +196,9 @@ class FrozenMmoe {
       for (T& v : gate_bias) cool(v);
     }
 
-    const auto rows_of = [](Index blocks, Index rows) { return std::vector<Index>(static_cast<std::size_t>(blocks), rows / blocks); };
+    const auto rows_of = [](Index blocks, Index rows) {
+      return std::vector<Index>(static_cast<std::size_t>(blocks), rows / blocks);
+    };
     const bool plain = options_.norm == ExpertNorm::none;
     for (std::size_t l = 0; l < bank.hidden.size(); ++l)
       add_layer(expert_layers_, options_.activation, bank.hidden[l].weight, bank.hidden[l].bias,
@@ -219,7 +221,7 @@ class FrozenMmoe {
     for (const Layer& l : gate_layers_) most += l.out;
     constexpr Index bytes = 512 * 1024, tile = simd::detail::tile_rows<simd::DefaultArch>;
     const Index fit = bytes / (static_cast<Index>(sizeof(T)) * std::max(most, Index{1}));
-    block_rows_ = std::clamp(fit / tile * tile, tile, 16 * tile);
+    block_rows_ = std::clamp(fit / tile * tile, 4 * tile, 16 * tile);
   }
 
   Index input_cols() const { return in_; }
@@ -244,7 +246,8 @@ class FrozenMmoe {
     const Index even = ((x.rows() + blocks - 1) / blocks + tile - 1) / tile * tile;
     ws.parallel_for((x.rows() + even - 1) / even, [&](Index task, Workspace& scratch) {
       const Index first = task * even, count = std::min(even, x.rows() - first);
-      run(x.middle_rows(first, count), y.middle_rows(first, count), gates.empty() ? gates : gates.middle_rows(first, count), scratch);
+      run(x.middle_rows(first, count), y.middle_rows(first, count), gates.empty() ? gates : gates.middle_rows(first, count),
+          scratch);
     });
   }
 
@@ -308,8 +311,9 @@ class FrozenMmoe {
       const bool wide = i == 0;
       for (std::size_t b = 0, col = 0; b < l.rows.size(); col += static_cast<std::size_t>(l.rows[b]), ++b) {
         const auto first = static_cast<Index>(col);
-        simd::gemm_packed<T>(simd::plain(wide ? at : at.middle_cols(static_cast<Index>(b) * l.in, l.in)), panels_.data() + l.at[b],
-                             l.rows[b], {.bias = l.bias.empty() ? nullptr : l.bias.data() + first, .activation = l.activation},
+        simd::gemm_packed<T>(simd::plain(wide ? at : at.middle_cols(static_cast<Index>(b) * l.in, l.in)),
+                             panels_.data() + l.at[b], l.rows[b],
+                             {.bias = l.bias.empty() ? nullptr : l.bias.data() + first, .activation = l.activation},
                              next.middle_cols(first, l.rows[b]), ws);
       }
       at = next;

@@ -49,10 +49,11 @@ class GateMap {
     check(static_cast<Index>(visible.size()), experts);
     for (const std::vector<Index>& own : visible) {
       for (std::size_t i = 0; i < own.size(); ++i) {
-        check_option("GateMap", "visible expert", own[i] >= 0 && own[i] < experts, "an expert from 0 to below the number of experts",
-                     static_cast<double>(own[i]));
+        check_option("GateMap", "visible expert", own[i] >= 0 && own[i] < experts,
+                     "an expert from 0 to below the number of experts", static_cast<double>(own[i]));
         for (std::size_t j = 0; j < i; ++j)
-          check_option("GateMap", "visible expert", own[i] != own[j], "an expert named once per task", static_cast<double>(own[i]));
+          check_option("GateMap", "visible expert", own[i] != own[j], "an expert named once per task",
+                       static_cast<double>(own[i]));
         list_.push_back(static_cast<std::int32_t>(own[i]));
       }
       begin_.push_back(static_cast<Index>(list_.size()));
@@ -132,10 +133,9 @@ void gate_softmax_row(T* x, const GateMap& map, T inverse_temperature) {
     const Index first = t;
     while (t < map.tasks() && map.count(t) <= small) ++t;
     T* const from = x + map.begin(first);
-    simd::for_each_vector<T, simd::DefaultArch>(map.end(t - 1) - map.begin(first), [&](Index i, auto load, auto store)
-                                                                                       RECOPS_LAMBDA_INLINE {
-                                                                                         store(from + i, simd::exp(load(from + i)));
-                                                                                       });
+    simd::for_each_vector<T, simd::DefaultArch>(map.end(t - 1) - map.begin(first),
+                                                [&](Index i, auto load, auto store)
+                                                    RECOPS_LAMBDA_INLINE { store(from + i, simd::exp(load(from + i))); });
   }
   for (Index t = 0; t < map.tasks(); ++t) {
     T* const own = x + map.begin(t);
@@ -332,9 +332,9 @@ double gate_entropy_value_and_grad(MatrixView<const T> gates, const GateMap& map
 
 /// What `TaskGates` is made of.
 struct TaskGatesSpec {
-  Index inputs = 0;           ///< D
+  Index inputs = 0;                ///< D
   std::vector<Index> hidden = {};  ///< widths of each task's own relu layers before its logits; none is usual
-  bool bias = false;          ///< of the logits; hidden layers always have one
+  bool bias = false;               ///< of the logits; hidden layers always have one
   TaskGatesOptions options = {};   ///< `own_inputs` is the layer's own business
 };
 
@@ -430,8 +430,8 @@ struct TaskGates {
       return d;
     };
     MatrixView<T> down = gradient_below(hidden.size());
-    task_gates_backward<T>(below(hidden.size()), weight, map, last_options(), saved.gates, dy, down, gradient.weight, gradient.bias,
-                           ws);
+    task_gates_backward<T>(below(hidden.size()), weight, map, last_options(), saved.gates, dy, down, gradient.weight,
+                           gradient.bias, ws);
     for (std::size_t l = hidden.size(); l-- > 0;) {
       const MatrixView<T> up = down, out = MatrixView<T>(const_cast<T*>(saved.hidden_out[l].data()), up.rows(), up.cols());
       for (Index r = 0; r < up.rows(); ++r)  // relu: y > 0 where z > 0
@@ -439,12 +439,11 @@ struct TaskGates {
       down = gradient_below(l);
       const Index blocks = l == 0 ? 1 : map.tasks(), in = hidden[l].weight.cols(), n = hidden[l].weight.rows() / blocks;
       for (Index t = 0; t < blocks; ++t)
-        linear_backward<T>(below(l).middle_cols(t * in, in), hidden[l].weight.view().middle_rows(t * n, n), up.middle_cols(t * n, n),
-                           down.empty() ? down : down.middle_cols(t * in, in),
-                           gradient.hidden[l].weight.empty() ? MatrixView<T>() : gradient.hidden[l].weight.view().middle_rows(t * n, n),
-                           gradient.hidden[l].bias.empty() ? VectorView<T>()
-                                                           : VectorView<T>(gradient.hidden[l].bias).segment(t * n, n),
-                           ws);
+        linear_backward<T>(
+            below(l).middle_cols(t * in, in), hidden[l].weight.view().middle_rows(t * n, n), up.middle_cols(t * n, n),
+            down.empty() ? down : down.middle_cols(t * in, in),
+            gradient.hidden[l].weight.empty() ? MatrixView<T>() : gradient.hidden[l].weight.view().middle_rows(t * n, n),
+            gradient.hidden[l].bias.empty() ? VectorView<T>() : VectorView<T>(gradient.hidden[l].bias).segment(t * n, n), ws);
     }
   }
 

@@ -16,9 +16,9 @@
 namespace recops {
 
 struct BatchNormOptions {
-  double epsilon = 1e-5;          ///< added to the variance, > 0
-  double momentum = 0.1;          ///< share of the new batch in the running statistics, 0 to 1
-  bool unbiased_running = true;   ///< running variance from B - 1 (PyTorch) instead of B (TensorFlow)
+  double epsilon = 1e-5;         ///< added to the variance, > 0
+  double momentum = 0.1;         ///< share of the new batch in the running statistics, 0 to 1
+  bool unbiased_running = true;  ///< running variance from B - 1 (PyTorch) instead of B (TensorFlow)
 };
 
 inline namespace RECOPS_ABI {
@@ -125,7 +125,8 @@ void batch_norm_backward(MatrixView<const T> x, const T* w, const T* mean, const
 /// Training: normalises with the batch's own mean and population variance and returns both (what backward needs).
 template <Real T>
 void batch_norm_train(MatrixView<const T> x, VectorView<const T> weight, VectorView<const T> bias,
-                      const BatchNormOptions& options, VectorView<T> mean, VectorView<T> variance, MatrixView<T> y, Workspace& ws) {
+                      const BatchNormOptions& options, VectorView<T> mean, VectorView<T> variance, MatrixView<T> y,
+                      Workspace& ws) {
   const char* const name = "batch_norm_train";
   detail::check_norm(name, x, weight, bias, 1, options.epsilon);
   check_option(name, "rows of x", x.rows() != 1, "at least two rows to take statistics of", static_cast<double>(x.rows()));
@@ -182,8 +183,8 @@ void batch_norm_backward(MatrixView<const T> x, VectorView<const T> weight, cons
 
 /// Folds a batch's statistics into running ones: running += momentum (batch - running). `rows` is the batch they came from.
 template <Real T>
-void update_running_statistics(VectorView<const T> mean, VectorView<const T> variance, Index rows, const BatchNormOptions& options,
-                               VectorView<T> running_mean, VectorView<T> running_variance) {
+void update_running_statistics(VectorView<const T> mean, VectorView<const T> variance, Index rows,
+                               const BatchNormOptions& options, VectorView<T> running_mean, VectorView<T> running_variance) {
   const char* const name = "update_running_statistics";
   check_option(name, "momentum", options.momentum >= 0 && options.momentum <= 1, "0 <= momentum <= 1", options.momentum);
   check_size(name, "variance", variance, mean.size());

@@ -53,8 +53,8 @@ T sum_of_squares_about(const T* x, T shift, Index n) {
   const auto* s = shifts;
   return simd::detail::sum_of<T, simd::DefaultArch>(n, [=](Index i, simd::Batch<T> acc, Index count) RECOPS_LAMBDA_INLINE {
     // Lanes past the end must be 0 after the subtraction too.
-    const auto d = simd::detail::load_upto<T, simd::DefaultArch>(x + i, count) -
-                   simd::detail::load_upto<T, simd::DefaultArch>(s, count);
+    const auto d =
+        simd::detail::load_upto<T, simd::DefaultArch>(x + i, count) - simd::detail::load_upto<T, simd::DefaultArch>(s, count);
     return simd::mul_add(d, d, acc);
   });
 }

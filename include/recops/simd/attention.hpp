@@ -521,6 +521,18 @@ template <class T, class A>
   }
 }
 
+/// Asks for part `part` of `parts` of the keys and values that follow a block, where a history is too long to be in L2 anyway.
+template <class T>
+RECOPS_INLINE void prefetch_next(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index part, Index parts) {
+  constexpr Index line = 64 / Index{sizeof(T)}, in_cache = 512 * 1024 / Index{sizeof(T)};
+  if (x.keys * x.k_stride <= in_cache) return;
+  const Index next = b.at[b.count - 1] + 1, last = next + key_block < x.keys ? next + key_block : x.keys;
+  for (Index j = next + part; j < last; j += parts) {
+    for (Index d = 0; d < x.heads * x.key_width; d += line) __builtin_prefetch(x.k + j * x.k_stride + d, 0, 2);
+    for (Index d = 0; d < x.heads * x.value_width && x.k != x.v; d += line) __builtin_prefetch(x.v + j * x.v_stride + d, 0, 2);
+  }
+}
+
 /// Scratch of the kernels for many queries that does not depend on sizes.
 template <class T, class A>
 struct Tiles {
@@ -687,6 +699,7 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
         const Sight seen = structure ? sight(x, b, i0, i1) : Sight::all;
         if (seen == Sight::none) continue;
         for (Index h = 0; h < heads; ++h) {
+          prefetch_next(x, b, g * heads + h, groups * heads);
           const T* terms = terms_of<T, A>(x, b, tiles, seen, h0, h, i0, i1, of.vectors);
           const Index row = of.first * heads + h * G;
           with_vectors<T, A>(of.vectors, [&](auto v) RECOPS_LAMBDA_INLINE {
@@ -715,7 +728,14 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
   });
 }
 
-inline constexpr Index row_block = 128;  // keys at once where queries are few
+inline constexpr Index row_block = 128;  // keys at once where queries are few, at most
+
+/// As many keys as leave room in L1, so that values which are the keys are found there.
+template <class T>
+Index rows_at_once(Index width) {
+  const Index rows = 24576 / (width * Index{sizeof(T)}) / 16 * 16;
+  return rows < 16 ? 16 : rows > row_block ? row_block : rows;
+}
 
 /// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
 /// x + h * x_stride, of s at s + h * row_block. All heads of a few rows come before the next rows: memory is read in order.
@@ -861,8 +881,8 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
             (load(from + d) * B(x.scale * log2_e<T>)).store_aligned(to + d);
           });
         }
-      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i0) ? k0 : x.first_key(i0), k1 < x.last_key(i0) ? k1 : x.last_key(i0), row_block,
-                          i0, ws);
+      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i0) ? k0 : x.first_key(i0), k1 < x.last_key(i0) ? k1 : x.last_key(i0),
+                          rows_at_once<T>(heads * dk), i0, ws);
       for (KeyBlock<T> b; blocks.next(b);) {
         for (Index i = 0; i < together; ++i) {
           row_dots<T, A>(b.count, b.k, b.k_stride, heads, q + i * heads * dkp, dkp, dk, all_scores);
@@ -962,7 +982,8 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
       std::fill_n(dq, heads * dkp, T(0));
       for (Index h = 0; h < heads; ++h) base[h] = gradient_base<T, A>(r, i - q0, h0 + h, dv);
       simd::scale<T, A>(x.scale * log2_e<T>, x.q + i * x.q_stride + h0 * dk, q, heads * dk);
-      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i) ? k0 : x.first_key(i), k1 < x.last_key(i) ? k1 : x.last_key(i), row_block, i, ws);
+      KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i) ? k0 : x.first_key(i), k1 < x.last_key(i) ? k1 : x.last_key(i),
+                          rows_at_once<T>(heads * dk), i, ws);
       for (KeyBlock<T> b; blocks.next(b);) {
         row_dots<T, A>(b.count, b.k, b.k_stride, heads, q, dk, dk, weights_of);
         row_dots<T, A>(b.count, b.v, b.v_stride, heads, r.dout + (i - q0) * r.dout_stride + h0 * dv, dv, dv, gradients_of);

@@ -162,9 +162,8 @@ void multiply(Index m, Operand<T> a, const T* panels, Index first, Index last, I
         const T* at = a.data + row * a.row_stride + p0 * a.col_stride;
         const Index col = j * P, cols = n - col < count * P ? n - col : count * P;
         T* out = c + row * c_stride + col;
-        // A shorter tile may cover more panels than the first one does: then it goes panel by panel.
-        const bool together = count > 1 && tile_panels<A>(static_cast<int>(rows)) == count;
-        const Tile<T> run = tile_for<T, A>(static_cast<int>(rows), together);
+        // Several panels at once only where all rows fit into one tile: two tiles are each more than half full.
+        assert(count == 1 || (tiles == 1 && tile_panels<A>(static_cast<int>(rows)) == count));
         const bool whole = cols == count * P;
         T* to = whole ? out : edge;
         const Index stride = whole ? c_stride : count * P;
@@ -172,8 +171,8 @@ void multiply(Index m, Operand<T> a, const T* panels, Index first, Index last, I
           for (Index r = 0; r < rows; ++r)
             for (Index x = 0; x < cols; ++x) edge[r * stride + x] = out[r * c_stride + x];
         }
-        for (int s = 0; s < count; s += together ? count : 1)
-          run(depth, at, a.row_stride, a.col_stride, panels + (j + s) * P * k + p0 * P, P * k, to + s * P, stride, add);
+        tile_for<T, A>(static_cast<int>(rows), count > 1)(depth, at, a.row_stride, a.col_stride, panels + j * P * k + p0 * P, P * k,
+                                                          to, stride, add);
         if (!whole) {
           for (Index r = 0; r < rows; ++r)
             for (Index x = 0; x < cols; ++x) out[r * c_stride + x] = edge[r * stride + x];

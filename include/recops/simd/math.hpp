@@ -27,7 +27,7 @@ RECOPS_INLINE Batch<T, A> scale_by_power(Batch<T, A> v, Batch<T, A> n) {
     // Added to a whole number, 1.5 * 2^shift leaves it in the low bits: no conversion, which AVX2 lacks and NaN makes undefined.
     constexpr T magic = std::is_same_v<T, float> ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);
     constexpr int shift = std::is_same_v<T, float> ? 23 : 52;
-    const Batch<T, A> half = xsimd::floor(n * T(0.5));
+    const Batch<T, A> half = xsimd::nearbyint(n * T(0.5));  // floor would convert on SSE2
     const auto power = [](Batch<T, A> e) RECOPS_LAMBDA_INLINE {
       return bits_as<T>(bits_as<I>(e + Batch<T, A>(magic)) << shift);
     };

@@ -82,12 +82,13 @@ RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[N]) {
 }  // namespace detail
 
 /// Writes one panel [cols, panel_width] (64-byte aligned). `row(l)` points to the `cols` numbers of lane l; null from the
-/// last row on: zeros.
+/// last row on: zeros. With `ahead` it is also asked for lanes past the panel, to fetch rows that are in no near cache and may lie
+/// anywhere.
 /// `squares` [panel_width] (64-byte aligned) receives each row's sum of squares, NaN and infinity included.
 template <class T, class A = DefaultArch, class Row>
-RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares) {
+RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool ahead = false) {
   using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>, P = panel_width<T>;
+  constexpr Index W = lanes<T, A>, P = panel_width<T>, line = Index{64} / static_cast<Index>(sizeof(T));
   static_assert(P % W == 0);
   for (Index v = 0; v < P; v += W) {
     const T* rows[W];
@@ -97,6 +98,10 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares) {
       for (Index d = 0; d < cols; ++d) sum.store_aligned(panel + d * P + v);
       sum.store_aligned(squares + v);
       continue;
+    }
+    for (Index l = v + W; ahead && l < v + 2 * W; ++l) {
+      const T* const next = row(l);
+      for (Index d = 0; next && d < cols; d += line) __builtin_prefetch(next + d);
     }
     Index d = 0;
     for (; d + W <= cols; d += W) {

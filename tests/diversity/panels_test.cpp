@@ -1,0 +1,90 @@
+// Oracle: the features themselves, and normalize_rows.
+#include <recops/diversity/panels.hpp>
+
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+
+namespace {
+
+template <class T>
+T at(PanelsView<T> p, Index i, Index d) {
+  constexpr Index P = simd::panel_width<T>;
+  return p.data[(i / P * p.cols + d) * P + i % P];
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Panels hold the features, divided by their lengths where wanted", "[diversity][panels]", float, double) {
+  using T = TestType;
+  auto random = recops_test::random_stream(1);
+  Panels<T> panels;
+  for (const Index rows : {0, 1, 31, 32, 33, 64, 65, 200}) {
+    for (const Index cols : {0, 1, 3, 16, 19}) {
+      const auto numbers = recops_test::random_matrix<T>(rows, cols, random);
+      recops_test::Padded<T> x(numbers.view());
+      Matrix<T> unit(rows, cols);
+      normalize_rows<T>(numbers, unit);
+      for (const bool normalize : {false, true}) {
+        panels.pack(x.view(), normalize);
+        const PanelsView<T> p = panels;
+        REQUIRE((p.rows == rows && p.cols == cols && p.unit == normalize));
+        double most = 0;
+        for (Index i = 0; i < rows; ++i) {
+          double square = 0;
+          for (Index d = 0; d < cols; ++d) {
+            const T expected = normalize ? unit(i, d) : numbers(i, d);
+            most = std::max(most, std::abs(static_cast<double>(at(p, i, d)) - static_cast<double>(expected)));
+            square += static_cast<double>(numbers(i, d)) * static_cast<double>(numbers(i, d));
+          }
+          if (normalize) {
+            CHECK(p.squares[i] == T(cols > 0));
+          } else {
+            CHECK(static_cast<double>(p.squares[i]) == Approx(square).epsilon(1e-6));
+          }
+        }
+        CHECK(most <= (normalize ? 4 : 0) * static_cast<double>(std::numeric_limits<T>::epsilon()));
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("Panels mark rows that are not finite, and forget tiny ones", "[diversity][panels]", float, double) {
+  using T = TestType;
+  constexpr T inf = std::numeric_limits<T>::infinity();
+  Matrix<T> x(70, 5, T(1));
+  x(2, 3) = std::numeric_limits<T>::quiet_NaN();
+  x(3, 0) = inf;
+  x(4, 4) = std::numeric_limits<T>::max();
+  for (Index d = 0; d < 5; ++d) x(69, d) = std::is_same_v<T, float> ? T(1e-12) : T(1e-14);
+  Panels<T> panels;
+  for (const bool normalize : {false, true}) {
+    panels.pack(x, normalize);
+    const PanelsView<T> p = panels;
+    for (Index i = 0; i < 70; ++i) {
+      const bool broken = i >= 2 && i <= 4;
+      CHECK((p.squares[i] == inf) == broken);
+      for (Index d = 0; d < 5; ++d) {
+        const T expected = broken ? T(0) : i < 69 ? (normalize ? T(1) / std::sqrt(T(5)) : T(1)) : normalize ? T(0) : x(69, d);
+        CHECK(at(p, i, d) == Approx(expected).epsilon(1e-6));
+      }
+    }
+    if (normalize) CHECK(p.squares[69] == T(0));
+  }
+}
+
+TEST_CASE("Panels keep their memory and refuse what is not sound", "[diversity][panels]") {
+  const Matrix<float> x(130, 9, 1.0f);
+  Panels<float> panels;
+  panels.pack(x, true);
+  const recops_test::AllocationCounter counter;
+  panels.pack(x.view().middle_rows(0, 40), false);
+  panels.pack(x, true);
+  CHECK(counter.count() == 0);
+  CHECK_THROWS_WITH(panels.pack(MatrixView<const float>(nullptr, 3, 3), true), recops_test::contains("Panels::pack: features"));
+  CHECK((panels.rows() == 130 && panels.cols() == 9));
+  const Panels<float> taken = std::move(panels);
+  CHECK((taken.rows() == 130 && panels.rows() == 0));
+}
