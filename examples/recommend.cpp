@@ -128,7 +128,8 @@ std::vector<Request> requests_of(const InteractionLog& log, RowRange range) {
 /// Turns requests into batches. Context features are what was known when the request was made.
 class BatchMaker {
  public:
-  BatchMaker(const World& world, Index history) : world_(world), histories_(world.log), most_(history), rates_(world.log, labels_of(world)) {
+  BatchMaker(const World& world, Index history)
+      : world_(world), histories_(world.log), most_(history), rates_(world.log, labels_of(world)) {
     context_ = Matrix<float>(world.log.size(), rates_.columns());
     popularity_ = Matrix<float>(world.log.size(), static_cast<Index>(world.tasks.size()));
     for (Index row = 0; row < world.log.size(); ++row) {
@@ -288,9 +289,11 @@ Quality judge(const World& world, MatrixView<const float> logits, const ByUser& 
     scores[i] = static_cast<float>(score_of(world, logits.row(order[at(i)])));
     gains[i] = 0;
     for (const Task& t : world.tasks)
-      gains[i] += static_cast<float>(t.value) * static_cast<float>(world.log.label(t.label)[at(world.split.test.first + order[at(i)])]);
+      gains[i] +=
+          static_cast<float>(t.value) * static_cast<float>(world.log.label(t.label)[at(world.split.test.first + order[at(i)])]);
   }
-  q.ndcg = recops::ndcg<float>(scores, VectorView<const float>(gains), offsets, {.k = 10, .gain = recops::Gain::linear}, ws).value;
+  q.ndcg =
+      recops::ndcg<float>(scores, VectorView<const float>(gains), offsets, {.k = 10, .gain = recops::Gain::linear}, ws).value;
   return q;
 }
 
@@ -358,7 +361,8 @@ float worth(const World& world, const Request& request, std::int32_t item) {
 /// Ranks candidates and diversifies the list; keeps all it needs from call to call.
 class Recommender {
  public:
-  Recommender(const World& world, const FrozenRanker& model, const Config& config) : world_(world), model_(model), config_(config) {
+  Recommender(const World& world, const FrozenRanker& model, const Config& config)
+      : world_(world), model_(model), config_(config) {
     // What makes two items alike: their learned embeddings, scaled to length 1.
     const Ranker& r = model.ranker();
     const Index width = r.options.item_width + r.options.category_width;
@@ -378,7 +382,8 @@ class Recommender {
   };
 
   /// `by_score` and `diverse`: places in the batch's candidates, best first.
-  void recommend(const RankerBatch& batch, std::vector<std::int32_t>& by_score, std::vector<std::int32_t>& diverse, Timing& timing) {
+  void recommend(const RankerBatch& batch, std::vector<std::int32_t>& by_score, std::vector<std::int32_t>& diverse,
+                 Timing& timing) {
     const auto start = Clock::now();
     const auto mark = ws_.mark();
     const Index n = batch.candidates();
@@ -427,7 +432,8 @@ void print_list(const char* title, const World& world, const RankerBatch& batch,
   std::printf("    %s\n", title);
   for (const std::int32_t place : list) {
     const Index item = batch.item[static_cast<std::size_t>(place)], category = batch.category[static_cast<std::size_t>(place)];
-    std::printf("      %s\n", coloured(world.category_names[at(category)] + "  " + world.item_names[at(item)], category, colour).c_str());
+    std::printf("      %s\n",
+                coloured(world.category_names[at(category)] + "  " + world.item_names[at(item)], category, colour).c_str());
   }
 }
 
@@ -482,7 +488,8 @@ void serve(const World& world, const FrozenRanker& model, const Config& config) 
       const bool colour = wants_colour(stdout);
       for (Index e = batch.events() - 8; e < batch.events(); ++e) {
         const Index item = batch.event_item[at(e)], category = batch.event_category[at(e)];
-        std::printf("      %s\n", coloured(world.category_names[at(category)] + "  " + world.item_names[at(item)], category, colour).c_str());
+        std::printf("      %s\n",
+                    coloured(world.category_names[at(category)] + "  " + world.item_names[at(item)], category, colour).c_str());
       }
       print_list("by score", world, batch, lists[0]);
       print_list("after MMR", world, batch, lists[1]);
@@ -499,7 +506,8 @@ void serve(const World& world, const FrozenRanker& model, const Config& config) 
     std::printf("  %-28s %8.4f %12.4f %12.2f\n", name, ndcg[d] / judged, distance[d].result().value, categories[d] / n);
   }
   std::printf("\nLatency per request of the frozen model, one core, microseconds\n  %-34s %8s %8s\n", "", "p50", "p99");
-  const char* names[] = {"embed candidates and history", "attention over the history", "MMoE and towers", "score and MMR", "whole request"};
+  const char* names[] = {"embed candidates and history", "attention over the history", "MMoE and towers", "score and MMR",
+                         "whole request"};
   for (int i = 0; i < 5; ++i) std::printf("  %-34s %8.1f %8.1f\n", names[i], quantile(stage[i], 0.5), quantile(stage[i], 0.99));
 }
 
@@ -528,7 +536,8 @@ std::vector<Quality> run(const World& world, const Config& config, std::uint64_t
       std::printf("%td training requests, %td test impressions, %td parameters\n\n", static_cast<Index>(requests.size()),
                   world.split.test.size(), recops::parameter_count(ranker));
     std::fflush(stdout);
-    train(ranker, static_cast<Index>(requests.size()), config, seed, std::string("  ") + systems[first ? 0 : 1] + ", seed " + std::to_string(seed),
+    train(ranker, static_cast<Index>(requests.size()), config, seed,
+          std::string("  ") + systems[first ? 0 : 1] + ", seed " + std::to_string(seed),
           [&](Index k, RankerBatch& batch) { maker.append(requests[at(k)], batch); });
     const FrozenRanker frozen(ranker);
     const Matrix<float> logits = score_test(world, frozen, maker);
@@ -542,8 +551,8 @@ std::vector<Quality> run(const World& world, const Config& config, std::uint64_t
     for (Index i = 0; i < test.size(); ++i) {
       const std::size_t row = at(test.first + i);
       for (std::size_t t = 0; t < world.tasks.size(); ++t) {
-        const double p = world.truth->true_probability(world.log.user[row], world.log.item[row], world.log.time[row], world.tasks[t].label,
-                                                       world.log.position[row]);
+        const double p = world.truth->true_probability(world.log.user[row], world.log.item[row], world.log.time[row],
+                                                       world.tasks[t].label, world.log.position[row]);
         truth(i, static_cast<Index>(t)) = static_cast<float>(std::log(p / (1 - p)));
       }
     }
@@ -566,11 +575,13 @@ void compare_systems(const Config& config, Make&& make) {
     if (s == 0) {
       first = found;
       tasks = world.tasks;
-      for (const Task& t : tasks) tables.emplace_back(std::string("GAUC, ") + label_name(t.label), std::vector<std::string>(systems, systems + 3), seeds);
+      for (const Task& t : tasks)
+        tables.emplace_back(std::string("GAUC, ") + label_name(t.label), std::vector<std::string>(systems, systems + 3), seeds);
       tables.emplace_back("NDCG@10 of the value", std::vector<std::string>(systems, systems + 3), seeds);
     }
     for (std::size_t k = 0; k < 3; ++k) {
-      for (std::size_t t = 0; t < tasks.size(); ++t) tables[t].set(static_cast<Index>(k), static_cast<Index>(s), found[k].gauc[t]);
+      for (std::size_t t = 0; t < tasks.size(); ++t)
+        tables[t].set(static_cast<Index>(k), static_cast<Index>(s), found[k].gauc[t]);
       tables.back().set(static_cast<Index>(k), static_cast<Index>(s), found[k].ndcg);
     }
   }
@@ -581,13 +592,16 @@ void compare_systems(const Config& config, Make&& make) {
     std::printf("  %-14s", systems[k]);
     for (std::size_t t = 0; t < tasks.size(); ++t) {
       std::printf(" | %13.4f %.4f", first[k].auc[t], first[k].gauc[t]);
-      if (first[k].log_loss.empty()) std::printf("%12s", "");
-      else std::printf(" %.3f %5.3f", first[k].log_loss[t], first[k].calibration[t]);
+      if (first[k].log_loss.empty())
+        std::printf("%12s", "");
+      else
+        std::printf(" %.3f %5.3f", first[k].log_loss[t], first[k].calibration[t]);
     }
     std::printf(" | %.4f\n", first[k].ndcg);
   }
   if (seeds.size() < 2) return;
-  std::printf("\nOver %zu seeds: mean, and attention minus each baseline with a 95 %% interval of the paired difference\n", seeds.size());
+  std::printf("\nOver %zu seeds: mean, and attention minus each baseline with a 95 %% interval of the paired difference\n",
+              seeds.size());
   for (const SeedTable& table : tables) {
     std::printf("  %-22s", table.metric().c_str());
     for (Index k = 0; k < 3; ++k) std::printf(" %s %.4f%s", systems[k], table.summary(k).mean, k < 2 ? "," : "");
@@ -610,10 +624,11 @@ void on_simulator(const Config& config) {
     world.tasks = tasks_of(world.log);
     world.split = split_by_time(world.log, 0.15);
     for (Index i = 0; i < world.log.items; ++i) world.item_names.push_back("item " + std::to_string(i));
-    for (Index c = 0; c < world.log.categories; ++c) world.category_names.push_back((c < 10 ? "category  " : "category ") + std::to_string(c));
+    for (Index c = 0; c < world.log.categories; ++c)
+      world.category_names.push_back((c < 10 ? "category  " : "category ") + std::to_string(c));
     if (seed == 1)
-      std::printf("A simulated feed: %td users, %td items, %td impressions; docs/simulator.md describes it.\n", world.log.users, world.log.items,
-                  world.log.size());
+      std::printf("A simulated feed: %td users, %td items, %td impressions; docs/simulator.md describes it.\n", world.log.users,
+                  world.log.items, world.log.size());
     return world;
   });
 }
@@ -625,15 +640,18 @@ void on_movielens(const Config& config, const MovieLens& data) {
   world.split = split_by_time(world.log, 0.15);
   world.item_names = data.titles;
   world.category_names = data.genre_names;
-  std::printf("MovieLens: %td users, %td films, %td ratings; the task is to tell what a user likes (4 stars or more) of what they rate.\n",
-              world.log.users, world.log.items, world.log.size());
+  std::printf(
+      "MovieLens: %td users, %td films, %td ratings; the task is to tell what a user likes (4 stars or more) of what they "
+      "rate.\n",
+      world.log.users, world.log.items, world.log.size());
   compare_systems(config, [&](std::uint64_t) -> const World& { return world; });
 }
 
 /// Open Bandit has neither users nor sequences: the ranking part alone. It learns from what Thompson sampling showed and is judged
 /// on what was shown at random, where every item had the same chance.
 void on_open_bandit(const Config& config, const std::string& campaign) {
-  const OpenBanditLog shown = load_open_bandit(config.data, campaign, "bts"), random = load_open_bandit(config.data, campaign, "random");
+  const OpenBanditLog shown = load_open_bandit(config.data, campaign, "bts"),
+                      random = load_open_bandit(config.data, campaign, "random");
   constexpr Index codes = 4, context = 3 + 1 + 1 + 4 * codes;  // position, item value, past clicks, the commonest user codes
   const auto append = [&](const OpenBanditLog& log, Index row, RankerBatch& batch) {
     const Index item = log.item[at(row)];
@@ -669,10 +687,12 @@ void on_open_bandit(const Config& config, const std::string& campaign) {
   Vector<float> p(random.size());
   for (Index i = 0; i < p.size(); ++i) p[i] = static_cast<float>(sigmoid(static_cast<double>(logits(i, 0))));
   const auto calibration = recops::pcoc<float>(p, random.click);
-  std::printf("  %-6s %td impressions with %.0f clicks to learn from, %td with %.0f to judge by: AUC %.3f (standard error about %.3f), "
-              "predicted / observed clicks %.2f, log-loss %.5f\n",
-              campaign.c_str(), shown.size(), clicks, random.size(), calibration.observed, recops::auc<float>(p, random.click, ws).value,
-              0.29 / std::sqrt(calibration.observed), calibration.value, recops::log_loss_from_probabilities<float>(p, random.click).value);
+  std::printf(
+      "  %-6s %td impressions with %.0f clicks to learn from, %td with %.0f to judge by: AUC %.3f (standard error about %.3f), "
+      "predicted / observed clicks %.2f, log-loss %.5f\n",
+      campaign.c_str(), shown.size(), clicks, random.size(), calibration.observed, recops::auc<float>(p, random.click, ws).value,
+      0.29 / std::sqrt(calibration.observed), calibration.value,
+      recops::log_loss_from_probabilities<float>(p, random.click).value);
 }
 
 bool has_file(const std::string& folder, const char* name, const char* file) {
@@ -702,7 +722,8 @@ int main(int argc, char** argv) {
   cli.option("deviation", config.deviation, "standard deviation of initial embeddings", "", 0, 10);
   // The real data are small and most items rare: ids are learned with care.
   for (int a = 1; a < argc; ++a)
-    if (std::string_view(argv[a]).substr(0, 6) == "--data") config.deviation = 0.2, config.learning_rate = 1e-3, config.epochs = 2;
+    if (std::string_view(argv[a]).substr(0, 6) == "--data")
+      config.deviation = 0.2, config.learning_rate = 1e-3, config.epochs = 2;
   cli.parse(argc, argv);
 
   std::printf("%s\n", recops::build_info().c_str());
@@ -713,10 +734,13 @@ int main(int argc, char** argv) {
     } else {
       const bool films = has_file(config.data, "ml-latest-small-2016", "ratings.tsv");
       const bool bandit = has_file(config.data, "open-bandit-small", "men-random.log.tsv");
-      if (!films && !bandit) throw DataError(config.data + ": holds neither MovieLens nor Open Bandit (docs/data.md says what is expected)");
+      if (!films && !bandit)
+        throw DataError(config.data + ": holds neither MovieLens nor Open Bandit (docs/data.md says what is expected)");
       if (films) on_movielens(config, load_movielens(config.data));
       if (bandit) {
-        std::printf("\nOpen Bandit has no users and no sequences: only the ranking part is trained, without history, and no list is made.\n");
+        std::printf(
+            "\nOpen Bandit has no users and no sequences: only the ranking part is trained, without history, and no list is "
+            "made.\n");
         for (const char* campaign : {"men", "women"}) on_open_bandit(config, campaign);
       }
     }

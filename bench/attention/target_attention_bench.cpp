@@ -3,7 +3,8 @@
 ///     taskset -c 1 build/bench/recops_bench_attention_target_attention
 ///
 /// Peers, where Eigen was found: `eigen` is what one writes by hand with care (per head one product, the softmax row by row with
-/// vectorised exp, one product, the sums divided out at the end; all buffers preallocated, nothing aliased), `naive` the same in one expression per step.
+/// vectorised exp, one product, the sums divided out at the end; all buffers preallocated, nothing aliased), `naive` the same in
+/// one expression per step.
 #include <recops/attention/target_attention.hpp>
 #include <recops/core/random.hpp>
 
@@ -82,7 +83,8 @@ struct Data {
   void eigen_backward() {
     const Index d = width / heads;
     const T scale = T(1) / std::sqrt(static_cast<T>(d));
-    auto p = as_eigen(scores), g = as_eigen(gradients), all_q = as_eigen(q), all_h = as_eigen(h), y = as_eigen(out), dy = as_eigen(dout);
+    auto p = as_eigen(scores), g = as_eigen(gradients), all_q = as_eigen(q), all_h = as_eigen(h), y = as_eigen(out),
+         dy = as_eigen(dout);
     auto dq_all = as_eigen(dq), dh_all = as_eigen(dh);
     for (Index a = 0; a < heads; ++a) {
       const auto key = all_h.middleCols(a * d, d), query = all_q.middleCols(a * d, d), dyo = dy.middleCols(a * d, d);
@@ -104,7 +106,8 @@ struct Data {
 template <class T>
 void add(Index heads, Index l, Index n, bool backward) {
   const std::string name = std::string(backward ? "backward" : "forward") + (sizeof(T) == 4 ? "/f32/" : "/f64/") +
-                           std::to_string(heads) + "x" + std::to_string(width / heads) + "/L:" + std::to_string(l) + "/N:" + std::to_string(n);
+                           std::to_string(heads) + "x" + std::to_string(width / heads) + "/L:" + std::to_string(l) +
+                           "/N:" + std::to_string(n);
   const double pairs = static_cast<double>(n) * static_cast<double>(l) * width;
   const int slices = pairs > 2e8 ? 8 : pairs > 2e7 ? 25 : 200;
   register_case<T>(

@@ -91,7 +91,8 @@ struct Data {
 
 template <class T>
 void add(const std::string& kind, Index n, Index k) {
-  const std::string name = "mmr/" + kind + (sizeof(T) == 4 ? "/f32/N:" : "/f64/N:") + std::to_string(n) + "/k:" + std::to_string(k);
+  const std::string name =
+      "mmr/" + kind + (sizeof(T) == 4 ? "/f32/N:" : "/f64/N:") + std::to_string(n) + "/k:" + std::to_string(k);
   register_case<T>(
       name,
       [=] {

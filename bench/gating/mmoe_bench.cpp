@@ -1,10 +1,12 @@
-/// MMoE at production shapes: `w4` is 512 -> 8 experts of 256, 6 tasks; `small` 512 -> 8 x 128, 2 tasks; `prod` 3072 -> 6 x 256, 24 tasks.
+/// MMoE at production shapes: `w4` is 512 -> 8 experts of 256, 6 tasks; `small` 512 -> 8 x 128, 2 tasks; `prod` 3072 -> 6 x 256,
+/// 24 tasks.
 ///
-///     taskset -c 1 build/bench/recops_bench_gating_mmoe
+///     taskset -c 1 build/bench/bench/recops_bench_gating_mmoe
 ///
-/// `serve` is the frozen layer, `train` a training forward and the whole backward. Peers, where Eigen was found, are what one writes by
-/// hand with care: `eigen` one wide product for all experts, `eigen_each` one product per expert; bias and relu in one pass, softmax row by
-/// row, the mix as a small product per row; all buffers preallocated, weights laid out column-major beforehand, nothing aliased.
+/// `serve` is the frozen layer, `train` a training forward and the whole backward. Peers, where Eigen was found, are what one
+/// writes by hand with care: `eigen` one wide product for all experts, `eigen_each` one product per expert; bias and relu in one
+/// pass, softmax row by row, the mix as a small product per row; all buffers preallocated, weights laid out column-major
+/// beforehand, nothing aliased.
 #include <recops/gating/mmoe.hpp>
 
 #include <memory>

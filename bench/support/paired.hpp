@@ -109,8 +109,9 @@ template <class T>
 void run_paired(benchmark::State& state, const Case<T>& c) {
   recops::Vector<T> stream(static_cast<Index>(c.bytes / sizeof(T)), T(1));
   double peak_flops = 1;
-  const std::function<void()> limit = c.bytes > 0 ? std::function<void()>([&] { detail::read_stream(stream.data(), stream.size()); })
-                                                  : std::function<void()>([&] { peak_flops = detail::fma_peak<T>(); });
+  const std::function<void()> limit = c.bytes > 0
+                                          ? std::function<void()>([&] { detail::read_stream(stream.data(), stream.size()); })
+                                          : std::function<void()>([&] { peak_flops = detail::fma_peak<T>(); });
   const int limit_repeats = detail::repeats_for(limit), kernel_repeats = detail::repeats_for(c.kernel);
   std::vector<int> peer_repeats;
   for (const auto& peer : c.peers) peer_repeats.push_back(detail::repeats_for(peer.run));

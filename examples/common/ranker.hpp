@@ -40,10 +40,10 @@ struct RankerOptions {
   Index item_width = 32, category_width = 16, time_width = 16;  ///< embedding widths; together a multiple of `heads`
   Index heads = 4;                                              ///< of the attention
   Index experts = 4, expert_width = 48;                         ///< of the mixture
-  double embedding_deviation = 0.3;                          ///< initial standard deviation of embeddings; small where most ids are rare
-  std::vector<double> base_rates = {};                       ///< [tasks] how often each label is set: where the logits begin
-  bool context_begins_with_rates = false;                    ///< its first `tasks` columns are the item's rates so far, as logs relative
-                                                             ///< to the base rate: the wide part begins by believing them
+  double embedding_deviation = 0.3;        ///< initial standard deviation of embeddings; small where most ids are rare
+  std::vector<double> base_rates = {};     ///< [tasks] how often each label is set: where the logits begin
+  bool context_begins_with_rates = false;  ///< its first `tasks` columns are the item's rates so far, as logs relative
+                                           ///< to the base rate: the wide part begins by believing them
 };
 
 /// What an event was, besides its item: how long ago, in powers of two hours, and what came of it.
@@ -108,9 +108,9 @@ struct Ranker {
 
   static constexpr auto fields() {
     using namespace recops;
-    return std::tuple{layer("item", &Ranker::item),           layer("category", &Ranker::category), layer("event", &Ranker::event),
-                      layer("hour", &Ranker::hour),           layer("attention", &Ranker::attention), layer("pooling", &Ranker::pooling),
-                      layer("mmoe", &Ranker::mmoe),           layers("towers", &Ranker::towers),    layer("wide", &Ranker::wide)};
+    return std::tuple{layer("item", &Ranker::item), layer("category", &Ranker::category),   layer("event", &Ranker::event),
+                      layer("hour", &Ranker::hour), layer("attention", &Ranker::attention), layer("pooling", &Ranker::pooling),
+                      layer("mmoe", &Ranker::mmoe), layers("towers", &Ranker::towers),      layer("wide", &Ranker::wide)};
   }
 
   /// Columns of a candidate, an event and an interest.
@@ -207,7 +207,9 @@ struct Ranker {
     const Index c = options.context;
     for (Index b = 0; b < x.rows(); ++b) std::copy_n(batch.context.data() + b * c, c, x.row(b) + x.cols() - c);
   }
-  MatrixView<const float> context(MatrixView<const float> x) const { return x.middle_cols(x.cols() - options.context, options.context); }
+  MatrixView<const float> context(MatrixView<const float> x) const {
+    return x.middle_cols(x.cols() - options.context, options.context);
+  }
   static void add(MatrixView<const float> from, MatrixView<float> to) {
     for (Index b = 0; b < to.rows(); ++b) recops::simd::add(from.row(b), to.row(b), to.cols());
   }
@@ -263,7 +265,8 @@ struct Ranker {
 /// What a service holds: packed weights, immutable, shared by threads. Embedding tables are read from the ranker, which must outlive it.
 class FrozenRanker {
  public:
-  explicit FrozenRanker(const Ranker& ranker) : ranker_(&ranker), pooling_(freeze(ranker.pooling)), wide_(freeze(ranker.wide)), mmoe_(freeze(ranker.mmoe)) {
+  explicit FrozenRanker(const Ranker& ranker)
+      : ranker_(&ranker), pooling_(freeze(ranker.pooling)), wide_(freeze(ranker.wide)), mmoe_(freeze(ranker.mmoe)) {
     if (ranker.options.interest == InterestFrom::attention) attention_ = freeze(ranker.attention);
     for (const auto& tower : ranker.towers) towers_.push_back(freeze(tower));
   }

@@ -20,10 +20,12 @@ TEMPLATE_TEST_CASE("target attention of a batch of users", "[attention][target_a
       rows.push_back(rows.back() + candidates_of[u]);
       keys.push_back(keys.back() + behaviours_of[u]);
     }
-    const Matrix<double> c = AttentionCase::rounded(rows.back(), width, random), h = AttentionCase::rounded(keys.back(), width, random),
+    const Matrix<double> c = AttentionCase::rounded(rows.back(), width, random),
+                         h = AttentionCase::rounded(keys.back(), width, random),
                          g = AttentionCase::rounded(rows.back(), width, random);
     Padded<T> candidates(as<T>(c).view()), history(as<T>(h).view()), dout(as<T>(g).view());
-    Padded<T> out(rows.back(), width, T(9)), again(rows.back(), width, T(9)), lse(rows.back(), heads), dc(rows.back(), width), dh(keys.back(), width);
+    Padded<T> out(rows.back(), width, T(9)), again(rows.back(), width, T(9)), lse(rows.back(), heads), dc(rows.back(), width),
+        dh(keys.back(), width);
     std::vector<std::uint8_t> mask(static_cast<std::size_t>(keys.back()));
     for (auto& m : mask) m = random.chance(0.8) ? 1 : 0;
     const AttentionOptions options{.heads = heads, .key_mask = mask};
@@ -95,7 +97,8 @@ TEST_CASE("target attention names what is wrong and writes nothing", "[attention
   Matrix<float> candidates(3, 8, 1.0f), history(5, 8, 1.0f), narrow(5, 6, 1.0f), out(3, 8, 9.0f);
   CHECK_THAT(error_of([&] { target_attention<float>(candidates, narrow, {.heads = 2}, out, ws); }),
              contains("target_attention: keys: expected shape [_, 8], got [5, 6]"));
-  CHECK_THAT(error_of([&] { target_attention<float>(candidates, history, {.heads = 3}, out, ws); }), contains("target_attention: queries"));
+  CHECK_THAT(error_of([&] { target_attention<float>(candidates, history, {.heads = 3}, out, ws); }),
+             contains("target_attention: queries"));
   Matrix<float> lse(2, 2), dc(3, 8, 9.0f), dh(5, 8, 9.0f);
   CHECK_THAT(error_of([&] { target_attention_backward<float>(candidates, history, {.heads = 2}, out, lse, out, dc, dh, ws); }),
              contains("target_attention_backward: log_sum_exp: expected shape [3, 2], got [2, 2]"));

@@ -3,7 +3,9 @@
 #include <recops/core/random.hpp>
 #include <recops/diversity/mmr.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -64,7 +66,8 @@ double similarity(const Request<T>& q, const MmrOptions& o, const std::vector<st
     if (o.normalize) dot = a > 0 && b > 0 ? dot / std::sqrt(a) / std::sqrt(b) : 0;
     sim += o.feature_weight * dot;
   }
-  if (!q.similarity.empty()) sim += o.similarity_weight * static_cast<double>(old ? q.history_similarity(j, i) : q.similarity(j, i));
+  if (!q.similarity.empty())
+    sim += o.similarity_weight * static_cast<double>(old ? q.history_similarity(j, i) : q.similarity(j, i));
   if (!q.categories.empty()) {
     const std::int32_t category = old ? q.history_categories[j] : q.categories[j];
     if (category >= 0 && category == q.categories[i]) sim += o.category_weight;
@@ -153,7 +156,10 @@ template <class T>
 void exact_lengths(Random& random, Matrix<T>& x) {
   x.fill(T(0));
   for (Index i = 0; i < x.rows(); ++i) {
-    const Index filled = std::min(x.cols() >= 16 ? Index{16} : x.cols() >= 4 ? Index{4} : Index{1}, Index{1} << (2 * random.below(3)));
+    const Index filled = std::min(x.cols() >= 16  ? Index{16}
+                                  : x.cols() >= 4 ? Index{4}
+                                                  : Index{1},
+                                  Index{1} << (2 * random.below(3)));
     const T size = T(1) / static_cast<T>(1 + 3 * random.below(2));
     if (random.chance(0.1)) continue;
     for (Index e = 0; e < filled;) {
@@ -179,7 +185,7 @@ Request<T> normal_request(Random& random, Index n, Index d, Index m) {
 
 TEMPLATE_TEST_CASE("mmr picks what the definition picks, whatever the evaluation", "[diversity][mmr]", float, double) {
   Random random(recops_test::seed(), 1);
-  for (const Index n : {1, 2, 7, 31, 32, 33, 64, 65, 100, 200}) {
+  for (const Index n : {1, 2, 7, 31, 32, 33, 64, 65, 100, 200, 700}) {
     for (const Index d : {0, 1, 3, 16, 17, 40}) {
       const Index m = random.below(3) == 0 ? random.below(6) : 0;
       auto q = exact_request<TestType>(random, n, d, m);
@@ -191,12 +197,13 @@ TEMPLATE_TEST_CASE("mmr picks what the definition picks, whatever the evaluation
           for (auto& r : q.relevance) r *= TestType(8);  // so that there is something to prune
         }
       }
+      if (random.chance(0.3)) std::sort(q.relevance.begin(), q.relevance.end(), std::greater<>());
       if (random.chance(0.4)) {
         q.allowed.resize(n);
         for (auto& a : q.allowed) a = random.chance(0.7);
       }
       const double lambda = static_cast<double>(random.below(9)) / 8;
-      const Index k = 1 + random.below(n + 3);
+      const Index k = 1 + random.below(std::min(n + 3, Index{120}));
       MmrOptions o{.lambda = lambda, .normalize = normalize, .evaluation = MmrEvaluation::eager};
       CAPTURE(n, d, m, lambda, k, normalize, q.allowed.empty());
       const Picks expected = reference(q, o, k);
@@ -300,7 +307,8 @@ TEMPLATE_TEST_CASE("mmr breaks ties by the lowest index", "[diversity][mmr]", fl
   for (std::size_t t = 0; t < 4; ++t) CHECK(picks.scores[t] == (t < 2 ? 0.5 : 0));
 }
 
-TEMPLATE_TEST_CASE("mmr with lambda 1 sorts by relevance, with lambda 0 starts from the most relevant", "[diversity][mmr]", float, double) {
+TEMPLATE_TEST_CASE("mmr with lambda 1 sorts by relevance, with lambda 0 starts from the most relevant", "[diversity][mmr]", float,
+                   double) {
   Random random(recops_test::seed(), 5);
   const auto q = exact_request<TestType>(random, 90, 7, 0);
   std::vector<std::int32_t> order(90);
@@ -368,9 +376,7 @@ TEST_CASE("mmr agrees with numpy", "[diversity][mmr]") {
       to.resize(static_cast<Index>(from.size()));
       std::copy(from.begin(), from.end(), to.begin());
     };
-    const auto matrix = [&](const char* key, Matrix<double>& to) {
-      to = golden.matrix<double>(name + key);
-    };
+    const auto matrix = [&](const char* key, Matrix<double>& to) { to = golden.matrix<double>(name + key); };
     Request<double> q;
     vector("relevance", q.relevance);
     vector("allowed", q.allowed);
@@ -452,7 +458,8 @@ TEMPLATE_TEST_CASE("mmr never picks what is not finite, and it harms nothing els
   for (T& r : dirty.relevance) r *= T(32);
   for (T& r : masked.relevance) r *= T(32);
   const MmrOptions o{.normalize = true};
-  CHECK(run(dirty.input(), o, 10).items == run(masked.input(), {.normalize = true, .evaluation = MmrEvaluation::eager}, 10).items);
+  CHECK(run(dirty.input(), o, 10).items ==
+        run(masked.input(), {.normalize = true, .evaluation = MmrEvaluation::eager}, 10).items);
 
   // A pair without a similarity: the item is out once the other is picked.
   Request<T> pairs;
@@ -502,7 +509,8 @@ TEMPLATE_TEST_CASE("mmr reads strided, unaligned views and leaves the gaps alone
   Workspace scratch;
   const std::vector<std::int32_t> offsets{0, 10, 10, 50};
   const MmrBatch<T> batch{.relevance = q.relevance, .features = JaggedView<const T>(q.features, offsets)};
-  mmr<T>(batch, {}, picks.view().middle_rows(0, 3).middle_cols(2, 4), scores.view().middle_rows(0, 3).middle_cols(2, 4), {}, scratch);
+  mmr<T>(batch, {}, picks.view().middle_rows(0, 3).middle_cols(2, 4), scores.view().middle_rows(0, 3).middle_cols(2, 4), {},
+         scratch);
   for (Index b = 0; b < 4; ++b) {
     for (Index c = 0; c < 9; ++c) {
       const bool inside = b < 3 && c >= 2 && c < 6;
@@ -512,7 +520,8 @@ TEMPLATE_TEST_CASE("mmr reads strided, unaligned views and leaves the gaps alone
   }
 }
 
-TEMPLATE_TEST_CASE("mmr batch gives every request what it gets alone, on any number of threads", "[diversity][mmr]", float, double) {
+TEMPLATE_TEST_CASE("mmr batch gives every request what it gets alone, on any number of threads", "[diversity][mmr]", float,
+                   double) {
   using T = TestType;
   Random random(recops_test::seed(), 12);
   const std::vector<std::int64_t> offsets{0, 40, 40, 41, 170, 200}, seen_offsets{0, 3, 3, 5, 5, 9};
@@ -591,7 +600,8 @@ TEST_CASE("mmr_backward agrees with central differences and adds", "[diversity][
     for (double& v : g) v = random.normal();
 
     Vector<double> dr(n, 1.0);
-    Matrix<double> dx(n, d, 2.0), dh(m, d, 3.0), ds(given ? n : 0, given ? n : 0, 4.0), dhs(given ? m : 0, given && m > 0 ? n : 0, 5.0);
+    Matrix<double> dx(n, d, 2.0), dh(m, d, 3.0), ds(given ? n : 0, given ? n : 0, 4.0),
+        dhs(given ? m : 0, given && m > 0 ? n : 0, 5.0);
     mmr_backward<double>(q.input(), o, picks, g,
                          {.relevance = dr, .features = dx, .history = dh, .similarity = ds, .history_similarity = dhs}, scratch);
 
@@ -629,6 +639,17 @@ TEST_CASE("mmr_backward agrees with central differences and adds", "[diversity][
   }
 }
 
+TEST_CASE("mmr_backward gives the gradient of a tie to the earliest shown", "[diversity][mmr]") {
+  Workspace scratch;
+  const Vector<double> relevance{3, 2, 1};
+  const Matrix<double> features{{1, 2}, {1, 2}, {1, 2}};
+  const Vector<std::int32_t> picks{0, 1, 2};
+  const Vector<double> g{0, 0, 4};
+  Matrix<double> dx(3, 2, 0.0);
+  mmr_backward<double>({.relevance = relevance, .features = features}, {.lambda = 0.5}, picks, g, {.features = dx}, scratch);
+  CHECK((dx(0, 0) == -2 && dx(0, 1) == -4 && dx(1, 0) == 0 && dx(1, 1) == 0 && dx(2, 0) == -2 && dx(2, 1) == -4));
+}
+
 TEMPLATE_TEST_CASE("mmr_backward of a batch is that of its requests", "[diversity][mmr]", float, double) {
   using T = TestType;
   Random random(recops_test::seed(), 14);
@@ -648,7 +669,8 @@ TEMPLATE_TEST_CASE("mmr_backward of a batch is that of its requests", "[diversit
   mmr_backward<T>(batch, o, picks, g, {.relevance = dr, .features = dx, .history = dh}, scratch);
   for (Index b = 0; b < 3; ++b) {
     const Index first = batch.features.begin(b), n = batch.features.length(b);
-    const MmrInput<T> in{.relevance = batch.relevance.segment(first, n), .features = batch.features[b], .history = batch.history[b]};
+    const MmrInput<T> in{
+        .relevance = batch.relevance.segment(first, n), .features = batch.features[b], .history = batch.history[b]};
     mmr_backward<T>(in, o, VectorView<const std::int32_t>(picks.row(b), 12), VectorView<const T>(g.row(b), 12),
                     {.relevance = VectorView<T>(one_dr).segment(first, n),
                      .features = one_dx.view().middle_rows(first, n),
@@ -716,10 +738,15 @@ TEST_CASE("mmr says what is wrong and touches nothing", "[diversity][mmr]") {
   CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.similarity = other; })), contains("similarity"));
   CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.similarity = square; })), contains("history_similarity"));
   CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.panels = panels; })), contains("features"));
-  CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.features = {}; in.panels = panels; })), contains("panels"));
+  CHECK_THROWS_WITH(attempt(with([&](auto& in) {
+                      in.features = {};
+                      in.panels = panels;
+                    })),
+                    contains("panels"));
   CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.features = {}; })), contains("history"));
   CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.features = MatrixView<const float>(nullptr, 20, 5); })), contains("null"));
-  for (const double lambda : {-0.1, 1.1, std::nan("")}) CHECK_THROWS_WITH(attempt(q.input(), {.lambda = lambda}), contains("0 <= lambda <= 1"));
+  for (const double lambda : {-0.1, 1.1, std::nan("")})
+    CHECK_THROWS_WITH(attempt(q.input(), {.lambda = lambda}), contains("0 <= lambda <= 1"));
   CHECK_THROWS_WITH(attempt(q.input(), {.window = -1}), contains("window"));
   CHECK_THROWS_WITH(attempt(q.input(), {.feature_weight = infinity}), contains("weight"));
   Vector<float> short_scores(3);
@@ -745,7 +772,8 @@ TEST_CASE("mmr says what is wrong and touches nothing", "[diversity][mmr]") {
     const Vector<std::int32_t> p(at);
     mmr_backward<float>(q.input(), {}, p, VectorView<const float>(g), {.relevance = relevance}, scratch);
   };
-  CHECK_THROWS_WITH(back({0, 1, 20, -1}, dr), contains("mmr_backward: picks: expected indices from 0 to below 20, got 20 at position 2"));
+  CHECK_THROWS_WITH(back({0, 1, 20, -1}, dr),
+                    contains("mmr_backward: picks: expected indices from 0 to below 20, got 20 at position 2"));
   CHECK_THROWS_WITH(back({0, -2, 3, -1}, dr), contains("picks"));
   CHECK_THROWS_WITH(back({0, -1, 3, -1}, dr), contains("picks"));
   CHECK_THROWS_WITH(back({0, 1, 2, 3}, dr_short), contains("gradient.relevance"));

@@ -31,7 +31,8 @@ TEMPLATE_TEST_CASE("normalize_rows gives rows of length 1", "[diversity][normali
   }
 }
 
-TEMPLATE_TEST_CASE("normalize_rows keeps NaN and overflow in their rows; tiny rows are zeros", "[diversity][normalize]", float, double) {
+TEMPLATE_TEST_CASE("normalize_rows keeps NaN and overflow in their rows; tiny rows are zeros", "[diversity][normalize]", float,
+                   double) {
   using T = TestType;
   Matrix<T> x(5, 3, T(2));
   x(0, 1) = std::numeric_limits<T>::quiet_NaN();
@@ -103,9 +104,11 @@ TEMPLATE_TEST_CASE("normalize_scores by every scale", "[diversity][normalize]", 
   }
 }
 
-TEMPLATE_TEST_CASE("normalize_scores passes over what is not finite, and over the ends of the range", "[diversity][normalize]", float, double) {
+TEMPLATE_TEST_CASE("normalize_scores passes over what is not finite, and over the ends of the range", "[diversity][normalize]",
+                   float, double) {
   using T = TestType;
-  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN(), huge = std::numeric_limits<T>::max();
+  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN(),
+          huge = std::numeric_limits<T>::max();
   Workspace scratch;
   for (const auto scale : {ScoreScale::none, ScoreScale::minmax, ScoreScale::zscore, ScoreScale::sigmoid, ScoreScale::rank}) {
     const Vector<T> with{T(1), nan, T(3), -inf, T(2), inf}, without{T(1), T(3), T(2)};
@@ -129,7 +132,8 @@ TEST_CASE("normalize says what is wrong, and allocates nothing once warm", "[div
   CHECK_THROWS_WITH(normalize_rows<float>(x, y), contains("normalize_rows: y: expected shape [3, 4], got [3, 5]"));
   CHECK_THROWS_WITH(normalize_rows_backward<float>(x, y, x), contains("normalize_rows_backward: dy"));
   CHECK_THROWS_WITH(normalize_rows_backward<float>(x, x, y), contains("normalize_rows_backward: dx"));
-  CHECK_THROWS_WITH(normalize_scores<float>(VectorView<const float>(r), ScoreScale::rank, out, scratch), contains("normalize_scores: out"));
+  CHECK_THROWS_WITH(normalize_scores<float>(VectorView<const float>(r), ScoreScale::rank, out, scratch),
+                    contains("normalize_scores: out"));
   CHECK((y(0, 0) == 7.0f && out[0] == 7.0f));
   normalize_scores<float>(VectorView<const float>(r), ScoreScale::rank, good, scratch);
   const recops_test::AllocationCounter counter;

@@ -1,5 +1,5 @@
-// Oracles: PyTorch's vectors (separate experts and gates), tests/gating/reference.hpp (the formulas in double), golden numbers of the
-// specification, central differences, algebra (one expert, equal gates, no gates).
+// Oracles: PyTorch's vectors (separate experts and gates), tests/gating/reference.hpp (the formulas in double), golden numbers
+// of the specification, central differences, algebra (one expert, equal gates, no gates).
 #include <recops/gating/mmoe.hpp>
 #include <recops/nn/sequential.hpp>
 #include <recops/train/gradient_check.hpp>

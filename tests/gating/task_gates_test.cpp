@@ -1,4 +1,5 @@
-// Oracles: tests/gating/reference.hpp (the formulas in double), a dense softmax with -infinity on hidden entries, central differences.
+// Oracles: tests/gating/reference.hpp (the formulas in double), a dense softmax with -infinity on hidden entries, central
+// differences.
 #include <recops/train/gradient_check.hpp>
 
 #include "gating/reference.hpp"

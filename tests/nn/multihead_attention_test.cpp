@@ -11,8 +11,8 @@ using namespace recops_test;
 
 static_assert(SequenceLayer<MultiheadAttention<float>, float>);
 
-TEMPLATE_TEST_CASE("multi-head attention loads PyTorch's parameters and gives its numbers and gradients", "[nn][attention][golden]",
-                   float, double) {
+TEMPLATE_TEST_CASE("multi-head attention loads PyTorch's parameters and gives its numbers and gradients",
+                   "[nn][attention][golden]", float, double) {
   using T = TestType;
   const Golden golden("attention");
   Workspace ws;
@@ -21,9 +21,11 @@ TEMPLATE_TEST_CASE("multi-head attention loads PyTorch's parameters and gives it
     CAPTURE(name);
     const std::string prefix = "mha_" + name + "_";
     Random random(1);
-    const Matrix<T> x = golden.matrix<T>(prefix + "x"), k = golden.matrix<T>(prefix + "k"), dout = golden.matrix<T>(prefix + "dout");
+    const Matrix<T> x = golden.matrix<T>(prefix + "x"), k = golden.matrix<T>(prefix + "k"),
+                    dout = golden.matrix<T>(prefix + "dout");
     const Matrix<T> v = name == "separate" ? golden.matrix<T>(prefix + "v") : k;
-    MultiheadAttention<T> layer(x.cols(), static_cast<Index>(golden.scalar(prefix + "heads")), random, name != "unbiased", k.cols(), v.cols());
+    MultiheadAttention<T> layer(x.cols(), static_cast<Index>(golden.scalar(prefix + "heads")), random, name != "unbiased",
+                                k.cols(), v.cols());
     visit(
         [&](const FieldPath& path, auto& leaf) {
           const auto values = leaf_values(leaf);
@@ -41,7 +43,8 @@ TEMPLATE_TEST_CASE("multi-head attention loads PyTorch's parameters and gives it
       layer.forward(x, k, v, mask, y, ws, form);
       CHECK(max_difference(y.view(), want.view()) < tolerance);
     }
-    Matrix<T> y(want.rows(), want.cols()), dx(x.rows(), x.cols(), T(0)), dk(k.rows(), k.cols(), T(0)), dv(v.rows(), v.cols(), T(0));
+    Matrix<T> y(want.rows(), want.cols()), dx(x.rows(), x.cols(), T(0)), dk(k.rows(), k.cols(), T(0)),
+        dv(v.rows(), v.cols(), T(0));
     typename MultiheadAttention<T>::Saved saved;
     MultiheadAttention<T> gradient = make_gradient(layer);
     layer.forward(x, k, v, mask, y, saved, Step{}, ws);
@@ -72,7 +75,8 @@ TEMPLATE_TEST_CASE("both serving forms agree on jagged batches with masks and em
   for (const Index heads : {1, 2, 6}) {
     MultiheadAttention<T> layer(12, heads, random, true, 9, 7);
     for (T& b : layer.in_proj_bias) b = static_cast<T>(random.normal());
-    const Matrix<T> x = random_matrix<T>(40, 12, random), k = random_matrix<T>(330, 9, random), v = random_matrix<T>(330, 7, random);
+    const Matrix<T> x = random_matrix<T>(40, 12, random), k = random_matrix<T>(330, 9, random),
+                    v = random_matrix<T>(330, 7, random);
     std::vector<std::uint8_t> mask(330);
     for (auto& m : mask) m = random.chance(0.7) ? 1 : 0;
     mask[328] = mask[329] = 0;  // the last user sees nothing
@@ -138,7 +142,8 @@ TEST_CASE("gradients of causal self-attention agree with central differences; a 
 TEST_CASE("the layer names wrong shapes and writes nothing", "[nn][attention][errors]") {
   Random random = random_stream(22);
   Workspace ws;
-  CHECK_THAT(error_of([&] { MultiheadAttention<float>(6, 4, random); }), contains("MultiheadAttention: heads: expected a number that divides embed"));
+  CHECK_THAT(error_of([&] { MultiheadAttention<float>(6, 4, random); }),
+             contains("MultiheadAttention: heads: expected a number that divides embed"));
   MultiheadAttention<float> layer(6, 2, random);
   Matrix<float> x(3, 6, 1.0f), k(5, 6, 1.0f), odd(5, 4, 1.0f), fewer(4, 6, 1.0f), y(3, 6, 9.0f), small(2, 6);
   const auto error = [&](const auto& a, const auto& b, const auto& c, auto& out) {

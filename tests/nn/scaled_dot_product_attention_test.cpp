@@ -53,7 +53,8 @@ struct Batch {
   }
 };
 
-const std::vector<std::pair<Index, Index>> mixed = {{5, 0}, {0, 7}, {1, 1}, {33, 64}, {0, 0}, {2, 2}, {5, 257}, {150, 7}, {1, 1000}};
+const std::vector<std::pair<Index, Index>> mixed = {{5, 0}, {0, 7},   {1, 1},   {33, 64}, {0, 0},
+                                                    {2, 2}, {5, 257}, {150, 7}, {1, 1000}};
 
 /// Forward and backward of a batch, everything in T.
 template <class T>
@@ -115,7 +116,8 @@ TEST_CASE("gradients of attention agree with central differences", "[nn][attenti
   Workspace ws;
   for (const int mode : {0, 1, 2, 3}) {
     const Index n = mode == 0 ? 3 : 11, l = 9, heads = 2, dk = 3, dv = 2;
-    const AttentionOptions options{.heads = heads, .scale = mode == 1 ? 0.3 : 0.0, .causal = mode == 2, .window = mode == 3 ? 4 : 0};
+    const AttentionOptions options{
+        .heads = heads, .scale = mode == 1 ? 0.3 : 0.0, .causal = mode == 2, .window = mode == 3 ? 4 : 0};
     Matrix<double> in[] = {random_matrix<double>(n, heads * dk, random), random_matrix<double>(l, heads * dk, random),
                            random_matrix<double>(l, heads * dv, random), random_matrix<double>(l, mode % 2 ? 1 : heads, random),
                            random_matrix<double>(mode < 2 ? n : heads * n, l, random)};
@@ -130,8 +132,8 @@ TEST_CASE("gradients of attention agree with central differences", "[nn][attenti
     };
     run();
     for (int i = 0; i < 5; ++i) g[i] = Matrix<double>(in[i].rows(), in[i].cols(), 0.0);
-    scaled_dot_product_attention_backward<double>(in[0], in[1], in[2], {.per_key = in[3], .pairwise = in[4]}, options, out, lse, dout,
-                                                  dlse, g[0], g[1], g[2], {.per_key = g[3], .pairwise = g[4]}, ws);
+    scaled_dot_product_attention_backward<double>(in[0], in[1], in[2], {.per_key = in[3], .pairwise = in[4]}, options, out, lse,
+                                                  dout, dlse, g[0], g[1], g[2], {.per_key = g[3], .pairwise = g[4]}, ws);
     for (int t = 0; t < 5; ++t) {
       for (Index i = 0; i < in[t].rows() * in[t].cols(); ++i) {
         const double at = in[t].data()[i], step = 1e-6;
@@ -162,10 +164,11 @@ TEMPLATE_TEST_CASE("attention gives PyTorch's numbers and gradients", "[nn][atte
     if (name == "masked") mask = golden.values<std::uint8_t>("sdpa_masked_mask"), options.key_mask = mask;
     if (name == "causal") options.causal = true;
     if (name == "biased") bias = read("bias");
-    Matrix<T> got(out.rows(), out.cols()), lse(out.rows(), options.heads), dq(q.rows(), q.cols(), T(0)), dk(k.rows(), k.cols(), T(0)),
-        dv(v.rows(), v.cols(), T(0)), db(bias.rows(), bias.cols(), T(0));
+    Matrix<T> got(out.rows(), out.cols()), lse(out.rows(), options.heads), dq(q.rows(), q.cols(), T(0)),
+        dk(k.rows(), k.cols(), T(0)), dv(v.rows(), v.cols(), T(0)), db(bias.rows(), bias.cols(), T(0));
     scaled_dot_product_attention<T>(q, k, v, {.pairwise = bias}, options, got, lse, ws);
-    scaled_dot_product_attention_backward<T>(q, k, v, {.pairwise = bias}, options, got, lse, dout, {}, dq, dk, dv, {.pairwise = db}, ws);
+    scaled_dot_product_attention_backward<T>(q, k, v, {.pairwise = bias}, options, got, lse, dout, {}, dq, dk, dv,
+                                             {.pairwise = db}, ws);
     CHECK(max_difference(got.view(), out.view()) < tolerance);
     CHECK(max_difference(lse.view(), read("lse").view()) < tolerance);
     CHECK(max_difference(dq.view(), read("dq").view()) < 4 * tolerance);
@@ -185,8 +188,9 @@ TEMPLATE_TEST_CASE("a hidden key may hold NaN, a query without keys gives zeros"
       CAPTURE(n, how);
       const Index l = 70, heads = 2, width = 10;
       const auto hidden = [&](Index i, Index j) { return how == 3 ? j > i : j % 3 == 1 || j > 60; };
-      Matrix<T> q = random_matrix<T>(n, width, random), k = random_matrix<T>(l, width, random), v = random_matrix<T>(l, width, random),
-                key_bias(how == 1 ? l : 0, 1, T(0)), pair_bias(how == 2 ? n : 0, l, T(0)), dout = random_matrix<T>(n, width, random);
+      Matrix<T> q = random_matrix<T>(n, width, random), k = random_matrix<T>(l, width, random),
+                v = random_matrix<T>(l, width, random), key_bias(how == 1 ? l : 0, 1, T(0)), pair_bias(how == 2 ? n : 0, l, T(0)),
+                dout = random_matrix<T>(n, width, random);
       std::vector<std::uint8_t> mask(how == 0 ? static_cast<std::size_t>(l) : 0, 1);
       const Index last = how == 3 ? n : l;  // causal: keys from n on are hidden from all
       for (Index j = 0; j < l; ++j) {
@@ -202,7 +206,8 @@ TEMPLATE_TEST_CASE("a hidden key may hold NaN, a query without keys gives zeros"
         Matrix<T> out, lse, dq, dk, dv;
       };
       const auto run = [&] {
-        Result r{Matrix<T>(n, width), Matrix<T>(n, heads), Matrix<T>(n, width, T(0)), Matrix<T>(l, width, T(0)), Matrix<T>(l, width, T(0))};
+        Result r{Matrix<T>(n, width), Matrix<T>(n, heads), Matrix<T>(n, width, T(0)), Matrix<T>(l, width, T(0)),
+                 Matrix<T>(l, width, T(0))};
         scaled_dot_product_attention<T>(q, k, v, bias, options, r.out, r.lse, ws);
         scaled_dot_product_attention_backward<T>(q, k, v, bias, options, r.out, r.lse, dout, {}, r.dq, r.dk, r.dv, {}, ws);
         return r;
@@ -239,7 +244,8 @@ TEMPLATE_TEST_CASE("a hidden key may hold NaN, a query without keys gives zeros"
   }
   // Nothing visible, although keys and values are large and the bias is finite elsewhere.
   for (const Index n : {2, 30}) {
-    Matrix<T> q(n, 4, T(1)), k(20, 4, T(1e4)), v(20, 4, T(5)), out(n, 4, T(9)), lse(n, 2, T(9)), dq(n, 4, T(1)), dk(20, 4, T(1)), dv(20, 4, T(1));
+    Matrix<T> q(n, 4, T(1)), k(20, 4, T(1e4)), v(20, 4, T(5)), out(n, 4, T(9)), lse(n, 2, T(9)), dq(n, 4, T(1)), dk(20, 4, T(1)),
+        dv(20, 4, T(1));
     const std::vector<std::uint8_t> mask(20, 0);
     scaled_dot_product_attention<T>(q, k, v, {}, {.heads = 2, .key_mask = mask}, out, lse, ws);
     scaled_dot_product_attention_backward<T>(q, k, v, {}, {.heads = 2, .key_mask = mask}, out, lse, q, {}, dq, dk, dv, {}, ws);
@@ -249,8 +255,8 @@ TEMPLATE_TEST_CASE("a hidden key may hold NaN, a query without keys gives zeros"
   }
 }
 
-TEMPLATE_TEST_CASE("a NaN query stays in its row, large scores stay finite, a constant moves log_sum_exp only", "[nn][attention]", float,
-                   double) {
+TEMPLATE_TEST_CASE("a NaN query stays in its row, large scores stay finite, a constant moves log_sum_exp only", "[nn][attention]",
+                   float, double) {
   using T = TestType;
   Random random = random_stream(13);
   Workspace ws;
@@ -280,7 +286,8 @@ TEMPLATE_TEST_CASE("a NaN query stays in its row, large scores stay finite, a co
   }
 }
 
-TEMPLATE_TEST_CASE("any number of threads gives the same bits, and warm calls allocate nothing", "[nn][attention]", float, double) {
+TEMPLATE_TEST_CASE("any number of threads gives the same bits, and warm calls allocate nothing", "[nn][attention]", float,
+                   double) {
   using T = TestType;
   Random random = random_stream(14);
   const Batch b({{3, 9000}, {140, 8300}, {600, 2100}, {0, 5}, {5, 64}}, 2, 4, 4, false, 0, random);
@@ -303,14 +310,15 @@ TEMPLATE_TEST_CASE("any number of threads gives the same bits, and warm calls al
   CHECK(max_difference(want.out.view().middle_rows(0, 3), exact.out.view()) < (std::is_same_v<T, float> ? 2e-6 : 1e-14));
 
   const Batch small(mixed, 2, 4, 4, true, 2, random);
-  const Matrix<T> q = small.stacked<T>(&AttentionCase::q, 8), k = small.stacked<T>(&AttentionCase::k, 8), bias = small.stacked<T>(&AttentionCase::key_bias, 2);
+  const Matrix<T> q = small.stacked<T>(&AttentionCase::q, 8), k = small.stacked<T>(&AttentionCase::k, 8),
+                  bias = small.stacked<T>(&AttentionCase::key_bias, 2);
   const std::vector<std::uint8_t> mask = small.mask();
   Matrix<T> out(q.rows(), 8), lse(q.rows(), 2), dq(q.rows(), 8, T(0)), dk(k.rows(), 8, T(0)), db(bias.rows(), 2, T(0));
   const JaggedView<const T> queries(q.view(), small.query_offsets), keys(k.view(), small.key_offsets);
   const auto both = [&] {
     scaled_dot_product_attention<T>(queries, keys, keys, {.per_key = bias}, {.heads = 2, .key_mask = mask}, out, lse, serial);
-    scaled_dot_product_attention_backward<T>(queries, keys, keys, {.per_key = bias}, {.heads = 2, .key_mask = mask}, out, lse, out, {}, dq,
-                                             dk, dk, {.per_key = db}, serial);
+    scaled_dot_product_attention_backward<T>(queries, keys, keys, {.per_key = bias}, {.heads = 2, .key_mask = mask}, out, lse,
+                                             out, {}, dq, dk, dk, {.per_key = db}, serial);
   };
   both();
   const AllocationCounter allocations;
@@ -334,15 +342,16 @@ TEMPLATE_TEST_CASE("results over disjoint keys merge to the result over all", "[
   Random random = random_stream(15);
   Workspace ws;
   const Index n = 21, l = 100, heads = 3, width = 9;
-  const Matrix<T> q = random_matrix<T>(n, width, random), k = random_matrix<T>(l, width, random), v = random_matrix<T>(l, width, random);
+  const Matrix<T> q = random_matrix<T>(n, width, random), k = random_matrix<T>(l, width, random),
+                  v = random_matrix<T>(l, width, random);
   Matrix<T> want(n, width), want_lse(n, heads);
   scaled_dot_product_attention<T>(q, k, v, {}, {.heads = heads}, want, want_lse, ws);
   for (int trial = 0; trial < 5; ++trial) {
     Matrix<T> out(n, width, T(0)), lse(n, heads, static_cast<T>(-infinity)), part(n, width), part_lse(n, heads);
     for (Index at = 0; at < l;) {
       const Index count = std::min(l - at, random.below(40));
-      scaled_dot_product_attention<T>(q, k.view().middle_rows(at, count), v.view().middle_rows(at, count), {}, {.heads = heads}, part,
-                                      part_lse, ws);
+      scaled_dot_product_attention<T>(q, k.view().middle_rows(at, count), v.view().middle_rows(at, count), {}, {.heads = heads},
+                                      part, part_lse, ws);
       merge_attention<T>(part, part_lse, out, lse);
       at += count;
     }
@@ -379,12 +388,15 @@ TEST_CASE("one tensor as queries, keys and values takes all three gradients in o
       Matrix<double> out(n, 6), lse(n, 2), dx(n, 6, 0.0);
       scaled_dot_product_attention<double>(c.q, c.q, c.q, {}, {.heads = 2}, out, lse, ws);
       scaled_dot_product_attention_backward<double>(c.q, c.q, c.q, {}, {.heads = 2}, out, lse, dout, {}, dx, dx, dx, {}, ws);
-      for (Index i = 0; i < n * 6; ++i) REQUIRE(std::abs(dx.data()[i] - want.dq.data()[i] - want.dk.data()[i] - want.dv.data()[i]) < 1e-12);
+      for (Index i = 0; i < n * 6; ++i)
+        REQUIRE(std::abs(dx.data()[i] - want.dq.data()[i] - want.dk.data()[i] - want.dv.data()[i]) < 1e-12);
     } else {  // cut into ranges: against separate views
       Matrix<double> out(n, 6), lse(n, 2), dx(n, 6, 0.0), dq(n, 6, 0.0), dk(n, 6, 0.0), dv(n, 6, 0.0);
       scaled_dot_product_attention<double>(c.q, c.q, c.q, {}, {.heads = 2, .causal = true}, out, lse, ws);
-      scaled_dot_product_attention_backward<double>(c.q, c.q, c.q, {}, {.heads = 2, .causal = true}, out, lse, dout, {}, dx, dx, dx, {}, ws);
-      scaled_dot_product_attention_backward<double>(c.q, c.q, c.q, {}, {.heads = 2, .causal = true}, out, lse, dout, {}, dq, dk, dv, {}, ws);
+      scaled_dot_product_attention_backward<double>(c.q, c.q, c.q, {}, {.heads = 2, .causal = true}, out, lse, dout, {}, dx, dx,
+                                                    dx, {}, ws);
+      scaled_dot_product_attention_backward<double>(c.q, c.q, c.q, {}, {.heads = 2, .causal = true}, out, lse, dout, {}, dq, dk,
+                                                    dv, {}, ws);
       for (Index i = 0; i < n * 6; ++i) REQUIRE(std::abs(dx.data()[i] - dq.data()[i] - dk.data()[i] - dv.data()[i]) < 1e-12);
     }
   }
@@ -401,7 +413,8 @@ TEST_CASE("wrong shapes and options are named, and nothing is written", "[nn][at
     return error_of([&] { scaled_dot_product_attention<float>(queries, keys, values, b, o, y, z, ws); });
   };
   const AttentionOptions o{.heads = 2};
-  CHECK_THAT(error(q, k, v, {}, {.heads = 0}, out, lse), contains("scaled_dot_product_attention: heads: expected heads >= 1, got 0"));
+  CHECK_THAT(error(q, k, v, {}, {.heads = 0}, out, lse),
+             contains("scaled_dot_product_attention: heads: expected heads >= 1, got 0"));
   CHECK_THAT(error(q, k, v, {}, {.heads = 3}, out, lse), contains("queries: expected a number of columns that heads divides"));
   CHECK_THAT(error(q, odd, v, {}, o, out, lse), contains("keys: expected shape [_, 8], got [5, 7]"));
   CHECK_THAT(error(q, k, odd, {}, o, out, lse), contains("values: expected a number of columns that heads divides"));
@@ -423,10 +436,9 @@ TEST_CASE("wrong shapes and options are named, and nothing is written", "[nn][at
   for (Index i = 0; i < 6; ++i) CHECK(lse.data()[i] == 9.0f);
 
   Matrix<float> d(5, 4, 9.0f);
-  CHECK_THAT(error_of([&] {
-               scaled_dot_product_attention_backward<float>(q, k, v, {}, o, out, lse, out, {}, {}, d, {}, {}, ws);
-             }),
-             contains("scaled_dot_product_attention_backward: dkeys: expected shape [5, 8], got [5, 4]"));
+  CHECK_THAT(
+      error_of([&] { scaled_dot_product_attention_backward<float>(q, k, v, {}, o, out, lse, out, {}, {}, d, {}, {}, ws); }),
+      contains("scaled_dot_product_attention_backward: dkeys: expected shape [5, 8], got [5, 4]"));
   CHECK_THAT(error_of([&] { merge_attention<float>(small, lse, out, lse); }), contains("merge_attention: other_out"));
   for (Index i = 0; i < 20; ++i) CHECK(d.data()[i] == 9.0f);
 }

@@ -11,7 +11,16 @@ using namespace recops_test;
 
 namespace {
 
-enum Masks : unsigned { none = 0, causal = 1, window = 2, mask = 4, key_bias = 8, head_key_bias = 16, pair_bias = 32, head_pair_bias = 64 };
+enum Masks : unsigned {
+  none = 0,
+  causal = 1,
+  window = 2,
+  mask = 4,
+  key_bias = 8,
+  head_key_bias = 16,
+  pair_bias = 32,
+  head_pair_bias = 64
+};
 
 AttentionCase make_case(Index n, Index l, Index heads, Index dk, Index dv, unsigned masks, Random& random) {
   AttentionCase x(n, l, heads, dk, dv, random);
@@ -33,9 +42,23 @@ struct Operands {
   simd::AttentionOperands<T> x{};
 
   explicit Operands(const AttentionCase& c)
-      : q(as<T>(c.q).view()), k(as<T>(c.k).view()), v(as<T>(c.v).view()), key_bias(as<T>(c.key_bias)), pair_bias(as<T>(c.pair_bias)) {
-    x = {q.view().data(), k.view().data(), v.view().data(), q.view().stride(), k.view().stride(), v.view().stride(),
-         c.n, c.l, c.heads, c.dk, c.dv, static_cast<T>(c.scale)};
+      : q(as<T>(c.q).view()),
+        k(as<T>(c.k).view()),
+        v(as<T>(c.v).view()),
+        key_bias(as<T>(c.key_bias)),
+        pair_bias(as<T>(c.pair_bias)) {
+    x = {q.view().data(),
+         k.view().data(),
+         v.view().data(),
+         q.view().stride(),
+         k.view().stride(),
+         v.view().stride(),
+         c.n,
+         c.l,
+         c.heads,
+         c.dk,
+         c.dv,
+         static_cast<T>(c.scale)};
     x.causal = c.causal;
     x.window = c.window;
     if (!c.mask.empty()) x.mask = c.mask.data();
@@ -56,7 +79,8 @@ template <class T, class A>
 void check(const AttentionCase& c, Random& random, Workspace& ws) {
   CAPTURE(c.n, c.l, c.heads, c.dk, c.dv, c.causal, c.window, c.mask.size(), c.key_bias.cols(), c.pair_bias.rows());
   const double tolerance = std::is_same_v<T, float> ? 4e-6 : 1e-14;
-  const Matrix<double> dout = AttentionCase::rounded(c.n, c.heads * c.dv, random), dlse = AttentionCase::rounded(c.n, c.heads, random);
+  const Matrix<double> dout = AttentionCase::rounded(c.n, c.heads * c.dv, random),
+                       dlse = AttentionCase::rounded(c.n, c.heads, random);
   const AttentionAnswer want = attention_reference(c, dout, dlse);
   Operands<T> o(c);
   Padded<T> out(c.n, c.heads * c.dv, T(99)), lse(c.n, c.heads, T(99));
@@ -66,9 +90,10 @@ void check(const AttentionCase& c, Random& random, Workspace& ws) {
   CHECK(max_difference(out.view(), want.out.view()) <= tolerance);
   CHECK(max_difference(lse.view(), want.lse.view()) <= 4 * tolerance);
 
-  Padded<T> g(as<T>(dout).view()), gl(as<T>(dlse).view()), dq(c.n, c.heads * c.dk, T(1)), dk(c.l, c.heads * c.dk, T(2)), dv(c.l, c.heads * c.dv, T(3));
+  Padded<T> g(as<T>(dout).view()), gl(as<T>(dlse).view()), dq(c.n, c.heads * c.dk, T(1)), dk(c.l, c.heads * c.dk, T(2)),
+      dv(c.l, c.heads * c.dv, T(3));
   Matrix<T> db(want.dkey_bias.rows(), want.dkey_bias.cols(), T(4)), dp(want.dpair_bias.rows(), want.dpair_bias.cols(), T(5));
-  const simd::AttentionResult<T> r{out.view().data(), g.view().data(), lse.view().data(), gl.view().data(),
+  const simd::AttentionResult<T> r{out.view().data(),   g.view().data(),   lse.view().data(),   gl.view().data(),
                                    out.view().stride(), g.view().stride(), lse.view().stride(), gl.view().stride()};
   simd::AttentionGradients<T> d{};
   d.dq = dq.view().data(), d.dk = dk.view().data(), d.dv = dv.view().data();
@@ -104,8 +129,10 @@ TEMPLATE_TEST_CASE("attention kernels match the formula for every shape and mask
     using A = decltype(arch);
     for (const Index n : {1, 2, 3, 8, 9, 16, 33, 63, 80}) {
       for (const Index l : {0, 1, 2, 61, 130}) {
-        const Index heads = 1 + (n + l) % 3, dk = Index{std::array{3, 16, 17}[static_cast<std::size_t>(n % 3)]}, dv = l % 2 ? 5 : 19;
-        for (const unsigned m : {0u, 1u, 2u, 3u, 4u, 8u, 16u, 32u, 64u, 4u + 8u, 1u + 4u, 2u + 16u + 64u, 3u + 32u, 4u + 16u + 32u})
+        const Index heads = 1 + (n + l) % 3, dk = Index{std::array{3, 16, 17}[static_cast<std::size_t>(n % 3)]},
+                    dv = l % 2 ? 5 : 19;
+        for (const unsigned m :
+             {0u, 1u, 2u, 3u, 4u, 8u, 16u, 32u, 64u, 4u + 8u, 1u + 4u, 2u + 16u + 64u, 3u + 32u, 4u + 16u + 32u})
           check<TestType, A>(make_case(n, l, heads, dk, dv, m, random), random, ws);
       }
     }

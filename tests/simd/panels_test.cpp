@@ -29,8 +29,8 @@ TEMPLATE_TEST_CASE("pack_panel puts rows side by side and sums their squares", "
         const auto numbers = quarters<T>(rows, cols, random);
         recops_test::Padded<T> x(numbers.view());  // unaligned rows with gaps
         Vector<T> panel(cols * P + 1, T(99)), squares(P, T(99)), factors(P);
-        simd::pack_panel<T, A>([&](Index l) { return l < rows ? static_cast<const T*>(x.view().row(l)) : nullptr; }, cols, panel.data(),
-                               squares.data());
+        simd::pack_panel<T, A>([&](Index l) { return l < rows ? static_cast<const T*>(x.view().row(l)) : nullptr; }, cols,
+                               panel.data(), squares.data());
         for (Index l = 0; l < P; ++l) {
           T sum = 0;
           for (Index d = 0; d < cols; ++d) {
@@ -65,9 +65,8 @@ TEMPLATE_TEST_CASE("panel_products are dot products, whatever is computed togeth
       simd::pack_panel<T, A>([&](Index l) { return x.row(l); }, cols, panel.data(), squares.data());
       const auto products = [&](const Matrix<T>& queries, Index first, Index count) {
         Matrix<T> out(count, P, T(99));
-        simd::panel_products<T, A>(panel.data(), cols, queries.row(first), queries.cols(), count, [&](Index q, Index lane, auto c) {
-          c.store_unaligned(out.row(q) + lane);
-        });
+        simd::panel_products<T, A>(panel.data(), cols, queries.row(first), queries.cols(), count,
+                                   [&](Index q, Index lane, auto c) { c.store_unaligned(out.row(q) + lane); });
         return out;
       };
       for (const Index count : {0, 1, 2, 3, 4, 7}) {

@@ -13,56 +13,50 @@
 namespace recops {
 inline namespace RECOPS_ABI {
 
-/// out `[total_N, H dv]`: candidates `[total_N, H dk]` over keys `[total_L, H dk]` and values `[total_L, H dv]`, user by user. All
-/// three hold the same users in the same order; plain matrices are one user. Throws `Error` for shapes that do not fit.
+/// out `[total_N, H dv]`: candidates `[total_N, H dk]` over keys `[total_L, H dk]` and values `[total_L, H dv]`, user by user.
+/// All three hold the same users in the same order; plain matrices are one user. Throws `Error` for shapes that do not fit.
 template <class T>
-void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys,
-                      JaggedView<const T> values, const AttentionOptions& options,
-                      MatrixView<T> out, Workspace& ws) {
+void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<const T> values,
+                      const AttentionOptions& options, MatrixView<T> out, Workspace& ws) {
   detail::attention<T>("target_attention", candidates, keys, values, {}, options, out, {}, ws);
 }
 
 /// The same with keys = values = history `[total_L, D]`.
 template <class T>
-void target_attention(JaggedView<const T> candidates, JaggedView<const T> history,
-                      const AttentionOptions& options, MatrixView<T> out, Workspace& ws) {
+void target_attention(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
+                      MatrixView<T> out, Workspace& ws) {
   detail::attention<T>("target_attention", candidates, history, history, {}, options, out, {}, ws);
 }
 
 /// The same, keeping log_sum_exp `[total_N, H]` for `target_attention_backward`.
 template <class T>
-void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys,
-                      JaggedView<const T> values, const AttentionOptions& options,
-                      MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
+void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<const T> values,
+                      const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
   detail::attention<T>("target_attention", candidates, keys, values, {}, options, out, log_sum_exp, ws);
 }
 template <class T>
-void target_attention(JaggedView<const T> candidates, JaggedView<const T> history,
-                      const AttentionOptions& options, MatrixView<T> out,
-                      MatrixView<T> log_sum_exp, Workspace& ws) {
+void target_attention(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
+                      MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
   detail::attention<T>("target_attention", candidates, history, history, {}, options, out, log_sum_exp, ws);
 }
 
 /// Adds to the gradients of candidates, keys and values (empty: not wanted), given what forward wrote and `dout`.
 template <class T>
-void target_attention_backward(JaggedView<const T> candidates, JaggedView<const T> keys,
-                               JaggedView<const T> values, const AttentionOptions& options,
-                               MatrixView<const T> out, MatrixView<const T> log_sum_exp,
-                               MatrixView<const T> dout, MatrixView<T> dcandidates,
-                               MatrixView<T> dkeys, MatrixView<T> dvalues, Workspace& ws) {
+void target_attention_backward(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<const T> values,
+                               const AttentionOptions& options, MatrixView<const T> out, MatrixView<const T> log_sum_exp,
+                               MatrixView<const T> dout, MatrixView<T> dcandidates, MatrixView<T> dkeys, MatrixView<T> dvalues,
+                               Workspace& ws) {
   detail::attention_backward<T>("target_attention_backward", candidates, keys, values, {}, options, out, log_sum_exp, dout, {},
                                 dcandidates, dkeys, dvalues, {}, ws);
 }
 
 /// The same for keys = values = history: dhistory gets both contributions.
 template <class T>
-void target_attention_backward(JaggedView<const T> candidates, JaggedView<const T> history,
-                               const AttentionOptions& options, MatrixView<const T> out,
-                               MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
-                               MatrixView<T> dcandidates, MatrixView<T> dhistory,
-                               Workspace& ws) {
-  detail::attention_backward<T>("target_attention_backward", candidates, history, history, {}, options, out, log_sum_exp, dout, {},
-                                dcandidates, dhistory, dhistory, {}, ws);
+void target_attention_backward(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
+                               MatrixView<const T> out, MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
+                               MatrixView<T> dcandidates, MatrixView<T> dhistory, Workspace& ws) {
+  detail::attention_backward<T>("target_attention_backward", candidates, history, history, {}, options, out, log_sum_exp, dout,
+                                {}, dcandidates, dhistory, dhistory, {}, ws);
 }
 
 }  // namespace RECOPS_ABI

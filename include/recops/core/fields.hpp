@@ -4,12 +4,14 @@
 ///
 /// A layer says
 ///
-///     static constexpr auto fields() { return std::tuple{parameter("weight", &Linear::weight), parameter("bias", &Linear::bias)}; }
+///     static constexpr auto fields() {
+///       return std::tuple{parameter("weight", &Linear::weight), parameter("bias", &Linear::bias)};
+///     }
 ///
 /// and `visit(f, a, b, ...)` calls `f(path, leaf_of_a, leaf_of_b, ...)` for every parameter and buffer of several values of one
 /// type in lockstep (a layer, its gradient, its Adam moments), in the order of the list, descending into layers.
 #pragma once
-#include <recops/core/views.hpp>
+#include <recops/core/error.hpp>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -91,7 +93,8 @@ void visit_list(F& f, const FieldPath& path, First& first, Rest&... rest) {
       (one(std::integral_constant<std::size_t, I>()), ...);
     }(std::make_index_sequence<std::tuple_size_v<std::remove_cv_t<First>>>());
   } else {
-    assert(((rest.size() == first.size()) && ...));
+    if (!((rest.size() == first.size()) && ...)) [[unlikely]]
+      fail("visit", path.str().c_str(), "as many children in every value", "different numbers");
     for (std::size_t i = 0; i < first.size(); ++i)
       visit_at(f, FieldPath{&path, {}, static_cast<Index>(i), FieldKind::layer}, first[i], rest[i]...);
   }
@@ -124,7 +127,7 @@ void visit_at(F& f, const FieldPath& path, First& first, Rest&... rest) {
 }  // namespace detail
 
 /// Calls `f(const FieldPath&, leaf, leaves...)` for every parameter and buffer of `first` and, in lockstep, of `rest`, which
-/// have the same type and the same number of children. Allocates nothing.
+/// have the same type and the same number of children; throws `Error` if they have not. Allocates nothing.
 template <class F, class First, class... Rest>
 void visit(F&& f, First& first, Rest&... rest) {
   detail::visit_at(f, FieldPath{}, first, rest...);

@@ -16,7 +16,8 @@ inline Executor tbb_executor(oneapi::tbb::task_arena& arena) {
               oneapi::tbb::parallel_for(
                   oneapi::tbb::blocked_range<Index>(0, tasks, 1),
                   [&](const oneapi::tbb::blocked_range<Index>& range) {
-                    for (Index i = range.begin(); i < range.end(); ++i) task(data, i, oneapi::tbb::this_task_arena::current_thread_index());
+                    for (Index i = range.begin(); i < range.end(); ++i)
+                      task(data, i, oneapi::tbb::this_task_arena::current_thread_index());
                   },
                   oneapi::tbb::simple_partitioner());
             });

@@ -36,10 +36,10 @@ enum class MmrEvaluation {
 };
 
 struct MmrOptions {
-  double lambda = 0.5;           ///< weight of relevance, 0 <= lambda <= 1; similarity weighs 1 - lambda ("diversity" elsewhere)
-  Index window = 0;              ///< w > 0: only the last w - 1 of history and picks count, so any w in a row differ; 0: all count
-  bool normalize = false;        ///< divide feature rows by their lengths: cosine similarity
-  double feature_weight = 1;     ///< weights of the three similarities where more than one is given
+  double lambda = 0.5;        ///< weight of relevance, 0 <= lambda <= 1; similarity weighs 1 - lambda ("diversity" elsewhere)
+  Index window = 0;           ///< w > 0: only the last w - 1 of history and picks count, so any w in a row differ; 0: all count
+  bool normalize = false;     ///< divide feature rows by their lengths: cosine similarity
+  double feature_weight = 1;  ///< weights of the three similarities where more than one is given
   double similarity_weight = 1;
   double category_weight = 1;
   MmrEvaluation evaluation = MmrEvaluation::lazy;
@@ -48,15 +48,15 @@ struct MmrOptions {
 /// One request. All but `relevance` may be left empty; whatever of features, similarity and categories is given adds to sim.
 template <class T>
 struct MmrInput {
-  VectorView<const T> relevance = {};            ///< [N]
-  MatrixView<const T> features = {};             ///< [N, D]
-  PanelsView<T> panels = {};                     ///< instead of features: packed before (then history rows are normalised if it is `unit`)
-  MatrixView<const T> history = {};              ///< [m, D] features of what was shown before, oldest first
-  VectorView<const std::uint8_t> allowed = {};   ///< [N] 0 for items that must not be picked
-  MatrixView<const T> similarity = {};           ///< [N, N] row j: similarities to item j
-  MatrixView<const T> history_similarity = {};   ///< [m, N]
-  IndexView categories = {};                     ///< [N] equal ones have similarity 1; negative: like nothing
-  IndexView history_categories = {};             ///< [m]
+  VectorView<const T> relevance = {};  ///< [N]
+  MatrixView<const T> features = {};   ///< [N, D]
+  PanelsView<T> panels = {};           ///< instead of features: packed before (then history rows are normalised if it is `unit`)
+  MatrixView<const T> history = {};    ///< [m, D] features of what was shown before, oldest first
+  VectorView<const std::uint8_t> allowed = {};  ///< [N] 0 for items that must not be picked
+  MatrixView<const T> similarity = {};          ///< [N, N] row j: similarities to item j
+  MatrixView<const T> history_similarity = {};  ///< [m, N]
+  IndexView categories = {};                    ///< [N] equal ones have similarity 1; negative: like nothing
+  IndexView history_categories = {};            ///< [m]
 };
 
 /// R requests one behind the other; indices are counted within each request.
@@ -101,7 +101,8 @@ struct MmrProblem {
   }
   /// Whether item i is out from the start.
   bool excluded(Index i) const {
-    return !(std::abs(in.relevance.data()[i]) <= std::numeric_limits<T>::max()) || (!in.allowed.empty() && in.allowed.data()[i] == 0);
+    return !(std::abs(in.relevance.data()[i]) <= std::numeric_limits<T>::max()) ||
+           (!in.allowed.empty() && in.allowed.data()[i] == 0);
   }
 };
 
@@ -139,7 +140,13 @@ MmrProblem<T> check_mmr(const char* operation, const MmrInput<T>& in, const MmrO
   check_option(operation, "window", options.window >= 0, "window >= 0", static_cast<double>(options.window));
   for (const double w : {options.feature_weight, options.similarity_weight, options.category_weight})
     check_option(operation, "weight", std::isfinite(w) && std::abs(w) <= 1e6, "a finite weight of at most 1e6", w);
-  return {in, options, items, cols, history, packed ? in.panels.unit : options.normalize, static_cast<T>(options.lambda),
+  return {in,
+          options,
+          items,
+          cols,
+          history,
+          packed ? in.panels.unit : options.normalize,
+          static_cast<T>(options.lambda),
           static_cast<T>(options.lambda - 1)};
 }
 
@@ -471,9 +478,9 @@ Selection mmr_general(const MmrProblem<T>& problem, VectorView<std::int32_t> pic
     if (panels.rows > 0) {
       const B weight(static_cast<T>(problem.options.feature_weight));
       for (Index b = 0; b < s.size / P; ++b) {
-        simd::panel_products<T, A, 1>(panels.data + b * cols * P, cols, features, 0, [&](int, Index lane, B v) RECOPS_LAMBDA_INLINE {
-          (weight * v).store_aligned(c + b * P + lane);
-        });
+        simd::panel_products<T, A, 1>(panels.data + b * cols * P, cols, features, 0,
+                                      [&](int, Index lane, B v)
+                                          RECOPS_LAMBDA_INLINE { (weight * v).store_aligned(c + b * P + lane); });
       }
     } else {
       std::fill(c, c + s.size, T(0));
@@ -626,8 +633,9 @@ void mmr(const MmrBatch<T>& batch, const MmrOptions& options, MatrixView<std::in
   scratch.parallel_for(requests, [&](Index b, Workspace& own) {
     const auto input = detail::mmr_request(batch, b);
     const auto problem = detail::check_mmr("mmr", input, options);
-    const Selection done = detail::mmr_select<T, simd::DefaultArch>(
-        problem, VectorView<std::int32_t>(picks.row(b), k), scores.empty() ? VectorView<T>() : VectorView<T>(scores.row(b), k), own);
+    const Selection done =
+        detail::mmr_select<T, simd::DefaultArch>(problem, VectorView<std::int32_t>(picks.row(b), k),
+                                                 scores.empty() ? VectorView<T>() : VectorView<T>(scores.row(b), k), own);
     if (!counts.empty()) counts[b] = static_cast<std::int32_t>(done.count);
   });
 }
@@ -652,8 +660,8 @@ Index check_mmr_backward(const MmrProblem<T>& problem, VectorView<const std::int
   while (count < picks.size() && picks[count] != -1) ++count;
   for (Index t = 0; t < picks.size(); ++t) {
     if (t < count ? picks[t] < 0 || picks[t] >= problem.items : picks[t] != -1) [[unlikely]]
-      fail_at(name, "picks", t < count ? "indices from 0 to below " : "-1 behind the last pick", t < count ? problem.items : -1, t,
-              picks[t]);
+      fail_at(name, "picks", t < count ? "indices from 0 to below " : "-1 behind the last pick", t < count ? problem.items : -1,
+              t, picks[t]);
   }
   return count;
 }
@@ -675,7 +683,9 @@ void mmr_add_gradient(const MmrProblem<T>& problem, VectorView<const std::int32_
     if (!mmr_row(in.features.row(picks[t]), cols, problem.unit, row)) std::fill(row, row + cols, T(0));
   }
   std::fill(drows, drows + (seen + count) * cols, T(0));
-  const auto similarity_row = [&](Index l) { return l < seen ? in.history_similarity.row(source[l]) : in.similarity.row(picks[l - seen]); };
+  const auto similarity_row = [&](Index l) {
+    return l < seen ? in.history_similarity.row(source[l]) : in.similarity.row(picks[l - seen]);
+  };
   const auto category = [&](Index l) { return l < seen ? in.history_categories[source[l]] : in.categories[picks[l - seen]]; };
   const T feature_weight = static_cast<T>(options.feature_weight), similarity_weight = static_cast<T>(options.similarity_weight);
 
@@ -688,7 +698,8 @@ void mmr_add_gradient(const MmrProblem<T>& problem, VectorView<const std::int32_
     for (Index l = std::max(Index{0}, at - last); l < at; ++l) {
       T similarity = feature_weight * simd::dot(rows + at * cols, rows + l * cols, cols);
       if (!in.similarity.empty()) similarity += similarity_weight * similarity_row(l)[item];
-      if (!in.categories.empty() && category(at) >= 0 && category(at) == category(l)) similarity += static_cast<T>(options.category_weight);
+      if (!in.categories.empty() && category(at) >= 0 && category(at) == category(l))
+        similarity += static_cast<T>(options.category_weight);
       if (nearest < 0 || similarity > most) {
         most = similarity;
         nearest = l;
@@ -698,8 +709,10 @@ void mmr_add_gradient(const MmrProblem<T>& problem, VectorView<const std::int32_
     const T g = problem.weight * dscores[t];
     simd::axpy(feature_weight * g, rows + nearest * cols, drows + at * cols, cols);
     simd::axpy(feature_weight * g, rows + at * cols, drows + nearest * cols, cols);
-    if (nearest >= seen && !gradient.similarity.empty()) gradient.similarity(picks[nearest - seen], item) += similarity_weight * g;
-    if (nearest < seen && !gradient.history_similarity.empty()) gradient.history_similarity(source[nearest], item) += similarity_weight * g;
+    if (nearest >= seen && !gradient.similarity.empty())
+      gradient.similarity(picks[nearest - seen], item) += similarity_weight * g;
+    if (nearest < seen && !gradient.history_similarity.empty())
+      gradient.history_similarity(source[nearest], item) += similarity_weight * g;
   }
   for (Index l = 0; l < seen + count; ++l) {
     const bool old = l < seen;

@@ -101,8 +101,10 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
     auto* const order = scratch.take<std::int32_t>(n);
     Index count = 0;
     for (Index i = 0; i < n; ++i) {
-      if (finite(r[i])) order[count++] = static_cast<std::int32_t>(i);
-      else y[i] = r[i];
+      if (finite(r[i]))
+        order[count++] = static_cast<std::int32_t>(i);
+      else
+        y[i] = r[i];
     }
     std::sort(order, order + count, [r](std::int32_t a, std::int32_t b) { return r[a] > r[b] || (r[a] == r[b] && a < b); });
     for (Index place = 0; place < count; ++place)

@@ -17,11 +17,12 @@ namespace recops {
 /// Packed features that somebody else owns. Made by `pack_panels`.
 template <class T>
 struct PanelsView {
-  const T* data = nullptr;     ///< panels [D, panel_width], 64-byte aligned
-  const T* squares = nullptr;  ///< per row: squared length as stored (exactly 0 or 1 if `unit`); infinity marks a row never to be picked
-  Index rows = 0;              ///< N
-  Index cols = 0;              ///< D
-  bool unit = false;           ///< rows were divided by their lengths
+  const T* data = nullptr;  ///< panels [D, panel_width], 64-byte aligned
+  const T* squares =
+      nullptr;        ///< per row: squared length as stored (exactly 0 or 1 if `unit`); infinity marks a row never to be picked
+  Index rows = 0;     ///< N
+  Index cols = 0;     ///< D
+  bool unit = false;  ///< rows were divided by their lengths
 };
 
 inline namespace RECOPS_ABI {
@@ -68,7 +69,7 @@ void pack_one_panel(MatrixView<const T> features, const std::int32_t* order, Ind
         const Index i = b * P + l;
         return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
-      features.cols(), panel, squares, rows * features.cols() * Index{sizeof(T)} > Index{1} << 19);
+      features.cols(), panel, squares, rows* features.cols() * Index{sizeof(T)} > Index{1} << 19);
   finish_panel<T, A>(panel, features.cols(), normalize, squares);
 }
 

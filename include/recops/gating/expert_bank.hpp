@@ -4,7 +4,8 @@
 ///     A[b, e] = activation(norm(W_e x_b + c_e))          e = 1..E, in this order: linear, norm, activation
 ///
 /// Shapes      x [B, D]   weight [E H, D], expert e owns rows e H .. (e + 1) H   bias [E H] or empty
-///             out [B, E H], which is [B, E, H].   With `own_inputs` expert e reads columns e D .. (e + 1) D of x [B, E D] (further layers of an expert).
+///             out [B, E H], which is [B, E, H].
+///             With `own_inputs` expert e reads columns e D .. (e + 1) D of x [B, E D] (further layers of an expert).
 /// Norms       none; batch: columns over the batch, running statistics when serving; layer, rms: each expert's own H columns.
 /// Edge cases  B = 0 does nothing.   A NaN stays in its row (with batch norm in its columns, when training).
 /// Precision   sums in T; what each norm does is on its page.   Same bits for any number of threads.
@@ -302,9 +303,9 @@ struct ExpertBankSpec {
   bool bias = true;  ///< a bias under batch norm has no effect and no gradient: switch it off there
 };
 
-/// E experts (linear layers or whole MLPs) as wide products. As a PyTorch module: the experts' `Linear` layers concatenated along
-/// the output, `hidden.0.weight [E h1, D]`, `hidden.1.weight [E h2, h1]`, ..., `weight [E H, D or last h]`, `bias`, `norm.weight`,
-/// `norm.bias`, `norm.running_mean`, `norm.running_var`.
+/// E experts (linear layers or whole MLPs) as wide products. As a PyTorch module: the experts' `Linear` layers concatenated
+/// along the output, `hidden.0.weight [E h1, D]`, `hidden.1.weight [E h2, h1]`, ..., `weight [E H, D or last h]`, `bias`,
+/// `norm.weight`, `norm.bias`, `norm.running_mean`, `norm.running_var`.
 template <Real T>
 struct ExpertBank {
   std::vector<Linear<T>> hidden;             ///< the first one wide, the others block by block

@@ -73,7 +73,8 @@ template <class T, class A, int Out>
   if (j < cols) mix_tile<T, A, Out, 1, true>(in + j, cols, inputs, g, out_stride, in_stride, out + j, cols, add, cols - j);
 }
 
-/// out `[outputs, cols]` (+)= g in `[inputs, cols]`, both contiguous, g with any strides: outputs are tiled by what registers hold.
+/// out `[outputs, cols]` (+)= g in `[inputs, cols]`, both contiguous, g with any strides: outputs are tiled by what registers
+/// hold.
 template <class T, class A = simd::DefaultArch>
 void mix(const T* in, Index cols, Index inputs, const T* g, Index out_stride, Index in_stride, T* out, Index outputs, bool add) {
   constexpr int most = simd::registers<A> == 32 ? 6 : 2;

@@ -44,7 +44,8 @@ struct MmoeSpec {
 inline namespace RECOPS_ABI {
 
 /// Experts, gates and mix with their parameters: `experts.weight [E H, D]`, `experts.bias`, `gates.weight [T E, D]`, ... (see
-/// ExpertBank and TaskGates for the rest). A PyTorch model's `Linear` layers per expert and per gate, concatenated along the output.
+/// ExpertBank and TaskGates for the rest). A PyTorch model's `Linear` layers per expert and per gate, concatenated along the
+/// output.
 template <Real T>
 struct Mmoe {
   ExpertBank<T> experts;
@@ -150,8 +151,8 @@ struct Mmoe {
   }
 };
 
-/// Serving form of `Mmoe`: weights of all experts and gates in one packed block, batch norm folded in, temperature too. A block of
-/// rows runs from the input to the mixed outputs before the next one starts, so that expert outputs never leave the cache.
+/// Serving form of `Mmoe`: weights of all experts and gates in one packed block, batch norm folded in, temperature too. A block
+/// of rows runs from the input to the mixed outputs before the next one starts, so that expert outputs never leave the cache.
 /// Immutable; threads may share it.
 template <Real T>
 class FrozenMmoe {

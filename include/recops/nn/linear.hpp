@@ -61,7 +61,8 @@ struct Linear {
 
   /// `out`; throws `Error` unless the input has `in` columns.
   Index output_cols(Index input_cols) const {
-    check_option("Linear", "input columns", input_cols == weight.cols(), "as many as weight has", static_cast<double>(input_cols));
+    check_option("Linear", "input columns", input_cols == weight.cols(), "as many as weight has",
+                 static_cast<double>(input_cols));
     return weight.rows();
   }
   struct Saved {};  ///< backward needs the input only

@@ -38,14 +38,15 @@ struct AttentionWeights {  // [E, D] each, [E] or empty
 template <class T>
 double query_key_pairs(JaggedView<const T> queries, JaggedView<const T> keys) {
   double pairs = 0;
-  for (Index b = 0; b < queries.size(); ++b) pairs += static_cast<double>(queries.length(b)) * static_cast<double>(keys.length(b));
+  for (Index b = 0; b < queries.size(); ++b)
+    pairs += static_cast<double>(queries.length(b)) * static_cast<double>(keys.length(b));
   return pairs;
 }
 
 /// The form to take. Absorbing makes rows of heads, which a causal rule or a window would count wrongly.
 template <class T>
-AttentionForm choose_form(AttentionForm form, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values, Index embed,
-                          const AttentionOptions& o) {
+AttentionForm choose_form(AttentionForm form, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                          Index embed, const AttentionOptions& o) {
   const bool ordered = o.causal || o.window > 0;
   if (form == AttentionForm::absorbed && ordered) [[unlikely]]
     fail("MultiheadAttention", "form", "projected, where causal or window is set", "absorbed");
@@ -61,19 +62,19 @@ AttentionForm choose_form(AttentionForm form, JaggedView<const T> queries, Jagge
 /// pooled, out)` by Wv_a^T and adds bv_a. A bias of the keys shifts all scores of a row alike and drops out of the softmax.
 template <class T, class ToKeys, class FromValues>
 void absorbed_attention(JaggedView<const T> queries, MatrixView<const T> q, JaggedView<const T> keys, JaggedView<const T> values,
-                        AttentionOptions options, MatrixView<T> attended, Workspace& ws, ToKeys&& to_keys, FromValues&& from_values) {
+                        AttentionOptions options, MatrixView<T> attended, Workspace& ws, ToKeys&& to_keys,
+                        FromValues&& from_values) {
   const auto mark = ws.mark();
   const Index n = q.rows(), heads = options.heads, d = q.cols() / heads, dk = keys.cols(), dv = values.cols();
   // Heads become rows: each (query, head) is a query of its own over the raw keys, which all heads share.
   const MatrixView<T> wide = ws.matrix<T>(n * heads, dk), pooled = ws.matrix<T>(n * heads, dv), lse = ws.matrix<T>(n * heads, 1);
   auto* offsets = ws.take<std::int64_t>(queries.size() + 1);
   for (Index b = 0; b <= queries.size(); ++b) offsets[b] = heads * (b == queries.size() ? n : queries.begin(b));
-  for (Index a = 0; a < heads; ++a)
-    to_keys(a, q.middle_cols(a * d, d), MatrixView<T>(wide.data() + a * dk, n, dk, heads * dk));
+  for (Index a = 0; a < heads; ++a) to_keys(a, q.middle_cols(a * d, d), MatrixView<T>(wide.data() + a * dk, n, dk, heads * dk));
   options.scale = options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<double>(d));
   options.heads = 1;
-  scaled_dot_product_attention<T>(JaggedView<const T>(wide, IndexView(offsets, queries.size() + 1)), keys, values, {}, options, pooled, lse,
-                                  ws);
+  scaled_dot_product_attention<T>(JaggedView<const T>(wide, IndexView(offsets, queries.size() + 1)), keys, values, {}, options,
+                                  pooled, lse, ws);
   for (Index a = 0; a < heads; ++a) {
     from_values(a, MatrixView<const T>(pooled.data() + a * dv, n, dv, heads * dv), attended.middle_cols(a * d, d));
     for (Index i = 0; i < n; ++i)  // nothing seen, nothing pooled: not even the bias
@@ -82,8 +83,8 @@ void absorbed_attention(JaggedView<const T> queries, MatrixView<const T> q, Jagg
 }
 
 template <class T>
-void check_multihead(const char* op, Index embed, Index key_width, Index value_width, JaggedView<const T> queries, JaggedView<const T> keys,
-                     JaggedView<const T> values, const AttentionOptions& options, MatrixView<T> y) {
+void check_multihead(const char* op, Index embed, Index key_width, Index value_width, JaggedView<const T> queries,
+                     JaggedView<const T> keys, JaggedView<const T> values, const AttentionOptions& options, MatrixView<T> y) {
   check_jagged(op, "queries", queries, any_size, embed);
   check_jagged(op, "keys", keys, queries.size(), key_width);
   check_jagged(op, "values", values, queries.size(), value_width);
@@ -146,21 +147,23 @@ struct MultiheadAttention {
   Index value_width() const { return in_proj_weight.empty() ? v_proj_weight.cols() : in_proj_weight.cols(); }
   /// E; throws `Error` unless the input, attending to itself, has E columns.
   Index output_cols(Index input_cols) const {
-    check_option("MultiheadAttention", "input columns", input_cols == embed() && key_width() == embed() && value_width() == embed(),
-                 "as many as the embedding width", static_cast<double>(input_cols));
+    check_option("MultiheadAttention", "input columns",
+                 input_cols == embed() && key_width() == embed() && value_width() == embed(), "as many as the embedding width",
+                 static_cast<double>(input_cols));
     return embed();
   }
 
   /// What backward needs, reused step after step.
   struct Saved {
-    Matrix<T> q, kv;         ///< [total_N, E], [total_L, 2E]
-    Matrix<T> attended;      ///< [total_N, E], before the output projection
-    Matrix<T> log_sum_exp;   ///< [total_N, H]
+    Matrix<T> q, kv;        ///< [total_N, E], [total_L, 2E]
+    Matrix<T> attended;     ///< [total_N, E], before the output projection
+    Matrix<T> log_sum_exp;  ///< [total_N, H]
   };
 
   /// Queries over keys and values; `key_mask [total_L]` hides keys where 0, empty: all are seen.
-  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values, VectorView<const std::uint8_t> key_mask,
-               MatrixView<T> y, Workspace& ws, AttentionForm form = AttentionForm::cheapest) const {
+  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+               VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Workspace& ws,
+               AttentionForm form = AttentionForm::cheapest) const {
     const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, y);
     form = detail::choose_form(form, queries, keys, values, embed(), o);
     const auto mark = ws.mark();
@@ -181,14 +184,14 @@ struct MultiheadAttention {
     } else {
       const MatrixView<T> kv = ws.matrix<T>(keys.values().rows(), 2 * e);
       project(keys, values, kv, ws);
-      scaled_dot_product_attention<T>(queries.with_values(MatrixView<const T>(q)), part(keys, kv, 0), part(keys, kv, 1), {}, o, attended, {},
-                                      ws);
+      scaled_dot_product_attention<T>(queries.with_values(MatrixView<const T>(q)), part(keys, kv, 0), part(keys, kv, 1), {}, o,
+                                      attended, {}, ws);
     }
     out_proj.forward(attended, y, ws);
   }
   /// Training: always the projected form.
-  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values, VectorView<const std::uint8_t> key_mask,
-               MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {
+  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+               VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {
     const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, y);
     const auto w = weights(*this);
     const Index e = embed(), n = queries.values().rows();
@@ -198,14 +201,14 @@ struct MultiheadAttention {
     saved.log_sum_exp.resize(n, o.heads);
     linear<T>(queries.values(), w.weight[0], w.bias[0], saved.q, ws);
     project(keys, values, saved.kv, ws);
-    scaled_dot_product_attention<T>(queries.with_values(std::as_const(saved.q).view()), part(keys, saved.kv, 0), part(keys, saved.kv, 1), {},
-                                    o, saved.attended, saved.log_sum_exp, ws);
+    scaled_dot_product_attention<T>(queries.with_values(std::as_const(saved.q).view()), part(keys, saved.kv, 0),
+                                    part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, ws);
     out_proj.forward(saved.attended, y, ws);
   }
   /// Adds to dqueries, dkeys, dvalues (each unless empty; any of them may be the same view where the inputs are) and to `gradient`.
-  void backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values, VectorView<const std::uint8_t> key_mask,
-                MatrixView<const T> dy, const Saved& saved, MatrixView<T> dqueries, MatrixView<T> dkeys, MatrixView<T> dvalues,
-                MultiheadAttention& gradient, Workspace& ws) const {
+  void backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                VectorView<const std::uint8_t> key_mask, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dqueries,
+                MatrixView<T> dkeys, MatrixView<T> dvalues, MultiheadAttention& gradient, Workspace& ws) const {
     const char* const name = "MultiheadAttention::backward";
     const AttentionOptions o = check(name, queries, keys, values, key_mask, dy);
     const Index e = embed(), n = queries.values().rows(), l = keys.values().rows();
@@ -224,9 +227,9 @@ struct MultiheadAttention {
     };
     const MatrixView<T> dattended = zeros(n, e), dq = zeros(n, e), dkv = zeros(l, 2 * e);
     out_proj.backward(saved.attended, dy, {}, dattended, gradient.out_proj, ws);
-    scaled_dot_product_attention_backward<T>(queries.with_values(saved.q.view()), part(keys, saved.kv, 0), part(keys, saved.kv, 1), {}, o,
-                                             saved.attended, saved.log_sum_exp, dattended, {}, dq, dkv.middle_cols(0, e),
-                                             dkv.middle_cols(e, e), {}, ws);
+    scaled_dot_product_attention_backward<T>(queries.with_values(saved.q.view()), part(keys, saved.kv, 0),
+                                             part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, dattended, {}, dq,
+                                             dkv.middle_cols(0, e), dkv.middle_cols(e, e), {}, ws);
     const auto w = weights(*this);
     const auto g = weights(gradient);
     linear_backward<T>(queries.values(), w.weight[0], dq, dqueries, g.weight[0], g.bias[0], ws);
@@ -287,7 +290,8 @@ struct MultiheadAttention {
   /// kv `[total_L, 2E]` <- projected keys and values, in one product where both read the same rows.
   void project(JaggedView<const T> keys, JaggedView<const T> values, MatrixView<T> kv, Workspace& ws) const {
     const Index e = embed();
-    if (!in_proj_weight.empty() && keys.values().data() == values.values().data() && keys.values().stride() == values.values().stride()) {
+    if (!in_proj_weight.empty() && keys.values().data() == values.values().data() &&
+        keys.values().stride() == values.values().stride()) {
       const VectorView<const T> bias = in_proj_bias;
       linear<T>(keys.values(), in_proj_weight.view().middle_rows(e, 2 * e), bias.empty() ? bias : bias.segment(e, 2 * e), kv, ws);
       return;
@@ -307,7 +311,10 @@ class FrozenMultiheadAttention {
  public:
   FrozenMultiheadAttention() = default;
   explicit FrozenMultiheadAttention(const MultiheadAttention<T>& layer)
-      : options_{.heads = layer.heads, .causal = layer.causal, .window = layer.window}, embed_(layer.embed()), key_width_(layer.key_width()), value_width_(layer.value_width()) {
+      : options_{.heads = layer.heads, .causal = layer.causal, .window = layer.window},
+        embed_(layer.embed()),
+        key_width_(layer.key_width()),
+        value_width_(layer.value_width()) {
     const bool one = !layer.in_proj_weight.empty();
     const MatrixView<const T> all = layer.in_proj_weight;
     const Index e = embed_, d = e / options_.heads;
@@ -331,8 +338,9 @@ class FrozenMultiheadAttention {
   }
 
   /// As `MultiheadAttention::forward`.
-  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values, VectorView<const std::uint8_t> key_mask,
-               MatrixView<T> y, Workspace& ws, AttentionForm form = AttentionForm::cheapest) const {
+  void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+               VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Workspace& ws,
+               AttentionForm form = AttentionForm::cheapest) const {
     const char* const name = "FrozenMultiheadAttention";
     detail::check_multihead<T>(name, embed_, key_width_, value_width_, queries, keys, values, options_, y);
     if (!key_mask.empty()) check_size(name, "key_mask", key_mask, keys.values().rows());
@@ -347,11 +355,14 @@ class FrozenMultiheadAttention {
       detail::absorbed_attention<T>(
           queries, q, keys, values, o, attended, ws,
           [&](Index a, MatrixView<const T> qa, MatrixView<T> out) { to_keys_[static_cast<std::size_t>(a)].forward(qa, out, ws); },
-          [&](Index a, MatrixView<const T> pooled, MatrixView<T> out) { from_values_[static_cast<std::size_t>(a)].forward(pooled, out, ws); });
+          [&](Index a, MatrixView<const T> pooled, MatrixView<T> out) {
+            from_values_[static_cast<std::size_t>(a)].forward(pooled, out, ws);
+          });
     } else {
       const MatrixView<T> kv = ws.matrix<T>(l, 2 * e);
       const MatrixView<const T> done = kv;
-      if (both_.input_cols() > 0 && keys.values().data() == values.values().data() && keys.values().stride() == values.values().stride()) {
+      if (both_.input_cols() > 0 && keys.values().data() == values.values().data() &&
+          keys.values().stride() == values.values().stride()) {
         both_.forward(keys.values(), kv, ws);
       } else {
         key_.forward(keys.values(), kv.middle_cols(0, e), ws);

@@ -8,7 +8,7 @@
 /// Cost: 2 N L H (dk + dv) flops forward, 2.5 times that backward; scratch is O(N), independent of L. A NaN stays in the
 /// (row, head) that sees it. Scores may be as large as the scalar holds; +infinity gives NaN.
 /// Precision: forward 2e-6 (float) relative to the largest value, whatever the length; the same bits for any number of threads
-/// and for any other sequences in the batch (as long as the split ranges of long ones fit `split_rows`).
+/// and, unless histories of more than 8191 keys fill the split budget of a call, for any other sequences in the batch.
 /// Source: Vaswani et al., arXiv 1706.03762; streaming as in arXiv 1805.02867 and 2205.14135.
 #pragma once
 #include <recops/core/error.hpp>
@@ -18,10 +18,10 @@ namespace recops {
 
 /// Options of every attention operator.
 struct AttentionOptions {
-  Index heads = 1;      ///< divides the columns of queries, keys and values
-  double scale = 0;     ///< c; 0 means 1 / sqrt(key width of a head)
-  bool causal = false;  ///< query i of a sequence sees its keys j <= i
-  Index window = 0;     ///< w > 0: query i sees keys j with i - j < w
+  Index heads = 1;                               ///< divides the columns of queries, keys and values
+  double scale = 0;                              ///< c; 0 means 1 / sqrt(key width of a head)
+  bool causal = false;                           ///< query i of a sequence sees its keys j <= i
+  Index window = 0;                              ///< w > 0: query i sees keys j with i - j < w
   VectorView<const std::uint8_t> key_mask = {};  ///< [total_L], 0 hides the key; empty: all are seen
 };
 
@@ -141,7 +141,8 @@ inline Index sequence_of(const AttentionGrid& g, Index batch, Index task) {
 
 /// out, lse <- the results of `parts` disjoint key ranges, `rows` rows each, one range after the other.
 template <class T>
-void merge_parts(MatrixView<const T> parts_out, MatrixView<const T> parts_lse, Index parts, MatrixView<T> out, MatrixView<T> lse) {
+void merge_parts(MatrixView<const T> parts_out, MatrixView<const T> parts_lse, Index parts, MatrixView<T> out,
+                 MatrixView<T> lse) {
   const Index rows = out.rows(), heads = parts_lse.cols(), width = out.cols() / heads;
   for (Index i = 0; i < rows; ++i) {
     for (Index h = 0; h < heads; ++h) {
@@ -199,8 +200,8 @@ void attention(const char* op, JaggedView<const T> queries, JaggedView<const T> 
     const Index row = whole ? queries.begin(b) + q0 : grid.partial_row[b] + c * n + q0;
     MatrixView<T> lse = whole ? log_sum_exp : parts_lse;
     if (!lse.empty()) lse = lse.middle_rows(row, q1 - q0);
-    simd::attention_forward<T>(attention_operands(queries, keys, values, bias, options, b), q0, q1, l * c / cuts, l * (c + 1) / cuts,
-                               (whole ? out : parts_out).middle_rows(row, q1 - q0), lse, scratch);
+    simd::attention_forward<T>(attention_operands(queries, keys, values, bias, options, b), q0, q1, l * c / cuts,
+                               l * (c + 1) / cuts, (whole ? out : parts_out).middle_rows(row, q1 - q0), lse, scratch);
   });
   if (partial == 0) return;
   for (Index b = 0; b < batch; ++b) {
@@ -208,8 +209,8 @@ void attention(const char* op, JaggedView<const T> queries, JaggedView<const T> 
     if (cuts == 1) continue;
     MatrixView<T> lse = log_sum_exp;
     if (!lse.empty()) lse = lse.middle_rows(queries.begin(b), n);
-    merge_parts<T>(parts_out.middle_rows(grid.partial_row[b], cuts * n), parts_lse.middle_rows(grid.partial_row[b], cuts * n), cuts,
-                   out.middle_rows(queries.begin(b), n), lse);
+    merge_parts<T>(parts_out.middle_rows(grid.partial_row[b], cuts * n), parts_lse.middle_rows(grid.partial_row[b], cuts * n),
+                   cuts, out.middle_rows(queries.begin(b), n), lse);
   }
 }
 
@@ -250,18 +251,13 @@ void attention_backward(const char* op, JaggedView<const T> queries, JaggedView<
     ws.parallel_for(grid.first_task[batch], [&](Index task, Workspace& scratch) {
       const Index b = sequence_of(grid, batch, task), c = task - grid.first_task[b], cuts = grid.key_cuts[b];
       const Index q0 = r * round, q1 = std::min(queries.length(b), q0 + round), l = keys.length(b), row = queries.begin(b) + q0;
-      const simd::AttentionResult<T> result{out.row(row),
-                                            dout.row(row),
-                                            log_sum_exp.row(row),
-                                            dlog_sum_exp.empty() ? nullptr : dlog_sum_exp.row(row),
-                                            out.stride(),
-                                            dout.stride(),
-                                            log_sum_exp.stride(),
-                                            dlog_sum_exp.stride()};
+      const simd::AttentionResult<T> result{
+          out.row(row), dout.row(row), log_sum_exp.row(row), dlog_sum_exp.empty() ? nullptr : dlog_sum_exp.row(row),
+          out.stride(), dout.stride(), log_sum_exp.stride(), dlog_sum_exp.stride()};
       simd::AttentionGradients<T> g{};
       if (!dqueries.empty()) {
-        const MatrixView<T> to = cuts == 1 ? dqueries.middle_rows(row, q1 - q0)
-                                           : parts.middle_rows(grid.partial_row[b] + c * (q1 - q0), q1 - q0);
+        const MatrixView<T> to =
+            cuts == 1 ? dqueries.middle_rows(row, q1 - q0) : parts.middle_rows(grid.partial_row[b] + c * (q1 - q0), q1 - q0);
         for (Index i = 0; i < to.rows() && cuts > 1; ++i) std::fill_n(to.row(i), to.cols(), T(0));
         g.dq = to.data();
         g.dq_stride = to.stride();
@@ -288,7 +284,8 @@ void attention_backward(const char* op, JaggedView<const T> queries, JaggedView<
       const Index cuts = grid.key_cuts[b], rows = (grid.partial_row[b + 1] - grid.partial_row[b]) / cuts;
       for (Index i = 0; cuts > 1 && i < rows; ++i)
         for (Index c = 0; c < cuts; ++c)
-          simd::add<T>(parts.row(grid.partial_row[b] + c * rows + i), dqueries.row(queries.begin(b) + r * round + i), queries.cols());
+          simd::add<T>(parts.row(grid.partial_row[b] + c * rows + i), dqueries.row(queries.begin(b) + r * round + i),
+                       queries.cols());
     }
   }
 }
@@ -300,9 +297,8 @@ void attention_backward(const char* op, JaggedView<const T> queries, JaggedView<
 /// number of sequences; a plain matrix is a batch of one. A row that sees no key gets zeros, its log_sum_exp is -infinity.
 /// Throws `Error` for shapes that do not fit. Outputs may not overlap inputs.
 template <class T>
-void scaled_dot_product_attention(JaggedView<const T> queries, JaggedView<const T> keys,
-                                  JaggedView<const T> values, const AttentionBias<T>& bias,
-                                  const AttentionOptions& options, MatrixView<T> out,
+void scaled_dot_product_attention(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                                  const AttentionBias<T>& bias, const AttentionOptions& options, MatrixView<T> out,
                                   MatrixView<T> log_sum_exp, Workspace& ws) {
   detail::attention<T>("scaled_dot_product_attention", queries, keys, values, bias, options, out, log_sum_exp, ws);
 }
@@ -311,13 +307,11 @@ void scaled_dot_product_attention(JaggedView<const T> queries, JaggedView<const 
 /// gradients of that; `dlog_sum_exp` is empty where nothing depends on it. Keys and values may be one tensor, and then dkeys and
 /// dvalues one view. Hidden keys get exactly nothing. Weights are recomputed from log_sum_exp.
 template <class T>
-void scaled_dot_product_attention_backward(
-    JaggedView<const T> queries, JaggedView<const T> keys,
-    JaggedView<const T> values, const AttentionBias<T>& bias, const AttentionOptions& options,
-    MatrixView<const T> out, MatrixView<const T> log_sum_exp,
-    MatrixView<const T> dout, MatrixView<const T> dlog_sum_exp,
-    MatrixView<T> dqueries, MatrixView<T> dkeys,
-    MatrixView<T> dvalues, const AttentionBiasGradient<T>& dbias, Workspace& ws) {
+void scaled_dot_product_attention_backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                                           const AttentionBias<T>& bias, const AttentionOptions& options, MatrixView<const T> out,
+                                           MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
+                                           MatrixView<const T> dlog_sum_exp, MatrixView<T> dqueries, MatrixView<T> dkeys,
+                                           MatrixView<T> dvalues, const AttentionBiasGradient<T>& dbias, Workspace& ws) {
   detail::attention_backward<T>("scaled_dot_product_attention_backward", queries, keys, values, bias, options, out, log_sum_exp,
                                 dout, dlog_sum_exp, dqueries, dkeys, dvalues, dbias, ws);
 }
@@ -325,8 +319,8 @@ void scaled_dot_product_attention_backward(
 /// out, log_sum_exp <- attention over the union of two disjoint sets of keys, from the results over each; exact up to rounding.
 /// The first result is read, the second is read and replaced. `[rows, H dv]` and `[rows, H]`.
 template <class T>
-void merge_attention(MatrixView<const T> other_out, MatrixView<const T> other_log_sum_exp,
-                     MatrixView<T> out, MatrixView<T> log_sum_exp) {
+void merge_attention(MatrixView<const T> other_out, MatrixView<const T> other_log_sum_exp, MatrixView<T> out,
+                     MatrixView<T> log_sum_exp) {
   const char* op = "merge_attention";
   const Index rows = out.rows(), heads = log_sum_exp.cols();
   check_shape(op, "out", out, any_size, any_size);

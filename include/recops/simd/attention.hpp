@@ -65,7 +65,7 @@ template <class A>
 inline constexpr int most_vectors = registers<A> == 32 ? 4 : 2;
 /// Queries that one call takes at once, and up to how many queries the kernel for few is the faster one.
 template <class T, class A>
-inline constexpr Index query_block = 2 * most_vectors<A> * lanes<T, A>;
+inline constexpr Index query_block = 2 * most_vectors<A>* lanes<T, A>;
 template <class T, class A>
 inline constexpr Index few_queries = lanes<T, A> / 2;
 
@@ -110,8 +110,10 @@ RECOPS_INLINE Batch<T, A> zip(Batch<T, A> a, Batch<T, A> b) {
 #if defined(__AVX512F__)
   if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
     constexpr int o = Upper ? 8 : 0;
-    return _mm512_permutex2var_ps(
-        a, _mm512_setr_epi32(o, 16 + o, o + 1, 17 + o, o + 2, 18 + o, o + 3, 19 + o, o + 4, 20 + o, o + 5, 21 + o, o + 6, 22 + o, o + 7, 23 + o), b);
+    return _mm512_permutex2var_ps(a,
+                                  _mm512_setr_epi32(o, 16 + o, o + 1, 17 + o, o + 2, 18 + o, o + 3, 19 + o, o + 4, 20 + o, o + 5,
+                                                    21 + o, o + 6, 22 + o, o + 7, 23 + o),
+                                  b);
   } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
     constexpr int o = Upper ? 4 : 0;
     return _mm512_permutex2var_pd(a, _mm512_setr_epi64(o, 8 + o, o + 1, 9 + o, o + 2, 10 + o, o + 3, 11 + o), b);
@@ -129,7 +131,7 @@ RECOPS_INLINE Batch<T, A> zip(Batch<T, A> a, Batch<T, A> b) {
 
 /// Transposes `lanes` vectors of `lanes` elements: log2(lanes) perfect shuffles.
 template <class T, class A>
-RECOPS_INLINE void transpose(Batch<T, A> (&x)[lanes<T, A>]) {
+RECOPS_INLINE void transpose(Batch<T, A>* x) {
   constexpr int W = static_cast<int>(lanes<T, A>);
   RECOPS_UNROLL
   for (int step = 1; step < W; step *= 2) {
@@ -146,14 +148,15 @@ RECOPS_INLINE void transpose(Batch<T, A> (&x)[lanes<T, A>]) {
 
 /// Lane i of the result is the sum of the lanes of x[i].
 template <class T, class A>
-RECOPS_INLINE Batch<T, A> sum_each(Batch<T, A> (&x)[lanes<T, A>]) {
+RECOPS_INLINE Batch<T, A> sum_each(Batch<T, A>* x) {
 #if defined(__AVX512F__)
   if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
     __m512 u[8], w[4], y[2];
     RECOPS_UNROLL
     for (int i = 0; i < 8; ++i) u[i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
     RECOPS_UNROLL
-    for (int i = 0; i < 4; ++i) w[i] = _mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44) + _mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0xee);
+    for (int i = 0; i < 4; ++i)
+      w[i] = _mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44) + _mm512_shuffle_ps(u[2 * i], u[2 * i + 1], 0xee);
     RECOPS_UNROLL
     for (int i = 0; i < 2; ++i)
       y[i] = _mm512_shuffle_f32x4(w[2 * i], w[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(w[2 * i], w[2 * i + 1], 0xdd);
@@ -238,7 +241,8 @@ template <class T, class A>
   T sum = T(0);
   for (Index r = 0; r < rows; ++r) {
     Batch<T, A> acc(T(0));
-    for_each_vector<T, A>(cols, [&](Index c, auto load, auto) RECOPS_LAMBDA_INLINE { acc = mul_add(load(x + r * stride + c), Batch<T, A>(T(0)), acc); });
+    for_each_vector<T, A>(cols, [&](Index c, auto load, auto)
+                                    RECOPS_LAMBDA_INLINE { acc = mul_add(load(x + r * stride + c), Batch<T, A>(T(0)), acc); });
     sum += sum_lanes(acc);
   }
   return sum == T(0);
@@ -247,7 +251,8 @@ template <class T, class A>
 /// s[r][.] = sum_d k[r][d] qt[d][.] + what `bias` says; top = max(top, s).
 /// `bias` is one number per key (bias_stride 1), one per score (bias_stride = lanes * V), or null.
 template <class T, class A, int R, int V>
-[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, const T* bias, Index bias_stride, T* s, T* top) {
+[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, const T* bias, Index bias_stride, T* s,
+                                  T* top) {
   constexpr Index W = lanes<T, A>, G = W * V;
   using B = Batch<T, A>;
   B acc[R][V];
@@ -271,8 +276,7 @@ template <class T, class A, int R, int V>
     RECOPS_UNROLL
     for (int r = 0; r < R; ++r) {
       RECOPS_UNROLL
-      for (int v = 0; v < V; ++v)
-        acc[r][v] = acc[r][v] + (bias_stride == 1 ? B(bias[r]) : B::load_aligned(bias + r * G + v * W));
+      for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + (bias_stride == 1 ? B(bias[r]) : B::load_aligned(bias + r * G + v * W));
     }
   }
   RECOPS_UNROLL
@@ -289,7 +293,8 @@ template <class T, class A, int R, int V>
 
 /// c[r][.] += sum_j a[r * a_row + j * a_step] b[j][.]
 template <class T, class A, int R, int V>
-[[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c, Index c_stride) {
+[[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
+                                Index c_stride) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   B acc[R][V];
@@ -323,7 +328,10 @@ template <class T, class A, int R, int V>
 
 /// The tallest tile over V vectors.
 template <class A, int V>
-inline constexpr int tall = registers<A> == 32 ? (V == 4 ? 6 : V == 3 ? 8 : 12) : (V == 2 ? 6 : 12);
+inline constexpr int tall = registers<A> == 32 ? (V == 4   ? 6
+                                                  : V == 3 ? 8
+                                                           : 12)
+                                               : (V == 2 ? 6 : 12);
 
 /// Calls f(integral_constant rows, first row) over [0, n), tallest tiles first.
 template <int Tall, class F>
@@ -342,7 +350,8 @@ template <class T, class A, int V>
 void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* bias, Index bias_stride, T* s, T* top) {
   constexpr Index G = lanes<T, A> * V;
   cut_rows<tall<A, V>>(keys, [&](auto rows, Index r) RECOPS_LAMBDA_INLINE {
-    score_tile<T, A, rows(), V>(depth, k + r * k_stride, k_stride, qt, bias ? bias + r * bias_stride : nullptr, bias_stride, s + r * G, top);
+    score_tile<T, A, rows(), V>(depth, k + r * k_stride, k_stride, qt, bias ? bias + r * bias_stride : nullptr, bias_stride,
+                                s + r * G, top);
   });
 }
 
@@ -356,7 +365,8 @@ void sums(Index rows, Index n, const T* a, Index a_row, Index a_step, const T* b
 
 /// The same for any number of vectors.
 template <class T, class A>
-void sums_wide(Index rows, Index vectors, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c, Index c_stride) {
+void sums_wide(Index rows, Index vectors, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
+               Index c_stride) {
   constexpr Index W = lanes<T, A>;
   constexpr int most = most_vectors<A>;
   Index v = 0;
@@ -374,9 +384,9 @@ template <class T>
 struct KeyBlock {
   const T *k, *v;
   Index k_stride, v_stride, count;
-  const T* bias;      // [heads or 1][key_block] in units of log 2, or null
-  Index bias_head;    // from head to head
-  const Index* at;    // positions of the keys in the sequence, ascending
+  const T* bias;    // [heads or 1][key_block] in units of log 2, or null
+  Index bias_head;  // from head to head
+  const Index* at;  // positions of the keys in the sequence, ascending
   bool contiguous;
 };
 
@@ -515,17 +525,23 @@ template <class T, class A>
       T* to = terms + j * G + v * W;
       B t = x.pair_bias ? B::load_aligned(to) : B(T(0));
       if (x.causal) t = xsimd::select(lane < bound(at - first), hidden, t);
-      if (x.window > 0) t = xsimd::select(lane >= bound(x.window > W + first ? (at - first >= W - x.window ? W : 0) : at - first + x.window), hidden, t);
+      if (x.window > 0)
+        t = xsimd::select(lane >= bound(x.window > W + first ? (at - first >= W - x.window ? W : 0) : at - first + x.window),
+                          hidden, t);
       t.store_aligned(to);
     }
   }
 }
 
+/// Elements of keys that no longer fit L2.
+template <class T>
+inline constexpr Index long_history = 1024 * 1024 / Index{sizeof(T)};
+
 /// Asks for part `part` of `parts` of the keys and values that follow a block, where a history is too long to be in L2 anyway.
 template <class T>
 RECOPS_INLINE void prefetch_next(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index part, Index parts) {
-  constexpr Index line = 64 / Index{sizeof(T)}, in_cache = 512 * 1024 / Index{sizeof(T)};
-  if (x.keys * x.k_stride <= in_cache) return;
+  constexpr Index line = 64 / Index{sizeof(T)};
+  if (x.keys * x.k_stride <= long_history<T>) return;
   const Index next = b.at[b.count - 1] + 1, last = next + key_block < x.keys ? next + key_block : x.keys;
   for (Index j = next + part; j < last; j += parts) {
     for (Index d = 0; d < x.heads * x.key_width; d += line) __builtin_prefetch(x.k + j * x.k_stride + d, 0, 2);
@@ -616,7 +632,8 @@ template <class T>
 
 /// One block of keys for one group of queries and one head.
 template <class T, class A, int V>
-void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* m, T* l, T* o) {
+void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* m, T* l,
+                   T* o) {
   constexpr Index W = lanes<T, A>, G = V * W;
   using B = Batch<T, A>;
   const T *k = b.k + head * x.key_width, *v = b.v + head * x.value_width;
@@ -715,14 +732,15 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
       for (Index h = 0; h < heads; ++h) {
         T *mg = m + of.first * heads + h * G, *lg = l + of.first * heads + h * G;
         if (!lse.empty()) {
-          for (Index i = 0; i < rows; ++i) lse(of.first + i, h0 + h) = lg[i] == T(0) ? -infinity<T> : ln_2<T> * mg[i] + std::log(lg[i]);
+          for (Index i = 0; i < rows; ++i)
+            lse(of.first + i, h0 + h) = lg[i] == T(0) ? -infinity<T> : ln_2<T> * mg[i] + std::log(lg[i]);
         }
         for (Index i = 0; i < G; i += W) {
           const B sum = B::load_aligned(lg + i), zero(T(0));
           xsimd::select(sum == zero, zero, B(T(1)) / sum).store_aligned(lg + i);
         }
-        unpack_transposed<T, A>(o + of.first * heads * dv + h * dv * G, G, lg, out.data() + of.first * out.stride() + (h0 + h) * dv,
-                                out.stride(), rows, dv, false);
+        unpack_transposed<T, A>(o + of.first * heads * dv + h * dv * G, G, lg,
+                                out.data() + of.first * out.stride() + (h0 + h) * dv, out.stride(), rows, dv, false);
       }
     }
   });
@@ -740,7 +758,8 @@ Index rows_at_once(Index width) {
 /// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
 /// x + h * x_stride, of s at s + h * row_block. All heads of a few rows come before the next rows: memory is read in order.
 template <class T, class A>
-[[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, Index heads, const T* x, Index x_stride, Index width, T* s) {
+[[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, Index heads, const T* x, Index x_stride, Index width,
+                                T* s) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   const Index whole = width / W * W, tail = width - whole;
@@ -773,14 +792,17 @@ template <class T, class A>
     }
   }
   for (Index h = 0; h < heads; ++h) {
-    for (Index j = 0; n < W && j < n; ++j) s[h * row_block + j] = simd::dot<T, A>(rows + j * stride + h * width, x + h * x_stride, width);
+    for (Index j = 0; n < W && j < n; ++j)
+      s[h * row_block + j] = simd::dot<T, A>(rows + j * stride + h * width, x + h * x_stride, width);
     for (Index j = n; j % W != 0; ++j) s[h * row_block + j] = -infinity<T>;
   }
 }
 
-/// o[d] += sum_j p[j] rows[j][d], C vectors of d of which the last holds `last` elements; o is padded.
+/// o[d] += sum_j p[j] rows[j][d], C vectors of d of which the last holds `last` elements; o is padded. `next` (or null) are the
+/// rows that will be wanted after these, `next_stride` apart: they are asked for on the way.
 template <class T, class A, int C>
-[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, Index last, T* o) {
+[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, Index last, const T* next,
+                                     Index next_stride, T* o) {
   constexpr Index W = lanes<T, A>;
   constexpr int U = C >= 4 ? 2 : 8 / C;  // several keys at once, so that there are eight chains
   using B = Batch<T, A>;
@@ -790,9 +812,13 @@ template <class T, class A, int C>
     RECOPS_UNROLL
     for (int c = 0; c < C; ++c) acc[u][c] = B(T(0));
   }
-  const auto all = [&](auto whole) RECOPS_LAMBDA_INLINE {
+  const auto all = [&](auto whole, auto ahead) RECOPS_LAMBDA_INLINE {
     const auto one = [&](Index j, const T* row, B(&to)[C]) RECOPS_LAMBDA_INLINE {
       const B w(p[j]);
+      if constexpr (ahead()) {
+        RECOPS_UNROLL
+        for (int c = 0; c < C; ++c) __builtin_prefetch(next + j * next_stride + c * W);
+      }
       RECOPS_UNROLL
       for (int c = 0; c < C; ++c)
         to[c] = mul_add(w, whole() || c + 1 < C ? B::load_unaligned(row + c * W) : load_first<T, A>(row + c * W, last), to[c]);
@@ -805,10 +831,12 @@ template <class T, class A, int C>
     }
     for (; j < n; ++j, row += stride) one(j, row, acc[0]);
   };
-  if (last == W) {
-    all(std::true_type());
+  if (last == W && next != nullptr) {
+    all(std::true_type(), std::true_type());
+  } else if (last == W) {
+    all(std::true_type(), std::false_type());
   } else {
-    all(std::false_type());
+    all(std::false_type(), std::false_type());
   }
   RECOPS_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -821,16 +849,16 @@ template <class T, class A, int C>
 
 /// The same for any width; o has room for whole vectors.
 template <class T, class A>
-void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, T* o) {
+void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, const T* next, Index next_stride, T* o) {
   constexpr Index W = lanes<T, A>;
   const Index vectors = (width + W - 1) / W, tail = width - (vectors - 1) * W;
   for (Index c = 0; c < vectors; c += 4) {
     const Index count = vectors - c < 4 ? vectors - c : 4, last = c + count == vectors ? tail : W;
-    const T* from = rows + c * W;
-    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, last, o + c * W);
-    if (count == 3) weighted_rows<T, A, 3>(n, p, from, stride, last, o + c * W);
-    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, last, o + c * W);
-    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, last, o + c * W);
+    const T *from = rows + c * W, *then = next ? next + c * W : nullptr;
+    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, last, then, next_stride, o + c * W);
+    if (count == 3) weighted_rows<T, A, 3>(n, p, from, stride, last, then, next_stride, o + c * W);
+    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, last, then, next_stride, o + c * W);
+    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, last, then, next_stride, o + c * W);
   }
 }
 
@@ -884,6 +912,10 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
       KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(i0) ? k0 : x.first_key(i0), k1 < x.last_key(i0) ? k1 : x.last_key(i0),
                           rows_at_once<T>(heads * dk), i0, ws);
       for (KeyBlock<T> b; blocks.next(b);) {
+        // While values pass, memory would be idle: what comes next is fetched, where it is not in L2 already.
+        const Index after = b.at[b.count - 1] + 1;
+        const T* next =
+            x.keys * x.k_stride > long_history<T> && after + b.count <= x.keys ? x.k + after * x.k_stride + h0 * dk : nullptr;
         for (Index i = 0; i < together; ++i) {
           row_dots<T, A>(b.count, b.k, b.k_stride, heads, q + i * heads * dkp, dkp, dk, all_scores);
           for (Index h = 0; h < heads; ++h) {
@@ -906,7 +938,8 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
             B other(T(0));
             Index j = 0;
             for (; j + W < b.count; j += 2 * W) {
-              const B p = attention_kernel::exp2(B::load_aligned(s + j) - base), r = attention_kernel::exp2(B::load_aligned(s + j + W) - base);
+              const B p = attention_kernel::exp2(B::load_aligned(s + j) - base),
+                      r = attention_kernel::exp2(B::load_aligned(s + j + W) - base);
               p.store_aligned(s + j);
               r.store_aligned(s + j + W);
               sum = sum + p;
@@ -918,7 +951,8 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
               sum = sum + p;
             }
             (sum + other).store_aligned(l + row * W);
-            weighted_sum<T, A>(b.count, s, b.v + h * dv, b.v_stride, dv, o + row * dvp);
+            weighted_sum<T, A>(b.count, s, b.v + h * dv, b.v_stride, dv, next && i == 0 ? next + h * dk : nullptr, x.k_stride,
+                               o + row * dvp);
           }
         }
       }
@@ -929,7 +963,8 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
           if (!lse.empty()) lse(to, h0 + h) = sum == T(0) ? -infinity<T> : ln_2<T> * m[row] + std::log(sum);
           const B f(sum == T(0) ? T(0) : T(1) / sum);
           T* y = out.row(to) + (h0 + h) * dv;
-          for_each_vector<T, A>(dv, [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE { store(y + d, load(o + row * dvp + d) * f); });
+          for_each_vector<T, A>(
+              dv, [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE { store(y + d, load(o + row * dvp + d) * f); });
         }
       }
     }
@@ -997,11 +1032,14 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
             weight.store_aligned(p + j);
             (weight * (B::load_aligned(ds + j) - mean)).store_aligned(ds + j);
           }
-          if (g.dq) weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, dq + (h - h0) * dkp);
+          if (g.dq)
+            weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, static_cast<const T*>(nullptr), Index{0}, dq + (h - h0) * dkp);
           if (g.dv) add_rows<T, A>(b.count, p, T(1), dout, dv, g.dv + h * dv, g.dv_stride, b.at, b.contiguous);
           if (g.dk)
-            add_rows<T, A>(b.count, ds, x.scale, x.q + i * x.q_stride + h * dk, dk, g.dk + h * dk, g.dk_stride, b.at, b.contiguous);
-          for (Index j = 0; j < b.count && g.key_bias; ++j) g.key_bias[b.at[j] * g.key_bias_stride + h * g.key_bias_head] += ds[j];
+            add_rows<T, A>(b.count, ds, x.scale, x.q + i * x.q_stride + h * dk, dk, g.dk + h * dk, g.dk_stride, b.at,
+                           b.contiguous);
+          for (Index j = 0; j < b.count && g.key_bias; ++j)
+            g.key_bias[b.at[j] * g.key_bias_stride + h * g.key_bias_head] += ds[j];
           for (Index j = 0; j < b.count && g.pair_bias; ++j) g.pair_bias[h * g.pair_head + i * g.pair_stride + b.at[j]] += ds[j];
         }
       }
@@ -1042,11 +1080,11 @@ template <class T, class A, int V>
 /// What backward keeps for one group of queries and one head.
 template <class T>
 struct GroupHead {
-  const T *qt, *dot;      // transposed queries (times scale, in units of log 2) and output gradients, [width][lanes]
-  const T *lse, *base;    // [lanes]
+  const T *qt, *dot;            // transposed queries (times scale, in units of log 2) and output gradients, [width][lanes]
+  const T *lse, *base;          // [lanes]
   const T *q_rows, *dout_rows;  // [queries][whole vectors]
   Index q_stride, dout_stride, queries;
-  T* dqt;                 // [key width][lanes]
+  T* dqt;  // [key width][lanes]
 };
 
 template <class T, class A, int V>
@@ -1060,13 +1098,15 @@ void backward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index h
   scores<T, A, V>(b.count, dk, k, b.k_stride, of.qt, terms ? terms : key_bias, terms ? G : 1, s, top);
   scores<T, A, V>(b.count, dv, v, b.v_stride, of.dot, nullptr, 0, d, top);
   weight_gradients<T, A, V>(b.count, s, d, terms, of.lse, of.base);
-  const bool clean = !terms || (all_finite<T, A>(k, b.k_stride, b.count, dk) && all_finite<T, A>(of.q_rows, of.q_stride, of.queries, dk) &&
-                                all_finite<T, A>(of.dout_rows, of.dout_stride, of.queries, dv));
+  const bool clean =
+      !terms || (all_finite<T, A>(k, b.k_stride, b.count, dk) && all_finite<T, A>(of.q_rows, of.q_stride, of.queries, dk) &&
+                 all_finite<T, A>(of.dout_rows, of.dout_stride, of.queries, dv));
   if (clean) [[likely]] {
     if (of.dqt) sums<T, A, V>(dk, b.count, k, Index{1}, b.k_stride, d, G, of.dqt, G);
     if (dv_block)
       sums_wide<T, A>(b.count, (dv + W - 1) / W, of.queries, s, G, Index{1}, of.dout_rows, of.dout_stride, dv_block, dv_stride);
-    if (dk_block) sums_wide<T, A>(b.count, (dk + W - 1) / W, of.queries, d, G, Index{1}, of.q_rows, of.q_stride, dk_block, dk_stride);
+    if (dk_block)
+      sums_wide<T, A>(b.count, (dk + W - 1) / W, of.queries, d, G, Index{1}, of.q_rows, of.q_stride, dk_block, dk_stride);
   } else {
     if (of.dqt) careful_sums(b.count, dk, G, k, b.k_stride, d, terms, of.dqt);
     if (dv_block) careful_rows(b.count, of.queries, dv, G, of.dout_rows, of.dout_stride, s, terms, dv_block, dv_stride);
@@ -1076,7 +1116,8 @@ void backward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index h
 
 /// Adds dS of a block to the gradients of the biases.
 template <class T, class A>
-void bias_gradients(const KeyBlock<T>& b, const AttentionGradients<T>& g, Index head, Index i0, Index queries, Index G, const T* ds) {
+void bias_gradients(const KeyBlock<T>& b, const AttentionGradients<T>& g, Index head, Index i0, Index queries, Index G,
+                    const T* ds) {
   for (Index j = 0; j < b.count && g.key_bias; ++j)
     g.key_bias[b.at[j] * g.key_bias_stride + head * g.key_bias_head] += simd::sum<T, A>(ds + j * G, queries);
   for (Index i = 0; i < queries && g.pair_bias; ++i) {
@@ -1159,8 +1200,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
         for (Index h = 0; h < heads; ++h) {
           const T* terms = terms_of<T, A>(x, b, tiles, seen, h0, h, i0, i1, of.vectors);
           with_vectors<T, A>(of.vectors, [&](auto v) RECOPS_LAMBDA_INLINE {
-            backward_block<T, A, v()>(x, b, h, terms, group_head(of, h), tiles, dk_block ? dk_block + h * dkp : nullptr, heads * dkp,
-                                      dv_block ? dv_block + h * dvp : nullptr, heads * dvp);
+            backward_block<T, A, v()>(x, b, h, terms, group_head(of, h), tiles, dk_block ? dk_block + h * dkp : nullptr,
+                                      heads * dkp, dv_block ? dv_block + h * dvp : nullptr, heads * dvp);
           });
           if (g.key_bias || g.pair_bias) bias_gradients<T, A>(b, g, h0 + h, i0, i1 - i0, of.vectors * W, tiles.other);
         }
@@ -1168,7 +1209,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
       for (Index j = 0; j < b.count; ++j) {
         for (Index h = 0; h < heads; ++h) {
           if (dv_block) simd::add<T, A>(dv_block + (j * heads + h) * dvp, g.dv + b.at[j] * g.dv_stride + (h0 + h) * dv, dv);
-          if (dk_block) simd::axpy<T, A>(x.scale, dk_block + (j * heads + h) * dkp, g.dk + b.at[j] * g.dk_stride + (h0 + h) * dk, dk);
+          if (dk_block)
+            simd::axpy<T, A>(x.scale, dk_block + (j * heads + h) * dkp, g.dk + b.at[j] * g.dk_stride + (h0 + h) * dk, dk);
         }
       }
     }
@@ -1179,8 +1221,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
       const QueryGroup of = group<T, A>(n, gr);
       for (Index h = 0; h < heads; ++h) {
         const GroupHead<T> y = group_head(of, h);
-        unpack_transposed<T, A>(y.dqt, of.vectors * W, factor, g.dq + of.first * g.dq_stride + (h0 + h) * dk, g.dq_stride, y.queries, dk,
-                                true);
+        unpack_transposed<T, A>(y.dqt, of.vectors * W, factor, g.dq + of.first * g.dq_stride + (h0 + h) * dk, g.dq_stride,
+                                y.queries, dk, true);
       }
     }
   });
@@ -1191,8 +1233,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
 /// Queries [q0, q1) of `x` over its keys [k0, k1): out `[q1 - q0, heads * value_width]` and, unless empty, the log of the sum of
 /// exponentials `[q1 - q0, heads]`. A row that sees no key gets 0 and -infinity.
 template <class T, class A = DefaultArch>
-void attention_forward(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, Index k1, MatrixView<T> out, MatrixView<T> lse,
-                       Workspace& ws) {
+void attention_forward(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, Index k1, MatrixView<T> out,
+                       MatrixView<T> lse, Workspace& ws) {
   if (q1 - q0 <= attention_kernel::few_queries<T, A>) {
     attention_kernel::forward_few<T, A>(x, q0, q1, k0, k1, out, lse, ws);
   } else {

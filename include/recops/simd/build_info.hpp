@@ -39,10 +39,11 @@ inline std::string build_info() {
 #endif
                      + ", xsimd " + std::to_string(XSIMD_VERSION_MAJOR) + "." + std::to_string(XSIMD_VERSION_MINOR) + "." +
                      std::to_string(XSIMD_VERSION_PATCH);
-  text += "\ncompiled for " RECOPS_TEXT(RECOPS_ABI) " (" + std::to_string(simd::lanes<float>) + " floats a vector); this processor runs " +
-          processor;
+  text += "\ncompiled for " RECOPS_TEXT(RECOPS_ABI) " (" + std::to_string(simd::lanes<float>) +
+          " floats a vector); this processor runs " + processor;
   if (processor == "avx512" && compiled != "avx512") text += "\ncompile with -march=native to use what this processor has";
-  if (processor == "avx2" && compiled != "avx2" && compiled != "avx512") text += "\ncompile with -march=native to use what this processor has";
+  if (processor == "avx2" && compiled != "avx2" && compiled != "avx512")
+    text += "\ncompile with -march=native to use what this processor has";
 #if !defined(__OPTIMIZE__)
   text += "\ncompiled without optimisation: use -O2 or -O3";
 #endif

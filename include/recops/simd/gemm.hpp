@@ -85,10 +85,11 @@ constexpr int tile_panels(int rows) {
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
 
-/// C tile (+)= A tile times panels, all of k in order. `c` has room for whole panels.
+/// C tile (+)= A tile times panels, all of k in order. `c` has room for whole panels. `ahead`: elements to the panel that comes
+/// next, fetched into L2 on the way (0: nothing to fetch); a single panel is one stream, which the hardware alone runs too slowly.
 template <class T, class A, int Rows, int Panels>
 [[gnu::noinline]] void tile(Index k, const T* a, Index row_stride, Index col_stride, const T* b, Index panel_stride, T* c,
-                            Index c_stride, bool add) {
+                            Index c_stride, bool add, Index ahead) {
   constexpr Index W = lanes<T, A>;
   constexpr int V = 2 * Panels;
   using B = Batch<T, A>;
@@ -102,6 +103,10 @@ template <class T, class A, int Rows, int Panels>
     B bv[V];
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) bv[v] = B::load_aligned(b + (v / 2) * panel_stride + (v % 2) * W);
+    if constexpr (Panels == 1 && Rows > tile_rows<A> / 2) {
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) __builtin_prefetch(b + ahead + v * W, 0, 2);
+    }
     RECOPS_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const B av(a[r * row_stride]);
@@ -122,7 +127,7 @@ template <class T, class A, int Rows, int Panels>
 }
 
 template <class T>
-using Tile = void (*)(Index, const T*, Index, Index, const T*, Index, T*, Index, bool);
+using Tile = void (*)(Index, const T*, Index, Index, const T*, Index, T*, Index, bool, Index);
 
 /// The tile of `rows` rows that covers `tile_panels` panels at once, or one.
 template <class T, class A, int Rows = tile_rows<A>>
@@ -172,7 +177,7 @@ void multiply(Index m, Operand<T> a, const T* panels, Index first, Index last, I
             for (Index x = 0; x < cols; ++x) edge[r * stride + x] = out[r * c_stride + x];
         }
         tile_for<T, A>(static_cast<int>(rows), count > 1)(depth, at, a.row_stride, a.col_stride, panels + j * P * k + p0 * P, P * k,
-                                                          to, stride, add);
+                                                          to, stride, add, t == 0 && j + count < last ? P * k : 0);
         if (!whole) {
           for (Index r = 0; r < rows; ++r)
             for (Index x = 0; x < cols; ++x) out[r * c_stride + x] = edge[r * stride + x];

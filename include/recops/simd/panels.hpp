@@ -32,7 +32,7 @@ RECOPS_INLINE Batch<T, A> interleave_low(Batch<T, A> a, Batch<T, A> b) {
   } else
 #endif
 #if defined(__AVX__)
-  if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
+      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
   } else if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, double>) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
@@ -51,7 +51,7 @@ RECOPS_INLINE Batch<T, A> interleave_high(Batch<T, A> a, Batch<T, A> b) {
   } else
 #endif
 #if defined(__AVX__)
-  if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
+      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
   } else if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, double>) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
