@@ -1,6 +1,6 @@
 /// MMR at re-ranking and pre-ranking shapes: N candidates of D = 64 features (random unit rows), k picks. Ours includes packing.
 ///
-///     taskset -c 1 build/bench/recops_bench_diversity_mmr
+///     taskset -c 1 build/bench/bench/recops_bench_diversity_mmr
 ///
 /// Cases: `uniform` has relevance from [0, 1) and lambda 0.5; `normal` relevance from a normal distribution, rows normalised while
 /// packing; `flat` equal relevances, so that nothing can be skipped (the worst case of lazy evaluation); `window` the last 9 picks.

@@ -28,7 +28,8 @@ inline namespace RECOPS_ABI {
 /// Throws `Error` (or calls the handler) with "operation: argument: expected EXPECTED, got ACTUAL".
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail(const char* operation, const char* argument, const std::string& expected,
                                                         const std::string& actual) {
-  const std::string message = std::string(operation) + ": " + argument + ": expected " + expected + ", got " + actual;
+  std::string message = operation;
+  for (const char* part : {": ", argument, ": expected ", expected.c_str(), ", got ", actual.c_str()}) message += part;
 #if defined(__cpp_exceptions)
   throw Error(message);
 #else
@@ -40,8 +41,12 @@ inline namespace RECOPS_ABI {
 namespace detail {
 
 inline std::string shape_text(Index rows, Index cols) {
-  const auto one = [](Index n) { return n < 0 ? std::string("_") : std::to_string(n); };
-  return "[" + one(rows) + ", " + one(cols) + "]";
+  std::string text = "[";
+  text += rows < 0 ? "_" : std::to_string(rows);
+  text += ", ";
+  text += cols < 0 ? "_" : std::to_string(cols);
+  text += "]";
+  return text;
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_shape(const char* operation, const char* argument, Index rows, Index cols,

@@ -292,7 +292,7 @@ void attention_backward(const char* op, JaggedView<const T> queries, JaggedView<
 
 }  // namespace detail
 
-/// out `[total_N, H dv]` = softmax(c Q K^T + bias) V per sequence and head; log_sum_exp `[total_N, H]` (empty: not wanted) is what
+/// out `[total_N, H dv]` = softmax(c Q K^T + bias) V per sequence and head; log_sum_exp `[total_N, H]` (empty: no) is what
 /// backward and `merge_attention` need. queries `[total_N, H dk]`, keys `[total_L, H dk]`, values `[total_L, H dv]` hold the same
 /// number of sequences; a plain matrix is a batch of one. A row that sees no key gets zeros, its log_sum_exp is -infinity.
 /// Throws `Error` for shapes that do not fit. Outputs may not overlap inputs.
