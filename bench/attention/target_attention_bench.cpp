@@ -150,7 +150,5 @@ int main(int argc, char** argv) {
     for (const Index n : {1, 64}) add<double>(heads, 1000, n, false);
     add<double>(heads, 1000, 64, true);
   }
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
+  return recops_bench::run_registered(argc, argv);
 }

@@ -123,7 +123,5 @@ int main(int argc, char** argv) {
     add<float>("flat", n, 50);
     add<float>("window", n, 50);
   }
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
+  return recops_bench::run_registered(argc, argv);
 }

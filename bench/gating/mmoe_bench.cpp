@@ -176,7 +176,5 @@ int main(int argc, char** argv) {
   for (const Index batch : {32, 512}) add<float>(w4, batch, true);
   add<float>(small, 256, true);
   add<float>(prod, 256, true);
-  benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
+  return recops_bench::run_registered(argc, argv);
 }

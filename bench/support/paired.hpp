@@ -13,9 +13,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <functional>
 #include <recops/core/matrix.hpp>
-#include <recops/simd/xsimd.hpp>
+#include <recops/simd/build_info.hpp>
 #include <string>
 #include <vector>
 
@@ -146,6 +147,15 @@ void register_case(const std::string& name, Make make, int slices = 300) {
       ->UseManualTime()
       ->Iterations(slices)
       ->Unit(benchmark::kMicrosecond);
+}
+
+/// The rest of a main: says what runs where, then runs what was registered and asked for.
+inline int run_registered(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  std::fputs(recops::build_info().c_str(), stderr);
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
 }
 
 }  // namespace recops_bench
