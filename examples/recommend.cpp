@@ -74,7 +74,7 @@ std::vector<Label> labels_of(const World& world) {
   return labels;
 }
 
-/// The labels of a log that are neither always nor never set.
+/// The labels of a log that are neither always nor never set. Throws `DataError` if there is none.
 std::vector<Task> tasks_of(const InteractionLog& log) {
   constexpr double values[] = {1, 1, 5, 10};  // a click, a long view on top of it, a like, a purchase
   std::vector<Task> tasks;
@@ -85,6 +85,7 @@ std::vector<Task> tasks_of(const InteractionLog& log) {
     const auto positives = std::accumulate(y.begin(), y.end(), Index{0});
     if (positives > 0 && positives < log.size()) tasks.push_back({label, values[l]});
   }
+  if (tasks.empty()) throw DataError("nothing to learn: every label is always or never set");
   return tasks;
 }
 
@@ -278,8 +279,9 @@ Quality judge(const World& world, MatrixView<const float> logits, const ByUser& 
       scores[i] = logits(order[at(i)], static_cast<Index>(t));
       labels[i] = y[at(world.split.test.first + order[at(i)])];
     }
-    q.auc.push_back(recops::auc<float>(scores, labels, ws).value);
-    q.gauc.push_back(recops::gauc<float>(scores, labels, offsets, {}, ws).value);
+    const auto figure = [](const auto& result) { return result.valid ? result.value : std::nan(""); };  // nan: undefined here
+    q.auc.push_back(figure(recops::auc<float>(scores, labels, ws)));
+    q.gauc.push_back(figure(recops::gauc<float>(scores, labels, offsets, {}, ws)));
     if (!probabilities) continue;
     q.log_loss.push_back(recops::log_loss_from_logits<float>(scores, labels).value);
     for (float& s : scores) s = static_cast<float>(sigmoid(static_cast<double>(s)));
@@ -450,7 +452,7 @@ void serve(const World& world, const FrozenRanker& model, const Config& config) 
   Workspace ws;
   Random random(7);
   std::vector<Request> requests = requests_of(world.log, world.split.test);
-  const std::size_t every = std::max<std::size_t>(1, requests.size() / at(config.requests));
+  const std::size_t every = std::max<std::size_t>(1, (requests.size() + at(config.requests) - 1) / at(config.requests));
   double ndcg[2] = {0, 0}, categories[2] = {0, 0}, judged = 0;
   recops::GroupMean distance[2];
   Recommender::Timing total;

@@ -5,8 +5,8 @@
 ///     candidate  = [ item | category | hour ]                        a row to be ranked
 ///     interest   = attention(candidate over the user's events)       or a mean of the events, or nothing: the baselines
 ///     x          = [ candidate | interest | candidate * interest | context ]
-///     logit_t    = tower_t( MMoE_t(x) ) + wide_t(context)            what is known of an item without knowing the user (Wide & Deep,
-///                                                                    arXiv 1606.07792)
+///     logit_t    = tower_t( MMoE_t(x) ) + wide_t(context)            what is known of an item without knowing the user
+///                                                                    (Wide & Deep, arXiv 1606.07792)
 ///
 /// Training and serving share the functions; `FrozenRanker` is what a service holds.
 #pragma once
@@ -262,7 +262,7 @@ struct Ranker {
   }
 };
 
-/// What a service holds: packed weights, immutable, shared by threads. Embedding tables are read from the ranker, which must outlive it.
+/// What a service holds: packed weights, immutable, shared by threads. Embeddings are read from the ranker, which must outlive it.
 class FrozenRanker {
  public:
   explicit FrozenRanker(const Ranker& ranker)

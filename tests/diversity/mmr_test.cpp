@@ -709,6 +709,19 @@ TEMPLATE_TEST_CASE("mmr allocates nothing once warm", "[diversity][mmr]", float,
   CHECK(counter.count() == 0);
 }
 
+TEST_CASE("mmr: a weighted similarity beyond the largest number saturates", "[diversity][mmr]") {
+  const Matrix<float> features{{1e18f, 0}, {1e18f, 1}, {-1e18f, 0}, {0, 1}};
+  const Vector<float> relevance{4, 3, 2, 1};
+  Vector<std::int32_t> picks(4);
+  Vector<float> scores(4);
+  Workspace scratch;
+  CHECK(mmr<float>(relevance, features, {.lambda = 1, .feature_weight = 1e6}, picks, scores, scratch).count == 4);
+  CHECK(std::equal(picks.begin(), picks.end(), std::begin({0, 1, 2, 3})));
+  CHECK(mmr<float>(relevance, features, {.lambda = 0.5, .feature_weight = 1e6}, picks, scores, scratch).count == 4);
+  CHECK(std::equal(picks.begin(), picks.end(), std::begin({0, 2, 3, 1})));
+  for (const float s : scores) CHECK(std::isfinite(s));
+}
+
 TEST_CASE("mmr says what is wrong and touches nothing", "[diversity][mmr]") {
   using recops_test::contains;
   Random random(recops_test::seed(), 16);
@@ -748,7 +761,31 @@ TEST_CASE("mmr says what is wrong and touches nothing", "[diversity][mmr]") {
   for (const double lambda : {-0.1, 1.1, std::nan("")})
     CHECK_THROWS_WITH(attempt(q.input(), {.lambda = lambda}), contains("0 <= lambda <= 1"));
   CHECK_THROWS_WITH(attempt(q.input(), {.window = -1}), contains("window"));
-  CHECK_THROWS_WITH(attempt(q.input(), {.feature_weight = infinity}), contains("weight"));
+  CHECK_THROWS_WITH(attempt(q.input(), {.feature_weight = infinity}), contains("mmr: feature_weight"));
+  CHECK_THROWS_WITH(attempt(q.input(), {.similarity_weight = -2e6}), contains("mmr: similarity_weight"));
+  CHECK_THROWS_WITH(attempt(q.input(), {.category_weight = std::nan("")}), contains("mmr: category_weight"));
+  const IndexView nothing(static_cast<const std::int64_t*>(nullptr), 20);
+  CHECK_THROWS_WITH(attempt(with([&](auto& in) { in.categories = nothing; })), contains("mmr: categories"));
+  CHECK_THROWS_WITH(attempt(with([&](auto& in) {
+                      in.categories = categories;
+                      in.history_categories = IndexView(static_cast<const std::int32_t*>(nullptr), 2);
+                    })),
+                    contains("mmr: history_categories"));
+  Panels<float> sound;
+  sound.pack(q.features, false);
+  const auto unsound = [&](auto change) {
+    PanelsView<float> view = sound;
+    change(view);
+    return with([&](auto& in) {
+      in.features = {};
+      in.panels = view;
+    });
+  };
+  CHECK_THROWS_WITH(attempt(unsound([](auto& v) { v.data = nullptr; })), contains("mmr: panels: expected data and squares"));
+  CHECK_THROWS_WITH(attempt(unsound([](auto& v) { v.squares = nullptr; })), contains("null"));
+  CHECK_THROWS_WITH(attempt(unsound([](auto& v) { ++v.data; })), contains("unaligned"));
+  CHECK_THROWS_WITH(attempt(unsound([](auto& v) { v.cols = -1; })), contains("mmr: panels: expected columns >= 0"));
+  CHECK_THROWS_WITH(attempt(unsound([](auto& v) { v.rows = -1; })), contains("mmr: panels"));
   Vector<float> short_scores(3);
   CHECK_THROWS_WITH(mmr<float>(q.input(), {}, picks, short_scores, scratch), contains("mmr: scores: expected size 4, got 3"));
   CHECK(std::count(picks.begin(), picks.end(), 7) == 4);

@@ -279,6 +279,13 @@ TEST_CASE("expert_bank refuses what does not fit and writes nothing", "[gating][
         "expert_bank_backward: dout: expected shape [3, 6], got [1, 6]");
   CHECK(error_of([&] { expert_bank_backward<float>(x, w, {}, two, pre, {}, y, y1, {}, {}, {}, ws); }) ==
         "expert_bank_backward: dx: expected shape [3, 4], got [1, 6]");
+  Matrix<float> rms_moments(3, 2, 1.0f);
+  Vector<float> db(6, 7.0f);  // rms norm has no bias
+  CHECK(error_of([&] {
+          expert_bank_backward<float>(x, w, {}, {.experts = 2, .norm = ExpertNorm::rms}, y, rms_moments, y, {}, {}, {},
+                                      {.bias = db}, ws);
+        }) == "expert_bank_backward: dnorm.bias: expected size 0, got 6");
+  CHECK(db[0] == 7);
   for (const float v : leaf_values(y)) CHECK(v == 7);
   for (const float v : leaf_values(y1)) CHECK(v == 7);
 

@@ -452,16 +452,62 @@ TEST_CASE("Mmoe refuses what does not fit and writes nothing", "[gating][mmoe]")
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 2, .visible = {{0}}}, random); }) ==
         "Mmoe: visible: expected one list per task, got 1");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .gates = {.temperature = -1}}, random); }) ==
-        "TaskGates: temperature: expected temperature > 0, got -1");
+        "TaskGates: temperature: expected a temperature from 1e-6 to 1e6, got -1");
   layer.experts.bias.resize(3);
-  CHECK(error_of([&] { layer.forward(x, y, ws); }) == "expert_bank: bias: expected size 15, got 3");
+  CHECK(error_of([&] { layer.forward(x, y, ws); }) == "ExpertBank::forward: bias: expected size 15, got 3");
   CHECK(error_of([&] { (void)freeze(layer); }) == "freeze: bias: expected size 15, got 3");
   layer.experts.bias.resize(15);
   layer.gates.weight = Matrix<float>(5, 4, 0.0f);
-  CHECK(error_of([&] { layer.forward(x, y, ws); }) == "task_gates: weight: expected shape [6, _], got [5, 4]");
-  CHECK(error_of([&] { (void)freeze(layer); }) == "freeze: gates.weight: expected shape [6, 4], got [5, 4]");
+  CHECK(error_of([&] { layer.forward(x, y, ws); }) == "TaskGates::forward: weight: expected shape [6, 4], got [5, 4]");
+  CHECK(error_of([&] { (void)freeze(layer); }) == "freeze: weight: expected shape [6, 4], got [5, 4]");
   for (const float v : leaf_values(y)) CHECK(v == 7);
   for (const float v : leaf_values(narrow)) CHECK(v == 7);
   for (const float v : leaf_values(dx)) CHECK(v == 7);
   for (const float v : leaf_values(g.experts.weight)) CHECK(v == 0);
+}
+
+TEST_CASE("Mmoe refuses parameters and gradients that do not fit each other, before it writes", "[gating][mmoe]") {
+  Workspace ws;
+  const MmoeSpec spec{
+      .inputs = 4, .experts = 3, .outputs = 5, .tasks = 2, .hidden = {6}, .norm = ExpertNorm::layer, .gate_hidden = {3}};
+  const Matrix<float> x(6, 4, 1.0f), dy(6, 10, 1.0f);
+  Matrix<float> y(6, 10, 7.0f);
+  const auto broken = [&](auto change) {
+    Random random(1);
+    Mmoe<float> layer(spec, random);
+    change(layer);
+    const std::string message = error_of([&] { layer.forward(x, y, ws); }), frozen = error_of([&] { (void)freeze(layer); });
+    CHECK(frozen.rfind("freeze: ", 0) == 0);
+    CHECK(message.substr(message.find(": ")) == frozen.substr(frozen.find(": ")));
+    return message;
+  };
+  CHECK(broken([](auto& l) { l.experts.norm_weight.resize(3); }) == "ExpertBank::forward: norm.weight: expected size 15, got 3");
+  CHECK(broken([](auto& l) { l.experts.norm_bias.resize(16); }) == "ExpertBank::forward: norm.bias: expected size 15, got 16");
+  CHECK(broken([](auto& l) { l.experts.hidden[0].bias.resize(3); }) == "ExpertBank::forward: bias: expected size 18, got 3");
+  CHECK(broken([](auto& l) { l.experts.weight = Matrix<float>(15, 5, 0.0f); }) ==
+        "ExpertBank::forward: x: expected shape [_, 15], got [0, 18]");
+  CHECK(broken([](auto& l) { l.gates.hidden[0].bias.resize(3); }) == "TaskGates::forward: hidden.bias: expected size 6, got 3");
+  CHECK(broken([](auto& l) { l.gates.hidden[0].weight = Matrix<float>(7, 4, 0.0f); }) ==
+        "TaskGates::forward: rows of hidden.weight: expected tasks times the outputs of one, got 7");
+  for (const float v : leaf_values(y)) CHECK(v == 7);
+
+  Random random(1);
+  const Mmoe<float> layer(spec, random);
+  Mmoe<float>::Saved saved;
+  layer.forward(x, y, saved, Step{}, ws);
+  Matrix<float> dx(6, 4, 7.0f);
+  const auto refused = [&](auto change) {
+    Mmoe<float> g = make_gradient(layer);
+    change(g);
+    const std::string message = error_of([&] { layer.backward(x, dy, saved, dx, g, ws); });
+    for (const float v : leaf_values(dx)) CHECK(v == 7);
+    for (const float v : g.experts.norm_bias) CHECK(v == 0);
+    return message;
+  };
+  CHECK(refused([](auto& g) { g.experts.hidden[0].weight = Matrix<float>(1, 4, 0.0f); }) ==
+        "Mmoe::backward: gradient.hidden: expected shape [18, 4], got [1, 4]");
+  CHECK(refused([](auto& g) { g.gates.weight = Matrix<float>(1, 1, 0.0f); }) ==
+        "Mmoe::backward: gradient: expected shape [6, 3], got [1, 1]");
+  CHECK(refused([](auto& g) { g.gates.hidden.clear(); }) ==
+        "Mmoe::backward: gradient.hidden: expected one entry per hidden layer, got 0");
 }

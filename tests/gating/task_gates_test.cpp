@@ -275,7 +275,9 @@ TEST_CASE("task_gates refuses what does not fit and writes nothing", "[gating][t
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {}, narrow, ws); }) ==
         "task_gates: gates: expected shape [3, 6], got [3, 5]");
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.temperature = 0}, g, ws); }) ==
-        "task_gates: temperature: expected temperature > 0, got 0");
+        "task_gates: temperature: expected a temperature from 1e-6 to 1e6, got 0");
+  for (const double extreme : {1e-300, 1e-39, 1e39, 1e300})  // 1 / temperature would be 0 or infinite in float: NaN gates
+    CHECK(!error_of([&] { task_gates<float>(x, w, b, map, {.temperature = extreme}, g, ws); }).empty());
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.dropout = 1}, g, ws); }) ==
         "task_gates: dropout: expected 0 <= dropout < 1, got 1");
   CHECK(error_of([&] { task_gates<float>(x, w, b, map, {.own_inputs = true}, g, ws); }) ==

@@ -66,6 +66,39 @@ TEST_CASE("batch_norm_train keeps its accuracy far from zero; a constant column 
   for (Index r = 0; r < 1000; ++r) CHECK(y(r, 2) == Approx(3).margin(1e-4));
 }
 
+TEST_CASE("A constant column or row gives exactly the bias, however far from zero", "[nn][batch_norm][layer_norm]") {
+  Workspace ws;
+  for (const float c : {12345.678f, 1000003.0f, 16777213.0f, -0.1f, 1e10f}) {
+    for (const Index n : {2, 3, 5, 36, 63, 64, 65, 100, 1000}) {
+      const Matrix<float> column(n, 3, c), row(1, n, c);
+      Matrix<float> y(n, 3), z(1, n), moments(1, 2);
+      Vector<float> mean(3), variance(3);
+      batch_norm_train<float>(column, {}, {}, {}, mean, variance, y, ws);
+      layer_norm<float>(row, {}, {}, {}, moments, z, ws);
+      CHECK(mean[2] == c);
+      CHECK(variance[2] >= 0);
+      CHECK(moments(0, 0) == c);
+      for (const float v : leaf_values(y)) CHECK(v == 0);
+      for (const float v : leaf_values(z)) CHECK(v == 0);
+    }
+  }
+}
+
+TEST_CASE("A refused training forward leaves what BatchNorm saved before", "[nn][batch_norm]") {
+  Workspace ws;
+  const BatchNorm<float> layer(2);
+  BatchNorm<float>::Saved saved;
+  const Matrix<float> x{{1, 2}, {3, 6}}, wide(2, 3, 1.0f), one(1, 2, 1.0f);
+  Matrix<float> y(2, 2), y_wide(2, 3), y_one(1, 2);
+  layer.forward(x, y, saved, Step{}, ws);
+  CHECK_THROWS_AS(layer.forward(wide, y_wide, saved, Step{}, ws), Error);
+  CHECK_THROWS_AS(layer.forward(one, y_one, saved, Step{}, ws), Error);
+  CHECK_THROWS_AS(layer.forward(x, y_one, saved, Step{}, ws), Error);
+  CHECK(saved.mean.size() == 2);
+  CHECK(saved.mean[1] == 4);
+  CHECK(saved.rows == 2);
+}
+
 TEST_CASE("BatchNorm equals PyTorch: training, backward, running statistics, serving", "[nn][batch_norm]") {
   const Golden golden("mmoe");
   Workspace ws;

@@ -209,6 +209,19 @@ TEST_CASE("bad ids, offsets and shapes are found before the first write", "[nn][
   for (const float v : leaf_values(tall)) CHECK(v == 7);
 }
 
+TEST_CASE("a dense gradient without numbers is not wanted; rows and values must agree", "[nn][embedding_bag]") {
+  Workspace ws;
+  const std::vector<std::int32_t> ids{0, 4};
+  const Matrix<float> dout(2, 3, 1.0f);
+  Table<float> none, torn = by_rows<float>(3);
+  embedding_bag_backward<float>(5, ids, {}, {}, dout, none, ws);
+  CHECK((none.values.empty() && none.rows.empty()));
+  torn.rows = {2};
+  CHECK(error_of([&] { embedding_bag_backward<float>(5, ids, {}, {}, dout, torn, ws); }) ==
+        "embedding_bag_backward: gradient: expected shape [1, _], got [0, 3]");
+  CHECK(torn.rows.size() == 1);
+}
+
 TEST_CASE("a NaN row of the table reaches only the bags that read it", "[nn][embedding_bag]") {
   Matrix<float> table(4, 3, 1.0f), out(3, 3);
   table(2, 1) = std::numeric_limits<float>::quiet_NaN();

@@ -227,6 +227,24 @@ TEMPLATE_TEST_CASE("freeze(Sequential) is within 1e-5 (1e-13 in double), nested 
   }
 }
 
+TEST_CASE("a gradient of another shape is found before the last layer adds to its own", "[nn][sequential]") {
+  Random random(1);
+  Workspace ws;
+  const auto net = sequential<float>(Linear<float>(4, 6, random), Linear<float>(6, 2, random));
+  const Matrix<float> x(3, 4, 1.0f), dy(3, 2, 1.0f);
+  Matrix<float> y(3, 2);
+  std::remove_const_t<decltype(net)>::Saved saved;
+  net.forward(x, y, saved, Step{}, ws);
+  auto g = make_gradient(net);
+  std::get<0>(g.layers).weight = Matrix<float>(6, 3, 0.0f);
+  CHECK(error_of([&] { net.backward(x, dy, saved, {}, g, ws); }) ==
+        "Sequential::backward: 0.weight: expected a gradient of the parameter's shape, got one of another shape");
+  for (const float v : std::get<1>(g.layers).bias) CHECK(v == 0);
+  std::get<0>(g.layers).weight = {};  // not wanted
+  net.backward(x, dy, saved, {}, g, ws);
+  for (const float v : std::get<1>(g.layers).bias) CHECK(v == 3);
+}
+
 TEST_CASE("Sequential refuses what does not fit and writes nothing", "[nn][sequential]") {
   Random random(1);
   Workspace ws;

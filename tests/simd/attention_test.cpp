@@ -1,5 +1,6 @@
 /// Oracle: attention in double precision written from its formula (support/attention_reference.hpp), on every instruction set.
-#include <recops/simd/attention.hpp>
+#include <recops/simd/attention_backward.hpp>
+#include <recops/simd/attention_forward.hpp>
 
 #include <array>
 

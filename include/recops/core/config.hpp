@@ -9,13 +9,13 @@
 #if __cplusplus < 202002L
 #error "recops needs C++20: compile with -std=c++20"
 #endif
-#if defined(__FAST_MATH__) && !defined(RECOPS_ALLOW_FAST_MATH)
-#error "-ffast-math makes exp, NaN handling and sums wrong; define RECOPS_ALLOW_FAST_MATH to accept that"
+#if (defined(__FAST_MATH__) || __FINITE_MATH_ONLY__) && !defined(RECOPS_ALLOW_FAST_MATH)
+#error "-ffast-math (or -ffinite-math-only) makes exp, NaN handling and sums wrong; define RECOPS_ALLOW_FAST_MATH to accept that"
 #endif
 
 // A template compiled with AVX-512 in one file and without in another would leave one weak symbol for both: the linker
-// keeps either, and the program crashes or crawls. So the features a kernel tests, and whether errors are exceptions,
-// are part of every name. Mixing two such units is then a link error that names both.
+// keeps either, and the program crashes or crawls. So the features a kernel tests, fast mathematics and whether errors are
+// exceptions are part of every name. Mixing two such units is then a link error that names both.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define RECOPS_ABI_SET avx512
 #elif defined(__AVX512F__)
@@ -26,6 +26,12 @@
 #define RECOPS_ABI_SET avx
 #elif defined(__SSE4_2__)
 #define RECOPS_ABI_SET sse4_2
+#elif defined(__SSE4_1__)
+#define RECOPS_ABI_SET sse4_1
+#elif defined(__SSSE3__)
+#define RECOPS_ABI_SET ssse3
+#elif defined(__SSE3__)
+#define RECOPS_ABI_SET sse3
 #elif defined(__aarch64__)
 #define RECOPS_ABI_SET neon64
 #else
@@ -51,16 +57,22 @@
 #else
 #define RECOPS_ABI_POPCNT
 #endif
+#if defined(__FAST_MATH__) || __FINITE_MATH_ONLY__
+#define RECOPS_ABI_MATH _fastmath
+#else
+#define RECOPS_ABI_MATH
+#endif
 #if defined(__cpp_exceptions)
 #define RECOPS_ABI_ERRORS _throw
 #else
 #define RECOPS_ABI_ERRORS _abort
 #endif
-#define RECOPS_ABI_JOIN2(a, b, c, d, e, f) abi_##a##b##c##d##e##f
-#define RECOPS_ABI_JOIN(a, b, c, d, e, f) RECOPS_ABI_JOIN2(a, b, c, d, e, f)
+#define RECOPS_ABI_JOIN2(a, b, c, d, e, f, g) abi_##a##b##c##d##e##f##g
+#define RECOPS_ABI_JOIN(a, b, c, d, e, f, g) RECOPS_ABI_JOIN2(a, b, c, d, e, f, g)
 /// Name of the inline namespace that holds all code, e.g. `abi_avx512_fma_vnni_throw`.
-#define RECOPS_ABI                                                                                               \
-  RECOPS_ABI_JOIN(RECOPS_ABI_SET, RECOPS_ABI_FMA, RECOPS_ABI_VNNI, RECOPS_ABI_BF16, RECOPS_ABI_POPCNT, RECOPS_ABI_ERRORS)
+#define RECOPS_ABI                                                                                                      \
+  RECOPS_ABI_JOIN(RECOPS_ABI_SET, RECOPS_ABI_FMA, RECOPS_ABI_VNNI, RECOPS_ABI_BF16, RECOPS_ABI_POPCNT, RECOPS_ABI_MATH, \
+                  RECOPS_ABI_ERRORS)
 
 /// For members of vocabulary types that cross the boundary between differently built units: they leave no symbol.
 #define RECOPS_INLINE [[gnu::always_inline]] inline

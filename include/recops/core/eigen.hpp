@@ -22,19 +22,19 @@ using ColumnOf = std::conditional_t<std::is_const_v<T>, const Eigen::Matrix<std:
                                     Eigen::Matrix<T, Eigen::Dynamic, 1>>;
 }  // namespace traits
 
+inline namespace RECOPS_ABI {
+
 /// A view as an Eigen map `[rows, cols]`, no copy.
 template <class T>
 auto as_eigen(MatrixView<T> m) {
   return Eigen::Map<traits::MapOf<T>, Eigen::Unaligned, Eigen::OuterStride<>>(m.data(), m.rows(), m.cols(),
-                                                                             Eigen::OuterStride<>(m.stride()));
+                                                                              Eigen::OuterStride<>(m.stride()));
 }
 /// A view as an Eigen column vector `[size]`, no copy.
 template <class T>
 auto as_eigen(VectorView<T> v) {
   return Eigen::Map<traits::ColumnOf<T>>(v.data(), v.size());
 }
-
-inline namespace RECOPS_ABI {
 
 template <class T>
 auto as_eigen(Matrix<T>& m) {

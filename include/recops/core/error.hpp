@@ -5,6 +5,7 @@
 /// `RECOPS_ERROR_HANDLER(message)` is called with that text (a `const char*`) instead of throwing; it must not return, must be
 /// defined the same in every unit, and defaults to printing the text and aborting.
 #pragma once
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <recops/core/views.hpp>
@@ -25,55 +26,74 @@ class Error : public std::invalid_argument {
 
 inline namespace RECOPS_ABI {
 
-/// Throws `Error` (or calls the handler) with "operation: argument: expected EXPECTED, got ACTUAL".
-[[noreturn, gnu::cold, gnu::noinline]] inline void fail(const char* operation, const char* argument, const std::string& expected,
-                                                        const std::string& actual) {
-  std::string message = operation;
-  for (const char* part : {": ", argument, ": expected ", expected.c_str(), ", got ", actual.c_str()}) message += part;
+/// Throws `Error` (or calls the handler) with "operation: argument: expected EXPECTED, got ACTUAL", cut at 1023 characters.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail(const char* operation, const char* argument, const char* expected,
+                                                        const char* actual) {
+  char message[1024];
+  std::snprintf(message, sizeof message, "%s: %s: expected %s, got %s", operation, argument, expected, actual);
 #if defined(__cpp_exceptions)
   throw Error(message);
 #else
-  RECOPS_ERROR_HANDLER(message.c_str());
+  RECOPS_ERROR_HANDLER(static_cast<const char*>(message));
   std::abort();
 #endif
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail(const char* operation, const char* argument, const std::string& expected,
+                                                        const std::string& actual) {
+  fail(operation, argument, expected.c_str(), actual.c_str());
 }
 
 namespace detail {
 
-inline std::string shape_text(Index rows, Index cols) {
-  std::string text = "[";
-  text += rows < 0 ? "_" : std::to_string(rows);
-  text += ", ";
-  text += cols < 0 ? "_" : std::to_string(cols);
-  text += "]";
-  return text;
-}
+/// A few formatted words. No std::string: C++20 compiles its code into every program that builds one.
+struct Words {
+  char text[256] = "";
+  int length = 0;
+  [[gnu::cold, gnu::noinline, gnu::format(printf, 2, 3)]] Words& add(const char* format, ...) {
+    const int room = static_cast<int>(sizeof text) - length;
+    va_list arguments;
+    va_start(arguments, format);
+    const int written = std::vsnprintf(text + length, static_cast<std::size_t>(room), format, arguments);
+    va_end(arguments);
+    length += written < 0 ? 0 : written < room ? written : room - 1;
+    return *this;
+  }
+  /// A number, or `otherwise` where it is negative.
+  Words& add_size(Index n, const char* otherwise) { return n < 0 ? add("%s", otherwise) : add("%td", n); }
+};
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_shape(const char* operation, const char* argument, Index rows, Index cols,
                                                               Index got_rows, Index got_cols, Index got_stride, bool null) {
-  std::string actual = shape_text(got_rows, got_cols);
-  if (got_stride < got_cols) actual += " with row stride " + std::to_string(got_stride);
-  if (null) actual += " at a null pointer";
-  fail(operation, argument, "shape " + shape_text(rows, cols), actual);
+  Words expected, actual;
+  expected.add("shape [").add_size(rows, "_").add(", ").add_size(cols, "_").add("]");
+  actual.add("[%td, %td]", got_rows, got_cols);
+  if (got_stride < got_cols) actual.add(" with row stride %td", got_stride);
+  if (null) actual.add(" at a null pointer");
+  fail(operation, argument, expected.text, actual.text);
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_size(const char* operation, const char* argument, Index expected,
                                                              Index actual, bool null) {
-  fail(operation, argument, expected < 0 ? "any size" : "size " + std::to_string(expected),
-       std::to_string(actual) + (null ? " at a null pointer" : ""));
+  Words size;
+  fail(operation, argument, expected < 0 ? "any size" : size.add("size %td", expected).text,
+       Words().add("%td%s", actual, null ? " at a null pointer" : "").text);
 }
 
+/// `limit` follows `expected` unless it is negative.
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_at(const char* operation, const char* argument, const char* expected,
                                                            Index limit, Index position, Index actual) {
-  fail(operation, argument, expected + (limit < 0 ? std::string() : std::to_string(limit)),
-       std::to_string(actual) + " at position " + std::to_string(position));
+  fail(operation, argument, Words().add("%s", expected).add_size(limit, "").text,
+       Words().add("%td at position %td", actual, position).text);
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void fail_number(const char* operation, const char* argument, const char* expected,
                                                                double actual) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.9g", actual);
-  fail(operation, argument, expected, text);
+  fail(operation, argument, expected, Words().add("%.9g", actual).text);
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_count(const char* operation, const char* argument, Index expected,
+                                                              Index actual, const char* what) {
+  fail(operation, argument, Words().add("%td %s", expected, what).text, Words().add("%td", actual).text);
 }
 
 }  // namespace detail
@@ -111,7 +131,7 @@ inline void check_not_null(const char* operation, const char* argument, IndexVie
 inline void check_offsets(const char* operation, const char* argument, IndexView offsets, Index total) {
   detail::check_not_null(operation, argument, offsets);
   if (offsets.size() < 1) [[unlikely]]
-    detail::fail_at(operation, argument, "offsets [B + 1] that begin with 0", -1, 0, offsets.size());
+    fail(operation, argument, "offsets [B + 1] that begin with 0", "none");
   if (offsets[0] != 0) [[unlikely]]
     detail::fail_at(operation, argument, "offsets that begin with 0", -1, 0, offsets[0]);
   for (Index b = 1; b < offsets.size(); ++b) {
@@ -125,11 +145,11 @@ inline void check_offsets(const char* operation, const char* argument, IndexView
 
 /// A jagged batch with sound values and offsets, of `batch` sequences (or any number) and `cols` columns (or any number). O(B).
 template <class T>
-inline void check_jagged(const char* operation, const char* argument, JaggedView<T> view, Index batch, Index cols) {
+inline void check_jagged(const char* operation, const char* argument, const JaggedView<T>& view, Index batch, Index cols) {
   check_shape(operation, argument, view.values(), any_size, cols);
   if (!view.is_one_sequence()) check_offsets(operation, argument, view.offsets(), view.values().rows());
   if (batch >= 0 && view.size() != batch) [[unlikely]]
-    fail(operation, argument, std::to_string(batch) + " sequences", std::to_string(view.size()));
+    detail::fail_count(operation, argument, batch, view.size(), "sequences");
 }
 
 /// Every index must lie in [0, bound). O(n).

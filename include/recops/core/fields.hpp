@@ -30,21 +30,21 @@ struct Field {
 };
 
 template <class A>
-constexpr auto parameter(std::string_view name, A accessor) {
+RECOPS_INLINE constexpr auto parameter(std::string_view name, A accessor) {
   return Field<FieldKind::parameter, A>{name, accessor};
 }
 template <class A>
-constexpr auto buffer(std::string_view name, A accessor) {
+RECOPS_INLINE constexpr auto buffer(std::string_view name, A accessor) {
   return Field<FieldKind::buffer, A>{name, accessor};
 }
 /// A child layer; its leaves are called "name.leaf".
 template <class A>
-constexpr auto layer(std::string_view name, A accessor) {
+RECOPS_INLINE constexpr auto layer(std::string_view name, A accessor) {
   return Field<FieldKind::layer, A>{name, accessor};
 }
 /// A tuple, array or vector of child layers; their leaves are called "name.0.leaf", "name.1.leaf", ... as in ModuleList.
 template <class A>
-constexpr auto layers(std::string_view name, A accessor) {
+RECOPS_INLINE constexpr auto layers(std::string_view name, A accessor) {
   return Field<FieldKind::layers, A>{name, accessor};
 }
 

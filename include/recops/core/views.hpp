@@ -67,7 +67,7 @@ concept ContiguousVector = Outlives<C> && HasData<C, T> && requires(std::remove_
 template <class T>
 class VectorView {
  public:
-  VectorView() = default;
+  RECOPS_INLINE constexpr VectorView() = default;
   RECOPS_INLINE constexpr explicit VectorView(T* data, Index size) : data_(data), size_(size) {}
   template <class C>
     requires traits::ContiguousVector<C, T> && (!std::is_same_v<std::remove_cvref_t<C>, VectorView>)
@@ -97,7 +97,7 @@ class VectorView {
 template <class T>
 class MatrixView {
  public:
-  MatrixView() = default;
+  RECOPS_INLINE constexpr MatrixView() = default;
   RECOPS_INLINE constexpr explicit MatrixView(T* data, Index rows, Index cols)
       : data_(data), rows_(rows), cols_(cols), stride_(cols) {}
   RECOPS_INLINE constexpr explicit MatrixView(T* data, Index rows, Index cols, Index stride)
@@ -150,7 +150,7 @@ class MatrixView {
 /// Offsets or indices, int32 or int64. The width is a tag, so that operators are not compiled once for each.
 class IndexView {
  public:
-  IndexView() = default;
+  RECOPS_INLINE constexpr IndexView() = default;
   RECOPS_INLINE constexpr explicit IndexView(const std::int32_t* data, Index size) : data32_(data), size_(size) {}
   RECOPS_INLINE constexpr explicit IndexView(const std::int64_t* data, Index size) : data64_(data), size_(size) {}
   template <class C>
@@ -183,7 +183,7 @@ class IndexView {
 template <class T>
 class JaggedView {
  public:
-  JaggedView() = default;
+  RECOPS_INLINE constexpr JaggedView() = default;
   RECOPS_INLINE constexpr JaggedView(MatrixView<T> values, IndexView offsets)
       : values_(values), offsets_(offsets), one_(false) {}
   template <class C>

@@ -39,6 +39,7 @@ class Workspace {
   /// Moved only while nothing is taken from it.
   Workspace(Workspace&&) = default;
   Workspace& operator=(Workspace&&) = default;
+  [[gnu::noinline]] ~Workspace() = default;  // holds workspaces: inlined, it would unfold into itself
 
   /// Gives back on destruction whatever was taken since it was made.
   class [[nodiscard]] Mark {
@@ -96,7 +97,7 @@ class Workspace {
   Workspace& worker(int i) {
     assert(0 <= i && i < workers());
     if (i == 0) return *this;
-    if (workers_.empty()) workers_.resize(static_cast<std::size_t>(workers() - 1));
+    if (workers_.empty()) workers_ = std::vector<Workspace>(static_cast<std::size_t>(workers() - 1));
     return workers_[static_cast<std::size_t>(i - 1)];
   }
 
@@ -105,13 +106,14 @@ class Workspace {
   /// A parallel_for inside a task runs serially, on the scratch it was given.
   template <class F>
   void parallel_for(Index tasks, F&& f) {
+    using Function = std::remove_reference_t<F>;
     if (executor_.run == nullptr || workers() == 1 || tasks <= 1 || busy_) {
-      for (Index i = 0; i < tasks; ++i) f(i, *this);
+      for (Index i = 0; i < tasks; ++i) run_task(f, i, *this);
       return;
     }
     worker(1);  // makes them all: they must not be made while threads run
     struct Call {
-      std::remove_reference_t<F>* f;
+      Function* f;
       Workspace* self;
     } call{&f, this};
     struct Busy {  // worker 0 is this workspace: what it calls must not start the others, whose arenas are in use
@@ -123,15 +125,21 @@ class Workspace {
         executor_.context, tasks,
         [](void* data, Index task, int worker) {
           const auto* c = static_cast<Call*>(data);
-          (*c->f)(task, c->self->worker(worker));
+          run_task(*c->f, task, c->self->worker(worker));
         },
         &call);
   }
 
  private:
+  /// Not inlined, so that the code of a task is there once.
+  template <class F>
+  [[gnu::noinline]] static void run_task(F& f, Index task, Workspace& scratch) {
+    f(task, scratch);
+  }
+
   using Chunk = std::vector<std::byte, detail::AlignedAllocator<std::byte>>;
 
-  std::byte* take_bytes(Index bytes) {
+  [[gnu::noinline]] std::byte* take_bytes(Index bytes) {
     assert(bytes >= 0);
     bytes = (bytes + 63) / 64 * 64;
     while (chunk_ < chunks_.size() && used_ + bytes > static_cast<Index>(chunks_[chunk_].size())) {
@@ -145,9 +153,9 @@ class Workspace {
     high_water_ = std::max(high_water_, total_);
     return p;
   }
-  void add_chunk(Index bytes) { chunks_.emplace_back(static_cast<std::size_t>((bytes + 63) / 64 * 64)); }
+  [[gnu::noinline, gnu::cold]] void add_chunk(Index bytes) { chunks_.emplace_back(static_cast<std::size_t>((bytes + 63) / 64 * 64)); }
   // Nothing is in use: one chunk instead of several, so that the next call finds its scratch in one piece.
-  void merge() {
+  [[gnu::noinline, gnu::cold]] void merge() {
     if (chunks_.size() < 2) return;
     const Index bytes = capacity();
     chunks_.clear();

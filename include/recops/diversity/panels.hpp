@@ -14,12 +14,12 @@
 
 namespace recops {
 
-/// Packed features that somebody else owns. Made by `pack_panels`.
+/// Packed features that somebody else owns: a `Panels`.
 template <class T>
 struct PanelsView {
   const T* data = nullptr;  ///< panels [D, panel_width], 64-byte aligned
-  const T* squares =
-      nullptr;        ///< per row: squared length as stored (exactly 0 or 1 if `unit`); infinity marks a row never to be picked
+  /// per row: squared length as stored (exactly 0 or 1 if `unit`); infinity marks a row never to be picked
+  const T* squares = nullptr;
   Index rows = 0;     ///< N
   Index cols = 0;     ///< D
   bool unit = false;  ///< rows were divided by their lengths
@@ -35,6 +35,17 @@ inline constexpr T largest_square = std::numeric_limits<T>::max() / 4;
 template <class T>
 Index panel_count(Index rows) {
   return (rows + simd::panel_width<T> - 1) / simd::panel_width<T>;
+}
+
+/// `view` must hold `rows` rows, at aligned memory.
+template <class T>
+void check_panels(const char* operation, const char* argument, PanelsView<T> view, Index rows) {
+  check_option(operation, argument, view.rows == rows, "as many rows as there are items", static_cast<double>(view.rows));
+  check_option(operation, argument, view.cols >= 0, "columns >= 0", static_cast<double>(view.cols));
+  const bool missing = view.rows > 0 && (!view.squares || (view.cols > 0 && !view.data));
+  const bool apart = (reinterpret_cast<std::uintptr_t>(view.data) | reinterpret_cast<std::uintptr_t>(view.squares)) % 64 != 0;
+  if (missing || apart) [[unlikely]]
+    fail(operation, argument, "data and squares aligned to 64 bytes", missing ? "a null pointer" : "an unaligned one");
 }
 
 /// Squares and, where wanted, unit length of one packed panel; zeros and infinity for rows that are not finite.
@@ -109,8 +120,9 @@ class Panels {
     cols_ = cols;
     unit_ = normalize;
   }
-  Index rows() const { return rows_; }
-  Index cols() const { return cols_; }
+  Index rows() const { return rows_; }  ///< N
+  Index cols() const { return cols_; }  ///< D
+  /// Good until the next `pack`.
   PanelsView<T> view() const& { return {data_.data(), squares_.data(), rows_, cols_, unit_}; }
   PanelsView<T> view() && = delete;  // would outlive its memory
   operator PanelsView<T>() const& { return view(); }

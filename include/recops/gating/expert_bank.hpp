@@ -14,8 +14,8 @@
 /// Reference   Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018
 ///             (relu, no norm); Wang et al., "HoME", arXiv 2408.05430 (batch norm, then silu).
 #pragma once
+#include <recops/gating/block_linear.hpp>
 #include <recops/nn/batch_norm.hpp>
-#include <recops/nn/linear.hpp>
 #include <recops/nn/rms_norm.hpp>
 #include <vector>
 
@@ -83,41 +83,6 @@ void check_expert_bank(const char* name, MatrixView<const T> x, MatrixView<const
     check_option(name, "rows of x", x.rows() != 1, "at least two rows to take statistics of", static_cast<double>(x.rows()));
 }
 
-/// out = activation(x W^T + bias), wide or block by block.
-template <class T>
-void expert_products(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, Index experts, bool own_inputs,
-                     Activation activation, MatrixView<T> out, Workspace& ws) {
-  if (!own_inputs || experts == 1) {
-    simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.data(), .activation = activation}, out, ws);
-    return;
-  }
-  const Index in = weight.cols(), h = weight.rows() / experts;
-  for (Index e = 0; e < experts; ++e)
-    simd::gemm<T>(simd::plain(x.middle_cols(e * in, in)), simd::transposed(weight.middle_rows(e * h, h)),
-                  {.bias = bias.empty() ? nullptr : bias.data() + e * h, .activation = activation}, out.middle_cols(e * h, h),
-                  ws);
-}
-
-/// Adds dz W to dx, dz^T x to dweight, column sums of dz to dbias, each unless empty.
-template <class T>
-void expert_products_backward(MatrixView<const T> x, MatrixView<const T> weight, Index experts, bool own_inputs,
-                              MatrixView<const T> dz, MatrixView<T> dx, MatrixView<T> dweight, VectorView<T> dbias,
-                              Workspace& ws) {
-  const Index blocks = own_inputs ? experts : 1, in = weight.cols(), h = weight.rows() / blocks;
-  for (Index e = 0; e < blocks; ++e) {
-    const MatrixView<const T> part = dz.middle_cols(e * h, h);
-    if (!dx.empty())
-      simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(e * h, h)), {.accumulate = true},
-                    dx.middle_cols(e * in, in), ws);
-    if (!dweight.empty())
-      simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(e * in, in)), {.accumulate = true},
-                    dweight.middle_rows(e * h, h), ws);
-  }
-  sum_over_rows<T>(dz.rows(), dz.cols(), dbias, {}, ws, [&](Index first, Index count, T* sums, T*) {
-    for (Index r = first; r < first + count; ++r) simd::add<T>(dz.row(r), sums, dz.cols());
-  });
-}
-
 /// One row through norm (moments known or taken) and, unless `f` is none, the activation. `pre` may be `out`.
 template <class T>
 void expert_norm_row(const T* pre, ExpertNormView<const T> p, const ExpertBankOptions& o, Index n, const T* mean,
@@ -181,8 +146,9 @@ void expert_bank(MatrixView<const T> x, MatrixView<const T> weight, VectorView<c
   check_shape("expert_bank", "out", out, x.rows(), weight.rows());
   if (x.rows() == 0) return;
   const bool plain = options.norm == ExpertNorm::none;
-  detail::expert_products<T>(x, weight, bias, options.experts, options.own_inputs, plain ? options.activation : Activation::none,
-                             out, ws);
+  const Index blocks = options.own_inputs ? options.experts : 1;
+  detail::block_linear<T>(x, weight, bias, blocks, detail::even_blocks(weight.rows(), blocks),
+                          plain ? options.activation : Activation::none, out, ws);
   if (!plain)
     detail::expert_norm_and_activation<T>(out, norm, options, norm.running_mean.data(), norm.running_variance.data(), {}, out,
                                           ws);
@@ -201,7 +167,8 @@ void expert_bank_train(MatrixView<const T> x, MatrixView<const T> weight, Vector
   check_shape(name, "moments", moments, shape.rows, shape.cols);
   check_shape(name, "out", out, x.rows(), weight.rows());
   if (x.rows() == 0) return;
-  detail::expert_products<T>(x, weight, bias, options.experts, options.own_inputs, Activation::none, pre, ws);
+  const Index blocks = options.own_inputs ? options.experts : 1;
+  detail::block_linear<T>(x, weight, bias, blocks, detail::even_blocks(weight.rows(), blocks), Activation::none, pre, ws);
   const bool batch = options.norm == ExpertNorm::batch;
   if (batch) detail::column_moments<T>(pre, moments.row(0), moments.row(1), ws);
   detail::expert_norm_and_activation<T>(pre, norm, options, batch ? moments.row(0) : nullptr, batch ? moments.row(1) : nullptr,
@@ -225,7 +192,7 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
   if (!dweight.empty()) check_shape(name, "dweight", dweight, n, weight.cols());
   if (!dbias.empty()) check_size(name, "dbias", dbias, n);
   if (!dnorm.weight.empty()) check_size(name, "dnorm.weight", dnorm.weight, n);
-  if (!dnorm.bias.empty()) check_size(name, "dnorm.bias", dnorm.bias, n);
+  if (!dnorm.bias.empty()) check_size(name, "dnorm.bias", dnorm.bias, options.norm == ExpertNorm::rms ? 0 : n);
   if (x.rows() == 0) return;
 
   const auto mark = ws.mark();
@@ -289,7 +256,8 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
       }
     });
   }
-  detail::expert_products_backward<T>(x, weight, options.experts, options.own_inputs, dz, dx, dweight, dbias, ws);
+  const Index blocks = options.own_inputs ? options.experts : 1;
+  detail::block_linear_backward<T>(x, weight, blocks, detail::even_blocks(n, blocks), dz, dx, dweight, dbias, ws);
 }
 
 /// What an `ExpertBank` is made of.
@@ -414,10 +382,8 @@ struct ExpertBank {
     check_size(name, "saved.hidden",
                VectorView<const Matrix<T>>(saved.hidden_out.data(), static_cast<Index>(saved.hidden_out.size())),
                static_cast<Index>(hidden.size()));
-    check_size(name, "gradient.hidden",
-               VectorView<const Linear<T>>(gradient.hidden.data(), static_cast<Index>(gradient.hidden.size())),
-               static_cast<Index>(hidden.size()));
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
+    check_gradient(name, gradient);
     const auto mark = ws.mark();
     MatrixView<const T> up = dy;
     for (std::size_t l = hidden.size() + 1; l-- > 0;) {
@@ -454,8 +420,34 @@ struct ExpertBank {
     return o;
   }
 
+  /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
+  void check_parameters(const char* name) const {
+    Index cols = input_cols();
+    for (std::size_t l = 0; l < hidden.size(); ++l) {
+      detail::check_expert_bank<T>(name, MatrixView<const T>(nullptr, 0, cols), hidden[l].weight, hidden[l].bias, {},
+                                   layer_options(l), true);
+      cols = hidden[l].weight.rows();
+    }
+    detail::check_expert_bank<T>(name, MatrixView<const T>(nullptr, 0, cols), weight, bias, norm(), layer_options(hidden.size()),
+                                 true);
+  }
+  /// Throws `Error` unless every part of `gradient` is empty or has the shape of what it is the gradient of.
+  void check_gradient(const char* name, const ExpertBank& gradient) const {
+    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
+                 static_cast<double>(gradient.hidden.size()));
+    for (std::size_t l = 0; l < hidden.size(); ++l)
+      detail::check_linear_gradient<T>(name, "gradient.hidden", gradient.hidden[l].weight, gradient.hidden[l].bias,
+                                       hidden[l].weight, hidden[l].bias);
+    detail::check_linear_gradient<T>(name, "gradient", gradient.weight, gradient.bias, weight, bias);
+    if (!gradient.norm_weight.empty())
+      check_size(name, "gradient.norm_weight", VectorView<const T>(gradient.norm_weight), norm_weight.size());
+    if (!gradient.norm_bias.empty())
+      check_size(name, "gradient.norm_bias", VectorView<const T>(gradient.norm_bias), norm_bias.size());
+  }
+
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
+    check_parameters(name);
     check_shape(name, "x", x, any_size, input_cols());
     check_shape(name, "y", y, x.rows(), weight.rows());
   }

@@ -121,6 +121,8 @@ struct Mmoe {
     check_shape(name, "saved", saved.expert_outputs.view(), x.rows(), n);
     check_shape(name, "saved", saved.gating.gates.view(), x.rows(), g);
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
+    experts.check_gradient(name, gradient.experts);
+    gates.check_gradient(name, gradient.gates);
     if (x.rows() == 0) return;
     const auto mark = ws.mark();
     const MatrixView<T> da = ws.matrix<T>(x.rows(), n), dg = ws.matrix<T>(x.rows(), g);
@@ -164,8 +166,8 @@ class FrozenMmoe {
     const TaskGates<T>& gates = layer.gates;
     check_option("freeze", "experts", map_.experts() == options_.experts, "as many experts as the gates know",
                  static_cast<double>(options_.experts));
-    detail::check_gate_map("freeze", map_, gates.options);
-    check_shape("freeze", "gates.weight", gates.weight.view(), map_.size(), gates.hidden.empty() ? in_ : any_size);
+    bank.check_parameters("freeze");
+    gates.check_parameters("freeze");
     check_option("freeze", "gates", gates.input_cols() == in_, "gates that read what the experts read",
                  static_cast<double>(gates.input_cols()));
     // Batch norm becomes part of weight and bias, in double: c = weight / sqrt(variance + epsilon), b' = (b - mean) c + bias.
@@ -173,8 +175,6 @@ class FrozenMmoe {
     Vector<T> bias = bank.bias;
     if (options_.norm == ExpertNorm::batch) {
       const Index n = weight.rows();
-      check_size("freeze", "running_mean", VectorView<const T>(bank.running_mean), n);
-      check_size("freeze", "running_variance", VectorView<const T>(bank.running_variance), n);
       bias = Vector<T>(n);
       for (Index j = 0; j < n; ++j) {
         const double scale = (bank.norm_weight.empty() ? 1.0 : static_cast<double>(bank.norm_weight[j])) /
@@ -264,7 +264,6 @@ class FrozenMmoe {
   static void add_layer(std::vector<Layer>& list, Activation f, const Matrix<T>& weight, const Vector<T>& bias,
                         std::vector<Index> rows) {
     list.push_back({.activation = f, .in = weight.cols(), .out = weight.rows(), .rows = std::move(rows), .bias = bias});
-    if (!bias.empty()) check_size("freeze", "bias", VectorView<const T>(bias), weight.rows());
   }
   void pack_all(const ExpertBank<T>& bank, const TaskGates<T>& gates, const Matrix<T>& weight, const Matrix<T>& gate_weight) {
     Index size = 0;

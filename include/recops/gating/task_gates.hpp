@@ -14,15 +14,14 @@
 /// Reference   Ma et al., KDD 2018, equation 8 (no bias).   Gate dropout: Zhao et al., "Recommending What Video to Watch
 ///             Next", RecSys 2019.
 #pragma once
-#include <recops/nn/layer_norm.hpp>
-#include <recops/nn/linear.hpp>
+#include <recops/gating/block_linear.hpp>
 #include <recops/simd/softmax.hpp>
 #include <vector>
 
 namespace recops {
 
 struct TaskGatesOptions {
-  double temperature = 1.0;  ///< divides the logits, > 0
+  double temperature = 1.0;  ///< divides the logits, 1e-6 to 1e6
   double dropout = 0.0;      ///< training only: share of gates dropped, the rest renormalised; 0 to below 1, 0.1 is usual
   bool own_inputs = false;   ///< x is [B, T D], one block of columns per task
 };
@@ -177,7 +176,8 @@ void drop_gates(T* logits, const GateMap& map, double rate, Random random) {
 
 inline void check_gate_map(const char* name, const GateMap& map, const TaskGatesOptions& o) {
   check_option(name, "tasks", map.tasks() >= 1, "a GateMap with tasks", static_cast<double>(map.tasks()));
-  check_option(name, "temperature", o.temperature > 0 && std::isfinite(o.temperature), "temperature > 0", o.temperature);
+  check_option(name, "temperature", o.temperature >= 1e-6 && o.temperature <= 1e6, "a temperature from 1e-6 to 1e6",
+               o.temperature);
   check_option(name, "dropout", o.dropout >= 0 && o.dropout < 1, "0 <= dropout < 1", o.dropout);
 }
 
@@ -190,26 +190,22 @@ void check_task_gates(const char* name, MatrixView<const T> x, MatrixView<const 
   if (!bias.empty()) check_size(name, "bias", bias, map.size());
 }
 
-template <class T>
-void gate_logits(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map, bool own_inputs,
-                 MatrixView<T> out, Workspace& ws) {
-  if (!own_inputs) {
-    simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.data()}, out, ws);
-    return;
-  }
-  const Index in = weight.cols();
-  for (Index t = 0; t < map.tasks(); ++t) {
-    const Index at = map.begin(t), n = map.count(t);
-    if (n == 0) continue;
-    simd::gemm<T>(simd::plain(x.middle_cols(t * in, in)), simd::transposed(weight.middle_rows(at, n)),
-                  {.bias = bias.empty() ? nullptr : bias.data() + at}, out.middle_cols(at, n), ws);
+/// Calls `f(blocks, begin)` with the blocks of the gates' weight: one, or with inputs of their own one per task.
+template <class F>
+void with_gate_blocks(const GateMap& map, bool own_inputs, F&& f) {
+  if (own_inputs) {
+    f(map.tasks(), [&map](Index t) { return t < map.tasks() ? map.begin(t) : map.size(); });
+  } else {
+    f(Index{1}, even_blocks(map.size(), 1));
   }
 }
 
 template <class T>
 void task_gates(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map,
                 const TaskGatesOptions& options, MatrixView<T> gates, const Step* step, Workspace& ws) {
-  gate_logits(x, weight, bias, map, options.own_inputs, gates, ws);
+  with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto begin) {
+    block_linear<T>(x, weight, bias, blocks, begin, Activation::none, gates, ws);
+  });
   const T inverse = static_cast<T>(1.0 / options.temperature);
   for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
     for (Index r = first; r < first + count; ++r) {
@@ -272,25 +268,8 @@ void task_gates_backward(MatrixView<const T> x, MatrixView<const T> weight, cons
       }
     }
   });
-  if (!options.own_inputs) {
-    if (!dx.empty()) simd::gemm<T>(simd::plain(dl), simd::plain(weight), {.accumulate = true}, dx, ws);
-    if (!dweight.empty()) simd::gemm<T>(simd::transposed(dl), simd::plain(x), {.accumulate = true}, dweight, ws);
-  } else {
-    const Index in = weight.cols();
-    for (Index t = 0; t < map.tasks(); ++t) {
-      const Index at = map.begin(t), own = map.count(t);
-      if (own == 0) continue;
-      const auto part = dl.middle_cols(at, own);
-      if (!dx.empty())
-        simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(at, own)), {.accumulate = true},
-                      dx.middle_cols(t * in, in), ws);
-      if (!dweight.empty())
-        simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(t * in, in)), {.accumulate = true},
-                      dweight.middle_rows(at, own), ws);
-    }
-  }
-  detail::sum_over_rows<T>(x.rows(), n, dbias, {}, ws, [&](Index first, Index count, T* sums, T*) {
-    for (Index r = first; r < first + count; ++r) simd::add<T>(dl.row(r), sums, n);
+  detail::with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto begin) {
+    detail::block_linear_backward<T>(x, weight, blocks, begin, dl, dx, dweight, dbias, ws);
   });
 }
 
@@ -418,8 +397,8 @@ struct TaskGates {
     check_shape(name, "saved.gates", saved.gates.view(), x.rows(), map.size());
     check_option(name, "saved.hidden", saved.hidden_out.size() == hidden.size(), "one entry per hidden layer",
                  static_cast<double>(saved.hidden_out.size()));
-    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
-                 static_cast<double>(gradient.hidden.size()));
+    check_shape(name, "dy", dy, x.rows(), map.size());
+    check_gradient(name, gradient);
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
     const auto mark = ws.mark();
     const auto below = [&](std::size_t l) { return l == 0 ? x : MatrixView<const T>(saved.hidden_out[l - 1]); };
@@ -433,17 +412,14 @@ struct TaskGates {
     task_gates_backward<T>(below(hidden.size()), weight, map, last_options(), saved.gates, dy, down, gradient.weight,
                            gradient.bias, ws);
     for (std::size_t l = hidden.size(); l-- > 0;) {
-      const MatrixView<T> up = down, out = MatrixView<T>(const_cast<T*>(saved.hidden_out[l].data()), up.rows(), up.cols());
+      const MatrixView<T> up = down;
+      const Matrix<T>& out = saved.hidden_out[l];
       for (Index r = 0; r < up.rows(); ++r)  // relu: y > 0 where z > 0
         simd::activate_backward<T>(Activation::relu, out.row(r), out.row(r), up.row(r), up.row(r), up.cols());
       down = gradient_below(l);
-      const Index blocks = l == 0 ? 1 : map.tasks(), in = hidden[l].weight.cols(), n = hidden[l].weight.rows() / blocks;
-      for (Index t = 0; t < blocks; ++t)
-        linear_backward<T>(
-            below(l).middle_cols(t * in, in), hidden[l].weight.view().middle_rows(t * n, n), up.middle_cols(t * n, n),
-            down.empty() ? down : down.middle_cols(t * in, in),
-            gradient.hidden[l].weight.empty() ? MatrixView<T>() : gradient.hidden[l].weight.view().middle_rows(t * n, n),
-            gradient.hidden[l].bias.empty() ? VectorView<T>() : VectorView<T>(gradient.hidden[l].bias).segment(t * n, n), ws);
+      const Index blocks = l == 0 ? 1 : map.tasks();
+      detail::block_linear_backward<T>(below(l), hidden[l].weight, blocks, detail::even_blocks(hidden[l].weight.rows(), blocks),
+                                       up, down, gradient.hidden[l].weight, gradient.hidden[l].bias, ws);
     }
   }
 
@@ -453,18 +429,41 @@ struct TaskGates {
     return o;
   }
 
+  /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
+  void check_parameters(const char* name) const {
+    detail::check_gate_map(name, map, options);
+    Index cols = input_cols();
+    for (const Linear<T>& own : hidden) {
+      const Index rows = own.weight.rows();
+      check_shape(name, "hidden.weight", own.weight.view(), any_size, cols);
+      check_option(name, "rows of hidden.weight", rows > 0 && rows % map.tasks() == 0, "tasks times the outputs of one",
+                   static_cast<double>(rows));
+      if (!own.bias.empty()) check_size(name, "hidden.bias", VectorView<const T>(own.bias), rows);
+      cols = rows / map.tasks();
+    }
+    check_shape(name, "weight", weight.view(), map.size(), cols);
+    if (!bias.empty()) check_size(name, "bias", VectorView<const T>(bias), map.size());
+  }
+  /// Throws `Error` unless every part of `gradient` is empty or has the shape of what it is the gradient of.
+  void check_gradient(const char* name, const TaskGates& gradient) const {
+    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
+                 static_cast<double>(gradient.hidden.size()));
+    for (std::size_t l = 0; l < hidden.size(); ++l)
+      detail::check_linear_gradient<T>(name, "gradient.hidden", gradient.hidden[l].weight, gradient.hidden[l].bias,
+                                       hidden[l].weight, hidden[l].bias);
+    detail::check_linear_gradient<T>(name, "gradient", gradient.weight, gradient.bias, weight, bias);
+  }
+
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
+    check_parameters(name);
     check_shape(name, "x", x, any_size, input_cols());
     check_shape(name, "y", y, x.rows(), map.size());
   }
   void hidden_layer(std::size_t l, MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
-    const Linear<T>& own = hidden[l];
-    const Index blocks = l == 0 ? 1 : map.tasks(), in = own.weight.cols(), n = own.weight.rows() / blocks;
-    for (Index t = 0; t < blocks; ++t)
-      simd::gemm<T>(simd::plain(x.middle_cols(t * in, in)), simd::transposed(own.weight.view().middle_rows(t * n, n)),
-                    {.bias = own.bias.empty() ? nullptr : own.bias.data() + t * n, .activation = Activation::relu},
-                    y.middle_cols(t * n, n), ws);
+    const Index blocks = l == 0 ? 1 : map.tasks();
+    detail::block_linear<T>(x, hidden[l].weight, hidden[l].bias, blocks, detail::even_blocks(hidden[l].weight.rows(), blocks),
+                            Activation::relu, y, ws);
   }
 };
 

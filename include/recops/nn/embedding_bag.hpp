@@ -66,7 +66,8 @@ void embedding_bag(MatrixView<const T> table, IndexView ids, IndexView offsets, 
   }
 }
 
-/// Adds the gradient of the table to `gradient`, by rows if it is a gradient by rows (its rows stay sorted), else densely.
+/// Adds the gradient of the table to `gradient`, by rows if it is a gradient by rows (its rows stay sorted), else densely; a dense
+/// one without numbers is not wanted. Throws `Error` for bad ids and for shapes that disagree.
 /// Occurrences of one id are added in the order of `ids`: the same bits every time. O(n log n + n D) for n ids.
 template <Real T>
 void embedding_bag_backward(Index table_rows, IndexView ids, IndexView offsets, const EmbeddingBagOptions& options,
@@ -74,8 +75,9 @@ void embedding_bag_backward(Index table_rows, IndexView ids, IndexView offsets, 
   constexpr const char* name = "embedding_bag_backward";
   detail::check_bags(name, ids, offsets, table_rows, options.padding_index);
   const detail::Bags bags{ids, offsets};
+  if (!gradient.by_rows && gradient.values.empty()) return;  // not wanted
   check_shape(name, "dout", dout, bags.size(), gradient.values.cols());
-  if (!gradient.by_rows) check_shape(name, "gradient", gradient.values.view(), table_rows, any_size);
+  check_shape(name, "gradient", gradient.values.view(), gradient.by_rows ? gradient.rows.size() : table_rows, any_size);
   const Index cols = dout.cols();
   const auto mark = ws.mark();
   struct Use {

@@ -12,6 +12,18 @@ template <class Leaf>
 struct IsTable : std::false_type {};
 template <class T>
 struct IsTable<Table<T>> : std::true_type {};
+
+/// Two leaves of one type, matrices, vectors or tables' values, are of the same shape.
+template <class Leaf>
+bool same_shape(const Leaf& a, const Leaf& b) {
+  if constexpr (IsTable<Leaf>::value) {
+    return same_shape(a.values, b.values);
+  } else if constexpr (requires { a.cols(); }) {
+    return a.rows() == b.rows() && a.cols() == b.cols();
+  } else {
+    return a.size() == b.size();
+  }
+}
 }  // namespace detail
 
 /// The numbers of a parameter or buffer: all of a Matrix or Vector, the `values` of a Table.
@@ -68,6 +80,27 @@ L make_gradient(const L& layer) {
       gradient);
   zero_gradient(gradient);
   return gradient;
+}
+
+/// Every parameter of `gradient` must have the shape of its parameter in `layer` or be empty; one by rows, rows and width that
+/// fit it. What a layer of several parts checks before the first of them writes. Throws `Error`.
+template <class L>
+void check_gradient_shapes(const char* operation, const L& layer, const L& gradient) {
+  visit(
+      [operation](const FieldPath& path, const auto& parameter, const auto& g) {
+        if (path.kind != FieldKind::parameter) return;
+        bool fits = leaf_values(g).empty() || detail::same_shape(parameter, g);
+        if constexpr (detail::IsTable<std::remove_cvref_t<decltype(g)>>::value) {
+          if (g.by_rows) {
+            check_shape(operation, "gradient values", g.values.view(), g.rows.size(), any_size);
+            check_indices(operation, "gradient rows", g.rows, parameter.values.rows());
+            fits = g.rows.empty() || g.values.cols() == parameter.values.cols();
+          }
+        }
+        if (!fits) [[unlikely]]
+          fail(operation, path.str().c_str(), "a gradient of the parameter's shape", "one of another shape");
+      },
+      layer, gradient);
 }
 
 /// Learned numbers in `layer`; buffers do not count.

@@ -5,7 +5,7 @@
 ///
 /// Shapes      x, y [B, n]   weight, bias [n] or empty   moments [B, 2 groups]: mean and 1 / sqrt(variance + epsilon) per segment
 /// Edge cases  B = 0 does nothing.   A constant segment gives `bias`.   NaN stays in its segment.   y may be x.
-/// Precision   sums in T, the variance in a second pass (never E x^2 - (E x)^2).
+/// Precision   sums in T, the mean corrected by a second pass, the variance about it in a third (never E x^2 - (E x)^2).
 /// Cost        about 8 B n flops, one pass over memory where a row fits L1; backward about twice that.
 /// Errors      Error if shapes, groups or epsilon are wrong; outputs untouched.
 /// Reference   Ba, Kiros, Hinton, "Layer Normalization", 2016.
@@ -44,9 +44,9 @@ void add_blocks(const T* parts, Index blocks, Index stride, T* out, Index n) {
   for (Index b = 0; b < blocks; ++b) simd::add<T>(parts + b * stride, out, n);
 }
 
-/// sum_i (x_i - shift)^2
-template <class T>
-T sum_of_squares_about(const T* x, T shift, Index n) {
+/// sum_i f(x_i - shift), where `f(d, sum)` adds it up.
+template <class T, class F>
+RECOPS_INLINE T sum_about(const T* x, T shift, Index n, F f) {
   constexpr Index W = simd::lanes<T>;
   alignas(64) T shifts[W];
   std::fill_n(shifts, W, shift);
@@ -55,7 +55,7 @@ T sum_of_squares_about(const T* x, T shift, Index n) {
     // Lanes past the end must be 0 after the subtraction too.
     const auto d =
         simd::detail::load_upto<T, simd::DefaultArch>(x + i, count) - simd::detail::load_upto<T, simd::DefaultArch>(s, count);
-    return simd::mul_add(d, d, acc);
+    return f(d, acc);
   });
 }
 
@@ -73,8 +73,13 @@ void check_norm(const char* operation, MatrixView<const T> x, VectorView<const T
 /// One segment: y = w (x - mean) r + b, the moments returned. y may be x.
 template <class T>
 void layer_norm_segment(const T* x, const T* w, const T* b, Index n, T epsilon, T* y, T& mean, T& r) {
-  mean = simd::sum<T>(x, n) / static_cast<T>(n);
-  r = T(1) / std::sqrt(sum_of_squares_about(x, mean, n) / static_cast<T>(n) + epsilon);
+  using B = simd::Batch<T>;
+  const auto size = static_cast<T>(n);
+  mean = simd::sum<T>(x, n) / size;
+  // Far from zero the rounding of the mean would pass for variance.
+  mean += sum_about(x, mean, n, [](B d, B sum) RECOPS_LAMBDA_INLINE { return sum + d; }) / size;
+  const T squares = sum_about(x, mean, n, [](B d, B sum) RECOPS_LAMBDA_INLINE { return simd::mul_add(d, d, sum); });
+  r = T(1) / std::sqrt(squares / size + epsilon);
   const simd::Batch<T> m(mean), scale(r);
   simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
     auto v = (load(x + i) - m) * scale;

@@ -4,13 +4,13 @@
 ///     q = x Wq^T + bq    k = z Wk^T + bk    v = z Wv^T + bv    y = concat_a( softmax(q_a k_a^T / sqrt(d)) v_a ) Wo^T + bo
 ///
 /// Shapes      queries [total_N, E]   keys [total_L, Dk]   values [total_L, Dv]   y [total_N, E]   E = heads * d
-/// Edge cases  a query that sees no key gets bo.   NaN stays with the queries that see it.
+/// Edge cases  a query that sees no key gets bo.   NaN stays with the queries that see it; a masked key or value may hold NaN.
 /// Precision   the two forms below agree to rounding.   Same bits for any number of threads.
-/// Cost        projected: 2 L (Dk + Dv) E for keys and values, 4 N L E for attention, once per user.  Absorbed: the projections of keys and
-///             values move to the queries, q_a k_a^T = (q_a Wk_a) z^T, which is cheaper for few candidates: 2 N (Dk + Dv) E and
-///             2 N L H (Dk + Dv).  Inference takes the form with fewer flops.
+/// Cost        4 N E^2 for queries and output.  Projected: 2 L (Dk + Dv) E for keys and values, 4 N L E for attention.  Absorbed: the
+///             projections of keys and values move to the queries, q_a k_a^T = (q_a Wk_a) z^T, which is cheaper for few candidates:
+///             2 N (Dk + Dv) E and 2 N L H (Dk + Dv).  Inference takes the form with fewer flops.
 /// Errors      Error if shapes or options disagree; outputs untouched.
-/// Reference   Vaswani et al., arXiv 1706.03762; names and initialisation as torch.nn.MultiheadAttention. Absorbing is exact algebra.
+/// Reference   Vaswani et al., arXiv 1706.03762; names and initialisation as torch.nn.MultiheadAttention.
 #pragma once
 #include <recops/nn/linear.hpp>
 #include <recops/nn/scaled_dot_product_attention.hpp>
@@ -29,10 +29,34 @@ inline namespace RECOPS_ABI {
 namespace detail {
 
 template <class T>
-struct AttentionWeights {  // [E, D] each, [E] or empty
+struct AttentionWeights {  // of queries, keys, values: [E, D] each, [E] or empty
   MatrixView<T> weight[3];
   VectorView<T> bias[3];
 };
+
+/// The three projections of a layer, or of its gradient, however it holds them.
+template <class T, class L>
+AttentionWeights<T> attention_weights(L& layer) {
+  AttentionWeights<T> w;
+  if (!layer.in_proj_weight.empty()) {
+    const MatrixView<T> all = layer.in_proj_weight;
+    const Index e = all.rows() / 3;
+    for (int i = 0; i < 3; ++i) w.weight[i] = all.middle_rows(i * e, e);
+  } else {
+    w.weight[0] = layer.q_proj_weight;
+    w.weight[1] = layer.k_proj_weight;
+    w.weight[2] = layer.v_proj_weight;
+  }
+  const VectorView<T> bias = layer.in_proj_bias;
+  for (int i = 0; i < 3 && !bias.empty(); ++i) w.bias[i] = bias.segment(i * (bias.size() / 3), bias.size() / 3);
+  return w;
+}
+
+/// Keys and values are the same numbers: one product projects both.
+template <class T>
+bool same_rows(JaggedView<const T> keys, JaggedView<const T> values) {
+  return keys.values().data() == values.values().data() && keys.values().stride() == values.values().stride();
+}
 
 /// sum_b N_b L_b
 template <class T>
@@ -58,8 +82,8 @@ AttentionForm choose_form(AttentionForm form, JaggedView<const T> queries, Jagge
   return absorbed < projected && !ordered ? AttentionForm::absorbed : AttentionForm::projected;
 }
 
-/// The part between the input and output projections in the absorbed form. `to_keys(a, q_a, out)` multiplies by Wk_a, `from_values(a,
-/// pooled, out)` by Wv_a^T and adds bv_a. A bias of the keys shifts all scores of a row alike and drops out of the softmax.
+/// The part between the input and output projections in the absorbed form. `to_keys(a, q_a, out)` multiplies by Wk_a,
+/// `from_values(a, pooled, out)` by Wv_a^T and adds bv_a. A bias of the keys shifts all scores of a row alike and drops out of the softmax.
 template <class T, class ToKeys, class FromValues>
 void absorbed_attention(JaggedView<const T> queries, MatrixView<const T> q, JaggedView<const T> keys, JaggedView<const T> values,
                         AttentionOptions options, MatrixView<T> attended, Workspace& ws, ToKeys&& to_keys,
@@ -82,9 +106,16 @@ void absorbed_attention(JaggedView<const T> queries, MatrixView<const T> q, Jagg
   }
 }
 
-template <class T>
+inline void check_heads(const char* op, Index heads, Index embed) {
+  check_option(op, "heads", heads >= 1 && embed >= 1 && embed % heads == 0, "a number that divides embed",
+               static_cast<double>(heads));
+}
+
+template <class T, class Y>
 void check_multihead(const char* op, Index embed, Index key_width, Index value_width, JaggedView<const T> queries,
-                     JaggedView<const T> keys, JaggedView<const T> values, const AttentionOptions& options, MatrixView<T> y) {
+                     JaggedView<const T> keys, JaggedView<const T> values, const AttentionOptions& options, const char* output,
+                     MatrixView<Y> y) {
+  check_heads(op, options.heads, embed);
   check_jagged(op, "queries", queries, any_size, embed);
   check_jagged(op, "keys", keys, queries.size(), key_width);
   check_jagged(op, "values", values, queries.size(), value_width);
@@ -92,9 +123,8 @@ void check_multihead(const char* op, Index embed, Index key_width, Index value_w
   for (Index b = 0; b < keys.size(); ++b)
     if (keys.length(b) != values.length(b)) [[unlikely]]
       fail_at(op, "values", "as many rows as keys in each sequence, ", keys.length(b), b, values.length(b));
-  check_option(op, "heads", options.heads >= 1 && embed % options.heads == 0, "a number that divides embed",
-               static_cast<double>(options.heads));
-  check_shape(op, "y", y, queries.values().rows(), embed);
+  if (!options.key_mask.empty()) check_size(op, "key_mask", options.key_mask, keys.values().rows());
+  check_shape(op, output, y, queries.values().rows(), embed);
 }
 
 }  // namespace detail
@@ -111,11 +141,10 @@ struct MultiheadAttention {
   Index window = 0;                                       ///< w > 0: query i sees keys j with i - j < w
 
   MultiheadAttention() = default;
-  /// Keys and values `key_width` and `value_width` wide (0: as wide as the queries). Throws `Error` unless `heads` divides `embed`.
+  /// Keys and values `key_width` and `value_width` wide (0: as the queries). Throws `Error` unless `head_count` divides `embed`.
   MultiheadAttention(Index embed, Index head_count, Random& random, bool bias = true, Index key_width = 0, Index value_width = 0)
       : in_proj_bias(bias ? 3 * embed : 0, T(0)), out_proj(embed, embed, random, bias), heads(head_count) {
-    check_option("MultiheadAttention", "heads", heads >= 1 && embed >= 1 && embed % heads == 0, "a number that divides embed",
-                 static_cast<double>(heads));
+    detail::check_heads("MultiheadAttention", heads, embed);
     const Index dk = key_width > 0 ? key_width : embed, dv = value_width > 0 ? value_width : embed;
     const auto xavier = [&](Matrix<T>& w, Index rows, Index cols) {
       w.resize(rows, cols);
@@ -153,6 +182,23 @@ struct MultiheadAttention {
     return embed();
   }
 
+  /// Throws `Error` unless the parameters, which may have been loaded, fit each other and `heads`.
+  void check_parameters(const char* op) const {
+    const Index e = embed();
+    detail::check_heads(op, heads, e);
+    check_option(op, "window", window >= 0, "window >= 0, where 0 is none", static_cast<double>(window));
+    if (!in_proj_weight.empty()) {
+      check_shape(op, "in_proj_weight", in_proj_weight.view(), 3 * e, e);
+    } else {
+      check_shape(op, "q_proj_weight", q_proj_weight.view(), e, e);
+      check_shape(op, "k_proj_weight", k_proj_weight.view(), e, any_size);
+      check_shape(op, "v_proj_weight", v_proj_weight.view(), e, any_size);
+    }
+    if (!in_proj_bias.empty()) check_size(op, "in_proj_bias", VectorView<const T>(in_proj_bias), 3 * e);
+    check_shape(op, "out_proj.weight", out_proj.weight.view(), e, e);
+    if (!out_proj.bias.empty()) check_size(op, "out_proj.bias", VectorView<const T>(out_proj.bias), e);
+  }
+
   /// What backward needs, reused step after step.
   struct Saved {
     Matrix<T> q, kv;        ///< [total_N, E], [total_L, 2E]
@@ -164,10 +210,10 @@ struct MultiheadAttention {
   void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
                VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Workspace& ws,
                AttentionForm form = AttentionForm::cheapest) const {
-    const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, y);
+    const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, "y", y);
     form = detail::choose_form(form, queries, keys, values, embed(), o);
     const auto mark = ws.mark();
-    const auto w = weights(*this);
+    const auto w = detail::attention_weights<const T>(*this);
     const Index e = embed(), n = queries.values().rows(), d = e / o.heads;
     const MatrixView<T> q = ws.matrix<T>(n, e), attended = ws.matrix<T>(n, e);
     linear<T>(queries.values(), w.weight[0], w.bias[0], q, ws);
@@ -192,8 +238,8 @@ struct MultiheadAttention {
   /// Training: always the projected form.
   void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
                VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {
-    const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, y);
-    const auto w = weights(*this);
+    const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, "y", y);
+    const auto w = detail::attention_weights<const T>(*this);
     const Index e = embed(), n = queries.values().rows();
     saved.q.resize(n, e);
     saved.kv.resize(keys.values().rows(), 2 * e);
@@ -205,12 +251,12 @@ struct MultiheadAttention {
                                     part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, ws);
     out_proj.forward(saved.attended, y, ws);
   }
-  /// Adds to dqueries, dkeys, dvalues (each unless empty; any of them may be the same view where the inputs are) and to `gradient`.
+  /// Adds to dqueries, dkeys, dvalues (each unless empty; they may be the same view where the inputs are) and to `gradient`.
   void backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
                 VectorView<const std::uint8_t> key_mask, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dqueries,
                 MatrixView<T> dkeys, MatrixView<T> dvalues, MultiheadAttention& gradient, Workspace& ws) const {
     const char* const name = "MultiheadAttention::backward";
-    const AttentionOptions o = check(name, queries, keys, values, key_mask, dy);
+    const AttentionOptions o = check(name, queries, keys, values, key_mask, "dy", dy);
     const Index e = embed(), n = queries.values().rows(), l = keys.values().rows();
     check_shape(name, "saved", saved.q.view(), n, e);
     check_shape(name, "saved", saved.kv.view(), l, 2 * e);
@@ -219,6 +265,7 @@ struct MultiheadAttention {
     if (!dqueries.empty()) check_shape(name, "dqueries", dqueries, n, e);
     if (!dkeys.empty()) check_shape(name, "dkeys", dkeys, l, key_width());
     if (!dvalues.empty()) check_shape(name, "dvalues", dvalues, l, value_width());
+    check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const auto zeros = [&](Index rows, Index cols) {
       const MatrixView<T> m = ws.matrix<T>(rows, cols);
@@ -230,11 +277,19 @@ struct MultiheadAttention {
     scaled_dot_product_attention_backward<T>(queries.with_values(saved.q.view()), part(keys, saved.kv, 0),
                                              part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, dattended, {}, dq,
                                              dkv.middle_cols(0, e), dkv.middle_cols(e, e), {}, ws);
-    const auto w = weights(*this);
-    const auto g = weights(gradient);
+    const auto w = detail::attention_weights<const T>(*this);
+    const auto g = detail::attention_weights<T>(gradient);
     linear_backward<T>(queries.values(), w.weight[0], dq, dqueries, g.weight[0], g.bias[0], ws);
-    linear_backward<T>(keys.values(), w.weight[1], dkv.middle_cols(0, e), dkeys, g.weight[1], g.bias[1], ws);
-    linear_backward<T>(values.values(), w.weight[2], dkv.middle_cols(e, e), dvalues, g.weight[2], g.bias[2], ws);
+    // A hidden row may hold anything; its gradient is 0, but 0 times NaN is not, so the products see zeros there.
+    const auto seen = [&](MatrixView<const T> x) {
+      if (key_mask.empty()) return x;
+      const MatrixView<T> copy = ws.matrix<T>(x.rows(), x.cols());
+      for (Index i = 0; i < x.rows(); ++i)
+        key_mask[i] != 0 ? std::copy_n(x.row(i), x.cols(), copy.row(i)) : std::fill_n(copy.row(i), x.cols(), T(0));
+      return MatrixView<const T>(copy);
+    };
+    linear_backward<T>(seen(keys.values()), w.weight[1], dkv.middle_cols(0, e), dkeys, g.weight[1], g.bias[1], ws);
+    linear_backward<T>(seen(values.values()), w.weight[2], dkv.middle_cols(e, e), dvalues, g.weight[2], g.bias[2], ws);
   }
 
   /// Candidates over a history: keys = values = history.
@@ -261,42 +316,23 @@ struct MultiheadAttention {
   }
 
  private:
-  template <class Self>
-  static auto weights(Self& self) {
-    using U = std::conditional_t<std::is_const_v<Self>, const T, T>;
-    detail::AttentionWeights<U> w;
-    if (!self.in_proj_weight.empty()) {
-      const MatrixView<U> all = self.in_proj_weight;
-      const Index e = all.rows() / 3;
-      for (int i = 0; i < 3; ++i) w.weight[i] = all.middle_rows(i * e, e);
-    } else {
-      w.weight[0] = self.q_proj_weight;
-      w.weight[1] = self.k_proj_weight;
-      w.weight[2] = self.v_proj_weight;
-    }
-    const VectorView<U> bias = self.in_proj_bias;
-    for (int i = 0; i < 3 && !bias.empty(); ++i) w.bias[i] = bias.segment(i * (bias.size() / 3), bias.size() / 3);
-    return w;
-  }
   template <class Y>
   AttentionOptions check(const char* op, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-                         VectorView<const std::uint8_t> key_mask, MatrixView<Y> y) const {
+                         VectorView<const std::uint8_t> key_mask, const char* output, MatrixView<Y> y) const {
+    check_parameters(op);
     const AttentionOptions o{.heads = heads, .causal = causal, .window = window, .key_mask = key_mask};
-    detail::check_multihead<T>(op, embed(), key_width(), value_width(), queries, keys, values, o,
-                               MatrixView<T>(const_cast<T*>(y.data()), y.rows(), y.cols(), y.stride()));
-    if (!key_mask.empty()) check_size(op, "key_mask", key_mask, keys.values().rows());
+    detail::check_multihead<T>(op, embed(), key_width(), value_width(), queries, keys, values, o, output, y);
     return o;
   }
   /// kv `[total_L, 2E]` <- projected keys and values, in one product where both read the same rows.
   void project(JaggedView<const T> keys, JaggedView<const T> values, MatrixView<T> kv, Workspace& ws) const {
     const Index e = embed();
-    if (!in_proj_weight.empty() && keys.values().data() == values.values().data() &&
-        keys.values().stride() == values.values().stride()) {
+    if (!in_proj_weight.empty() && detail::same_rows(keys, values)) {
       const VectorView<const T> bias = in_proj_bias;
       linear<T>(keys.values(), in_proj_weight.view().middle_rows(e, 2 * e), bias.empty() ? bias : bias.segment(e, 2 * e), kv, ws);
       return;
     }
-    const auto w = weights(*this);
+    const auto w = detail::attention_weights<const T>(*this);
     linear<T>(keys.values(), w.weight[1], w.bias[1], kv.middle_cols(0, e), ws);
     linear<T>(values.values(), w.weight[2], w.bias[2], kv.middle_cols(e, e), ws);
   }
@@ -315,24 +351,24 @@ class FrozenMultiheadAttention {
         embed_(layer.embed()),
         key_width_(layer.key_width()),
         value_width_(layer.value_width()) {
-    const bool one = !layer.in_proj_weight.empty();
-    const MatrixView<const T> all = layer.in_proj_weight;
+    layer.check_parameters("freeze(MultiheadAttention)");
+    const auto [weight, bias] = detail::attention_weights<const T>(layer);
     const Index e = embed_, d = e / options_.heads;
-    const MatrixView<const T> wq = one ? all.middle_rows(0, e) : layer.q_proj_weight.view(),
-                              wk = one ? all.middle_rows(e, e) : layer.k_proj_weight.view(),
-                              wv = one ? all.middle_rows(2 * e, e) : layer.v_proj_weight.view();
-    const VectorView<const T> bias = layer.in_proj_bias;
-    const auto bias_of = [&](Index first, Index count) { return bias.empty() ? bias : bias.segment(first, count); };
-    query_ = FrozenDense<T>(wq, bias_of(0, e), Activation::none);
-    key_ = FrozenDense<T>(wk, bias_of(e, e), Activation::none);
-    value_ = FrozenDense<T>(wv, bias_of(2 * e, e), Activation::none);
-    if (one) both_ = FrozenDense<T>(all.middle_rows(e, 2 * e), bias_of(e, 2 * e), Activation::none);
+    query_ = FrozenDense<T>(weight[0], bias[0], Activation::none);
+    key_ = FrozenDense<T>(weight[1], bias[1], Activation::none);
+    value_ = FrozenDense<T>(weight[2], bias[2], Activation::none);
+    if (!layer.in_proj_weight.empty()) {
+      const VectorView<const T> all = layer.in_proj_bias;
+      both_ = FrozenDense<T>(layer.in_proj_weight.view().middle_rows(e, 2 * e), all.empty() ? all : all.segment(e, 2 * e),
+                             Activation::none);
+    }
     Matrix<T> transposed(key_width_, d);
     for (Index a = 0; a < options_.heads; ++a) {
       for (Index i = 0; i < d; ++i)
-        for (Index j = 0; j < key_width_; ++j) transposed(j, i) = wk(a * d + i, j);
+        for (Index j = 0; j < key_width_; ++j) transposed(j, i) = weight[1](a * d + i, j);
       to_keys_.emplace_back(std::as_const(transposed).view(), VectorView<const T>(), Activation::none);
-      from_values_.emplace_back(wv.middle_rows(a * d, d), bias_of(2 * e + a * d, d), Activation::none);
+      from_values_.emplace_back(weight[2].middle_rows(a * d, d), bias[2].empty() ? bias[2] : bias[2].segment(a * d, d),
+                                Activation::none);
     }
     out_ = freeze(layer.out_proj);
   }
@@ -341,11 +377,9 @@ class FrozenMultiheadAttention {
   void forward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
                VectorView<const std::uint8_t> key_mask, MatrixView<T> y, Workspace& ws,
                AttentionForm form = AttentionForm::cheapest) const {
-    const char* const name = "FrozenMultiheadAttention";
-    detail::check_multihead<T>(name, embed_, key_width_, value_width_, queries, keys, values, options_, y);
-    if (!key_mask.empty()) check_size(name, "key_mask", key_mask, keys.values().rows());
     AttentionOptions o = options_;
     o.key_mask = key_mask;
+    detail::check_multihead<T>("FrozenMultiheadAttention", embed_, key_width_, value_width_, queries, keys, values, o, "y", y);
     form = detail::choose_form(form, queries, keys, values, embed_, o);
     const auto mark = ws.mark();
     const Index n = queries.values().rows(), l = keys.values().rows(), e = embed_;
@@ -361,8 +395,7 @@ class FrozenMultiheadAttention {
     } else {
       const MatrixView<T> kv = ws.matrix<T>(l, 2 * e);
       const MatrixView<const T> done = kv;
-      if (both_.input_cols() > 0 && keys.values().data() == values.values().data() &&
-          keys.values().stride() == values.values().stride()) {
+      if (both_.input_cols() > 0 && detail::same_rows(keys, values)) {
         both_.forward(keys.values(), kv, ws);
       } else {
         key_.forward(keys.values(), kv.middle_cols(0, e), ws);
@@ -377,6 +410,15 @@ class FrozenMultiheadAttention {
   void forward(JaggedView<const T> candidates, JaggedView<const T> history, MatrixView<T> y, Workspace& ws) const {
     forward(candidates, history, history, {}, y, ws);
   }
+  /// Self-attention.
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const { forward(x, x, x, {}, y, ws); }
+  /// E; throws `Error` unless the input, attending to itself, has E columns.
+  Index output_cols(Index input_cols) const {
+    check_option("FrozenMultiheadAttention", "input columns",
+                 input_cols == embed_ && key_width_ == embed_ && value_width_ == embed_, "as many as the embedding width",
+                 static_cast<double>(input_cols));
+    return embed_;
+  }
 
  private:
   AttentionOptions options_;
@@ -385,6 +427,7 @@ class FrozenMultiheadAttention {
   std::vector<FrozenDense<T>> to_keys_, from_values_;  // per head: Wk_a as [Dk, d], Wv_a as [d, Dv]
 };
 
+/// The serving form of a layer. Throws `Error` if its parameters do not fit each other.
 template <class T>
 FrozenMultiheadAttention<T> freeze(const MultiheadAttention<T>& layer) {
   return FrozenMultiheadAttention<T>(layer);

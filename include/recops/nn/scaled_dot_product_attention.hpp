@@ -12,7 +12,8 @@
 /// Source: Vaswani et al., arXiv 1706.03762; streaming as in arXiv 1805.02867 and 2205.14135.
 #pragma once
 #include <recops/core/error.hpp>
-#include <recops/simd/attention.hpp>
+#include <recops/simd/attention_backward.hpp>
+#include <recops/simd/attention_forward.hpp>
 
 namespace recops {
 
@@ -43,8 +44,9 @@ inline namespace RECOPS_ABI {
 namespace detail {
 
 template <class T>
-void check_attention(const char* op, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-                     const AttentionBias<T>& bias, const AttentionOptions& o) {
+[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+                                       const JaggedView<const T>& values, const AttentionBias<T>& bias,
+                                       const AttentionOptions& o) {
   check_jagged(op, "queries", queries, any_size, any_size);
   const Index batch = queries.size(), width = queries.cols(), total = keys.values().rows();
   check_option(op, "heads", o.heads >= 1, "heads >= 1", static_cast<double>(o.heads));
@@ -66,16 +68,17 @@ void check_attention(const char* op, JaggedView<const T> queries, JaggedView<con
   if (!o.key_mask.empty()) check_size(op, "key_mask", o.key_mask, total);
   if (!bias.per_key.empty()) check_shape(op, "bias.per_key", bias.per_key, total, bias.per_key.cols() == 1 ? 1 : o.heads);
   if (!bias.pairwise.empty()) {
-    if (batch != 1) [[unlikely]]
-      fail(op, "bias.pairwise", "a batch of one sequence", std::to_string(batch) + " sequences");
+    check_option(op, "bias.pairwise", batch == 1, "a batch of one sequence", static_cast<double>(batch));
     const Index n = queries.values().rows();
     check_shape(op, "bias.pairwise", bias.pairwise, bias.pairwise.rows() == n ? n : o.heads * n, total);
   }
 }
 
 template <class T>
-simd::AttentionOperands<T> attention_operands(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-                                              const AttentionBias<T>& bias, const AttentionOptions& o, Index b) {
+[[gnu::noinline]] simd::AttentionOperands<T> attention_operands(const JaggedView<const T>& queries,
+                                                                const JaggedView<const T>& keys,
+                                                                const JaggedView<const T>& values, const AttentionBias<T>& bias,
+                                                                const AttentionOptions& o, Index b) {
   const Index row = keys.begin(b), n = queries.length(b), width = queries.cols() / o.heads;
   const MatrixView<const T> q = queries.values(), k = keys.values(), v = values.values();
   simd::AttentionOperands<T> x{};
@@ -167,9 +170,9 @@ void merge_parts(MatrixView<const T> parts_out, MatrixView<const T> parts_lse, I
 }
 
 template <class T>
-void attention(const char* op, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-               const AttentionBias<T>& bias, const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp,
-               Workspace& ws) {
+void attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+               const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
+               MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
   check_attention(op, queries, keys, values, bias, options);
   const Index batch = queries.size(), heads = options.heads, total = queries.values().rows();
   check_shape(op, "out", out, total, values.cols());
@@ -215,11 +218,11 @@ void attention(const char* op, JaggedView<const T> queries, JaggedView<const T> 
 }
 
 template <class T>
-void attention_backward(const char* op, JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-                        const AttentionBias<T>& bias, const AttentionOptions& options, MatrixView<const T> out,
-                        MatrixView<const T> log_sum_exp, MatrixView<const T> dout, MatrixView<const T> dlog_sum_exp,
-                        MatrixView<T> dqueries, MatrixView<T> dkeys, MatrixView<T> dvalues, const AttentionBiasGradient<T>& dbias,
-                        Workspace& ws) {
+void attention_backward(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+                        const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
+                        MatrixView<const T> out, MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
+                        MatrixView<const T> dlog_sum_exp, MatrixView<T> dqueries, MatrixView<T> dkeys, MatrixView<T> dvalues,
+                        const AttentionBiasGradient<T>& dbias, Workspace& ws) {
   check_attention(op, queries, keys, values, bias, options);
   const Index batch = queries.size(), heads = options.heads, total = queries.values().rows(), total_keys = keys.values().rows();
   check_shape(op, "out", out, total, values.cols());

@@ -36,20 +36,22 @@ struct Sequential {
   void forward(Input input, MatrixView<T> y, Workspace& ws) const {
     const JaggedView<const T> x = input;
     const auto mark = ws.mark();
-    run<0>(x, x.values(), y, ws, [&](const auto& l, auto in, MatrixView<T> out, auto) { l.forward(in, out, ws); },
-           [&](auto, Index rows, Index cols) { return ws.matrix<T>(rows, cols); });
+    run<0>(
+        x, x.values(), y, ws, [&](const auto& l, auto in, MatrixView<T> out, auto) { l.forward(in, out, ws); },
+        [&](auto, Index rows, Index cols) { return ws.matrix<T>(rows, cols); });
   }
   void forward(Input input, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
     const JaggedView<const T> x = input;
-    run<0>(x, x.values(), y, ws,
-           [&](const auto& l, auto in, MatrixView<T> out, auto i) {
-             l.forward(in, out, std::get<i>(saved.layers), step.child(Index{i}), ws);
-           },
-           [&](auto i, Index rows, Index cols) {
-             Matrix<T>& next = saved.inputs[i + 1];
-             next.resize(rows, cols);
-             return next.view();
-           });
+    run<0>(
+        x, x.values(), y, ws,
+        [&](const auto& l, auto in, MatrixView<T> out, auto i) {
+          l.forward(in, out, std::get<i>(saved.layers), step.child(Index{i}), ws);
+        },
+        [&](auto i, Index rows, Index cols) {
+          Matrix<T>& next = saved.inputs[i + 1];
+          next.resize(rows, cols);
+          return next.view();
+        });
   }
   void backward(Input input, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Sequential& gradient,
                 Workspace& ws) const {
@@ -58,6 +60,7 @@ struct Sequential {
     if (!dx.empty()) check_shape("Sequential::backward", "dx", dx, x.values().rows(), x.cols());
     for (std::size_t i = 1; i < sizeof...(Layers); ++i)
       check_shape("Sequential::backward", "saved", saved.inputs[i].view(), x.values().rows(), any_size);
+    check_gradient_shapes("Sequential::backward", *this, gradient);
     const auto mark = ws.mark();
     back<sizeof...(Layers) - 1>(x, dy, saved, dx, gradient, ws);
   }
@@ -101,35 +104,55 @@ Sequential<T, Layers...> sequential(Layers... layers) {
   return Sequential<T, Layers...>(std::move(layers)...);
 }
 
-/// Serving form: frozen layers one after another. Immutable; threads may share it.
+namespace detail {
+/// A frozen layer that works on whole sequences.
+template <class F, class T>
+concept FrozenSequence = requires(const F& f, JaggedView<const T> x, MatrixView<T> y, Workspace& ws) {
+  f.forward(x, y, ws);
+};
+}  // namespace detail
+
+/// Serving form: frozen layers one after another, on rows or, if one of them needs them, on sequences. Immutable; threads may
+/// share it.
 template <class T, class... Frozen>
 class FrozenSequential {
  public:
+  using Input = std::conditional_t<(detail::FrozenSequence<Frozen, T> || ...), JaggedView<const T>, MatrixView<const T>>;
+
   explicit FrozenSequential(Frozen... layers) : layers_(std::move(layers)...) {}
   Index output_cols(Index input_cols) const {
     std::apply([&](const auto&... l) { ((input_cols = l.output_cols(input_cols)), ...); }, layers_);
     return input_cols;
   }
-  void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+  void forward(Input input, MatrixView<T> y, Workspace& ws) const {
+    const JaggedView<const T> x = input;
     const auto mark = ws.mark();
-    run<0>(x, y, ws);
+    run<0>(x, x.values(), y, ws);
   }
 
  private:
   template <std::size_t I>
-  void run(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+  void run(JaggedView<const T> x, MatrixView<const T> in, MatrixView<T> y, Workspace& ws) const {
     const auto& l = std::get<I>(layers_);
+    const auto call = [&](MatrixView<T> out) {
+      if constexpr (detail::FrozenSequence<std::remove_cvref_t<decltype(l)>, T>) {
+        l.forward(x.with_values(in), out, ws);
+      } else {
+        l.forward(in, out, ws);
+      }
+    };
     if constexpr (I + 1 == sizeof...(Frozen)) {
-      l.forward(x, y, ws);
+      call(y);
     } else {
-      const MatrixView<T> out = ws.matrix<T>(x.rows(), l.output_cols(x.cols()));
-      l.forward(x, out, ws);
-      run<I + 1>(out, y, ws);
+      const MatrixView<T> out = ws.matrix<T>(in.rows(), l.output_cols(in.cols()));
+      call(out);
+      run<I + 1>(x, out, y, ws);
     }
   }
   std::tuple<Frozen...> layers_;
 };
 
+/// The serving form of every layer.
 template <class T, class... Layers>
 auto freeze(const Sequential<T, Layers...>& s) {
   return std::apply([](const auto&... l) { return FrozenSequential<T, decltype(freeze(l))...>(freeze(l)...); }, s.layers);

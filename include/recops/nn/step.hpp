@@ -13,7 +13,7 @@ struct Step {
   std::uint64_t stream = 0;
 
   /// The step as the `i`-th child sees it: the same seed and number, a stream of its own.
-  constexpr Step child(Index i) const {
+  RECOPS_INLINE constexpr Step child(Index i) const {
     const auto n = static_cast<std::uint64_t>(i) + 1;
     const PhiloxBlock b = philox4x32({{static_cast<std::uint32_t>(n), static_cast<std::uint32_t>(n >> 32),
                                        static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)}},
@@ -21,7 +21,7 @@ struct Step {
     return {seed, number, (std::uint64_t{b.word[0]} << 32) | b.word[1]};
   }
   /// Random numbers of this layer in this step, one sequence per `row`: what a row draws does not depend on its batch.
-  constexpr Random random(Index row = 0) const {
+  RECOPS_INLINE constexpr Random random(Index row = 0) const {
     const Step own = child(row);
     const Step now = Step{seed, number, own.stream}.child(static_cast<Index>(number));
     return Random(seed, now.stream);

@@ -8,6 +8,7 @@
 #include <recops/core/workspace.hpp>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/reduce.hpp>
+#include <recops/simd/shuffle.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -61,6 +62,10 @@ void pack(Operand<T> b, T* out) {
         for (Index j = 0; j < width; ++j) out[p * P + j] = src[p * b.row_stride + j];
         for (Index j = width; j < P; ++j) out[p * P + j] = T(0);
       }
+      continue;
+    }
+    if (b.row_stride == 1) {
+      pack_transposed<T, A>(src, b.col_stride, width, k, T(1), out, P, P);
       continue;
     }
     for (Index p0 = 0; p0 < k; p0 += block) {  // blocked, so that the scattered writes stay in L1

@@ -106,6 +106,13 @@ RECOPS_INLINE T sum_lanes(Batch<T, A> v) {
 /// Largest lane. A NaN may be lost: look for it separately where it matters.
 template <class T, class A>
 RECOPS_INLINE T max_lane(Batch<T, A> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_reduce_max_ps(v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_reduce_max_pd(v);
+  }
+#endif
   alignas(64) T lane[Batch<T, A>::size];
   v.store_aligned(lane);
   T m = lane[0];

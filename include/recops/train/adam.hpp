@@ -18,25 +18,10 @@ struct AdamOptions {
 
 inline namespace RECOPS_ABI {
 
-namespace detail {
-
-/// Two leaves of one type, matrices, vectors or tables' values, are of the same shape.
-template <class Leaf>
-bool same_shape(const Leaf& a, const Leaf& b) {
-  if constexpr (IsTable<Leaf>::value) {
-    return same_shape(a.values, b.values);
-  } else if constexpr (requires { a.cols(); }) {
-    return a.rows() == b.rows() && a.cols() == b.cols();
-  } else {
-    return a.size() == b.size();
-  }
-}
-
-}  // namespace detail
-
 /// Optimiser state for a layer of type L: two moments of the layer's own type, and the number of steps.
 /// Tables whose gradient is by rows are updated lazily: only touched rows and their moments change (as PyTorch's SparseAdam).
-/// Buffers are skipped, and so are parameters whose gradient is empty (not wanted). `step` allocates nothing.
+/// Buffers are skipped, and so are parameters whose gradient is empty (not wanted). A NaN or infinity in a gradient makes its
+/// parameter NaN and stays in the moments: look at the loss before the step. `step` allocates nothing.
 template <class L>
 class Adam {
  public:
@@ -57,21 +42,12 @@ class Adam {
   /// parameter another than when Adam was made.
   void step(L& layer, const L& gradient) {
     visit(
-        [&](const FieldPath& path, const auto& parameter, const auto& g, const auto& m) {
-          if (path.kind != FieldKind::parameter) return;
-          if (!detail::same_shape(parameter, m))
+        [](const FieldPath& path, const auto& parameter, const auto& m) {
+          if (path.kind == FieldKind::parameter && !detail::same_shape(parameter, m))
             fail("Adam::step", path.str().c_str(), "the shape it had when Adam was made", "another shape");
-          if constexpr (detail::IsTable<std::remove_cvref_t<decltype(parameter)>>::value) {
-            if (g.by_rows) {
-              check_shape("Adam::step", "gradient values", g.values.view(), g.rows.size(), any_size);
-              check_indices("Adam::step", "gradient rows", g.rows, parameter.values.rows());
-              if (g.rows.empty() || g.values.cols() == parameter.values.cols()) return;
-            }
-          }
-          if (!leaf_values(g).empty() && !detail::same_shape(parameter, g))
-            fail("Adam::step", path.str().c_str(), "a gradient of the parameter's shape", "one of another shape");
         },
-        layer, gradient, mean_);
+        layer, mean_);
+    check_gradient_shapes("Adam::step", layer, gradient);
     ++steps_;
     const auto n = static_cast<double>(steps_);
     // sqrt(v / c2) + eps = (sqrt(v) + eps sqrt(c2)) / sqrt(c2): both corrections fold into two constants.

@@ -9,22 +9,21 @@
 #include <string>
 
 namespace recops {
+inline namespace RECOPS_ABI {
 
 /// What a gradient check found.
 struct GradientReport {
-  double worst = 0;          ///< largest |numeric - analytic| of all, relative to the largest numeric gradient of its tensor (or 1e-3)
-  std::string where = "-";   ///< the entry it belongs to, e.g. "weight[12]"
+  double worst = 0;  ///< largest |numeric - analytic| of all, relative to the largest numeric gradient of its tensor (or 1e-3)
+  std::string where = "-";           ///< the entry it belongs to, e.g. "weight[12]"
   double numeric = 0, analytic = 0;  ///< its two values
-  Index checked = 0;         ///< entries compared
+  Index checked = 0;                 ///< entries compared
 };
 
 /// Options of `check_gradient`.
 struct GradientCheckOptions {
-  double step = 1e-6;      ///< central differences at +- step
-  Index most = 200;        ///< entries checked per tensor, evenly spread; all if it has no more
+  double step = 1e-6;  ///< central differences at +- step
+  Index most = 200;    ///< entries checked per tensor, evenly spread; all if it has no more
 };
-
-inline namespace RECOPS_ABI {
 
 /// Compares `analytic [n]` with the differences of `loss()` when `values [n]` change in place, one at a time; values are restored.
 /// Adds to `report`. Double precision only: in float the differences are mostly rounding.
@@ -59,8 +58,8 @@ void check_gradient(const std::string& name, VectorView<double> values, VectorVi
 /// Checks the gradient of every parameter of `layer` and of its input `x`, through the loss <y, cotangent> with a cotangent drawn
 /// from `seed`. Backward runs twice, because it must add to what is there. The layer is restored.
 template <class L>
-  requires Layer<L, double>
-GradientReport gradient_check(L& layer, JaggedView<double> x, std::uint64_t seed = 1, const GradientCheckOptions& options = {}) {
+requires Layer<L, double> GradientReport gradient_check(L& layer, JaggedView<double> x, std::uint64_t seed = 1,
+                                                        const GradientCheckOptions& options = {}) {
   Workspace ws;
   const Index cols = layer.output_cols(x.cols());
   const LayerInput<double, L> input = detail::input_of<L, double>(x, x.values());
@@ -88,11 +87,12 @@ GradientReport gradient_check(L& layer, JaggedView<double> x, std::uint64_t seed
   GradientReport report;
   // A strided input is checked row by row.
   for (Index b = 0; b < x.values().rows(); ++b)
-    check_gradient("x[" + std::to_string(b) + "]", VectorView(x.values().row(b), x.cols()), VectorView<const double>(dx.row(b), x.cols()),
-                   loss, report, options);
+    check_gradient("x[" + std::to_string(b) + "]", VectorView(x.values().row(b), x.cols()),
+                   VectorView<const double>(dx.row(b), x.cols()), loss, report, options);
   visit(
       [&](const FieldPath& path, auto& leaf, const auto& g) {
-        if (path.kind == FieldKind::parameter) check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, options);
+        if (path.kind == FieldKind::parameter)
+          check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, options);
       },
       layer, gradient);
   return report;

@@ -1,0 +1,355 @@
+/// @file   recops/simd/attention_tiles.hpp
+/// @brief  What attention spends its time in: small products of keys, queries and values, held in registers.
+///
+/// Tiles serve many queries (lanes are queries), rows serve few (lanes run along a head). Float sums run over at most 60 keys
+/// (or 32 queries) in one chain; these partial sums are added up in order. Scores are kept in units of log 2.
+#pragma once
+#include <limits>
+#include <recops/simd/math.hpp>
+#include <recops/simd/reduce.hpp>
+#include <recops/simd/shuffle.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+namespace attention_kernel {
+
+inline constexpr Index key_block = 60;  // keys whose scores are held at once: a multiple of the tile heights 6 and 12
+inline constexpr int most_vectors = 2;  // vectors of queries that one tile covers at most
+/// The tallest tile: as many accumulators as the registers hold.
+template <class A>
+inline constexpr int tall = registers<A> == 32 ? 12 : 6;
+/// Queries that one call takes at once, and up to how many queries the kernel for few is the faster one.
+template <class T, class A>
+inline constexpr Index query_block = (registers<A> == 32 ? 8 : 4) * lanes<T, A>;
+template <class T, class A>
+inline constexpr Index few_queries = lanes<T, A> / 2;
+
+template <class T>
+inline constexpr T log2_e = static_cast<T>(1.44269504088896340736);
+template <class T>
+inline constexpr T ln_2 = static_cast<T>(0.693147180559945309417);
+template <class T>
+inline constexpr T infinity = std::numeric_limits<T>::infinity();
+
+/// 2^x for x <= 31 or so; -infinity gives 0, NaN stays NaN. Relative error 1e-7 (float), 3e-16 (double).
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
+  using B = Batch<T, A>;
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr float c[] = {1.00000007f, 0.693146967f, 0.240221197f, 0.0555071328f, 0.0096755415f, 0.0013276472f};
+#if defined(__AVX512F__)
+    if constexpr (std::is_base_of_v<xsimd::avx512f, A>) {
+      x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // in this order a NaN passes
+      const B n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      return _mm512_scalef_ps(detail::polynomial(x - n, c), n);
+    } else
+#endif
+    {
+      const B magic(12582912.0f);  // adding it leaves the nearest whole number in the low bits
+      const B y = xsimd::max(B(-126.0f), x), t = y + magic, r = y - (t - magic);
+      const auto power = bits_as<std::int32_t>(t) << 23;
+      const B p = bits_as<float>(bits_as<std::int32_t>(detail::polynomial(r, c)) + power);
+      return xsimd::select(x < B(-126.0f), B(0.0f), p) + (y - y);
+    }
+  } else {
+    const B y = xsimd::max(B(-1080.0), x), n = xsimd::nearbyint(y), r = (y - n) * B(ln_2<double>);
+    constexpr double c[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,       1.0 / 720,
+                            1.0 / 5040., 1.0 / 40320., 1.0 / 362880., 1.0 / 3628800., 1.0 / 39916800., 1.0 / 479001600.};
+    return detail::scale_by_power(detail::polynomial(r, c), n);
+  }
+}
+
+/// Whether no element of `rows` rows is NaN or infinite.
+template <class T, class A>
+[[gnu::noinline]] bool all_finite(const T* x, Index stride, Index rows, Index cols) {
+  T sum = T(0);
+  for (Index r = 0; r < rows; ++r) {
+    Batch<T, A> acc(T(0));
+    for_each_vector<T, A>(cols, [&](Index c, auto load, auto)
+                                    RECOPS_LAMBDA_INLINE { acc = mul_add(load(x + r * stride + c), Batch<T, A>(T(0)), acc); });
+    sum += sum_lanes(acc);
+  }
+  return sum == T(0);
+}
+
+/// s[r][.] = sum_d k[r][d] qt[d][.]; top = max(top, s).
+template <class T, class A, int R, int V>
+[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+  constexpr Index W = lanes<T, A>, G = W * V;
+  using B = Batch<T, A>;
+  B acc[R][V];
+  RECOPS_UNROLL
+  for (int r = 0; r < R; ++r) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
+  }
+  for (Index d = 0; d < depth; ++d) {
+    B q[V];
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) q[v] = B::load_aligned(qt + d * G + v * W);
+    RECOPS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const B x(k[r * k_stride + d]);
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = mul_add(x, q[v], acc[r][v]);
+    }
+  }
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) {
+    B most = B::load_aligned(top + v * W);
+    RECOPS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      acc[r][v].store_aligned(s + r * G + v * W);
+      most = xsimd::max(acc[r][v], most);  // in this order a NaN is passed over
+    }
+    most.store_aligned(top + v * W);
+  }
+}
+
+/// c[r][.] += sum_j a[r * a_row + j * a_step] b[j][.]
+template <class T, class A, int R, int V>
+[[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
+                                Index c_stride) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  B acc[R][V];
+  RECOPS_UNROLL
+  for (int r = 0; r < R; ++r) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
+  }
+  for (Index j = 0; j < n; ++j) {
+    B x[V];
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) x[v] = B::load_unaligned(b + v * W);
+    RECOPS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const B y(a[r * a_row]);
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = mul_add(y, x[v], acc[r][v]);
+    }
+    a += a_step;
+    b += b_stride;
+  }
+  RECOPS_UNROLL
+  for (int r = 0; r < R; ++r) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) {
+      T* to = c + r * c_stride + v * W;
+      (acc[r][v] + B::load_aligned(to)).store_aligned(to);
+    }
+  }
+}
+
+/// s [keys, V vectors] = k q^T, top = the largest of each lane. The last tile overlaps the one before.
+template <class T, class A, int V>
+void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+  constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
+  for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
+  for (Index r = 0; r < keys;) {
+    const Index left = keys - r;
+    if (keys >= most && (left > 4 || keys < 4)) {
+      if (left < most) r = keys - most;
+      score_tile<T, A, most, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      r += most;
+    } else if (keys >= 4) {
+      if (left < 4) r = keys - 4;
+      score_tile<T, A, 4, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      r += 4;
+    } else {
+      score_tile<T, A, 1, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      ++r;
+    }
+  }
+}
+
+/// s += `bias`: one number per key (bias_stride 1) or one per score (bias_stride = G); -infinity hides whatever the score is.
+/// top = the largest of each lane.
+template <class T, class A>
+[[gnu::noinline]] void add_terms(Index keys, Index G, const T* bias, Index bias_stride, T* s, T* top) {
+  using B = Batch<T, A>;
+  const B hidden(-infinity<T>);
+  for (Index i = 0; i < G; i += lanes<T, A>) {
+    B most = hidden;
+    for (Index j = 0; j < keys; ++j) {
+      const B term = bias_stride == 1 ? B(bias[j]) : B::load_aligned(bias + j * G + i);
+      const B x = xsimd::select(term == hidden, hidden, B::load_aligned(s + j * G + i) + term);
+      x.store_aligned(s + j * G + i);
+      most = xsimd::max(x, most);
+    }
+    most.store_aligned(top + i);
+  }
+}
+
+/// c [rows, V vectors] += a^T b, where a number of a belongs to (row r, j) and b has V vectors per j.
+template <class T, class A, int V>
+[[gnu::noinline]] void sums(Index rows, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
+                            Index c_stride) {
+  constexpr Index most = registers<A> == 32 ? 8 : 6;  // widths are multiples of 8 more often than of 12
+  Index r = 0;
+  for (; r + most <= rows; r += most)
+    sum_tile<T, A, most, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  for (; r + 4 <= rows; r += 4) sum_tile<T, A, 4, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  for (; r < rows; ++r) sum_tile<T, A, 1, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+}
+
+/// The same for any number of vectors.
+template <class T, class A>
+void sums_wide(Index rows, Index vectors, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
+               Index c_stride) {
+  constexpr Index W = lanes<T, A>;
+  Index v = 0;
+  for (; v + 2 <= vectors; v += 2) sums<T, A, 2>(rows, n, a, a_row, a_step, b + v * W, b_stride, c + v * W, c_stride);
+  if (v < vectors) sums<T, A, 1>(rows, n, a, a_row, a_step, b + v * W, b_stride, c + v * W, c_stride);
+}
+
+/// c[d][i] += sum_j a[j][d] p[j][i] without touching pairs that `terms` hides: where a is NaN, 0 * NaN would leak.
+template <class T>
+[[gnu::noinline, gnu::cold]] void careful_sums(Index keys, Index width, Index lanes_, const T* a, Index a_stride, const T* p,
+                                               const T* terms, T* c) {
+  for (Index j = 0; j < keys; ++j)
+    for (Index i = 0; i < lanes_; ++i)
+      if (terms[j * lanes_ + i] != -infinity<T>)
+        for (Index d = 0; d < width; ++d) c[d * lanes_ + i] += a[j * a_stride + d] * p[j * lanes_ + i];
+}
+/// c[j][d] += sum_i p[j][i] b[i][d], likewise.
+template <class T>
+[[gnu::noinline, gnu::cold]] void careful_rows(Index keys, Index queries, Index width, Index lanes_, const T* b, Index b_stride,
+                                               const T* p, const T* terms, T* c, Index c_stride) {
+  for (Index j = 0; j < keys; ++j)
+    for (Index i = 0; i < queries; ++i)
+      if (terms[j * lanes_ + i] != -infinity<T>)
+        for (Index d = 0; d < width; ++d) c[j * c_stride + d] += p[j * lanes_ + i] * b[i * b_stride + d];
+}
+
+inline constexpr Index row_block = 128;  // keys at once where queries are few, at most
+
+/// As many of `keys` as leave room in L1, so that values which are the keys are found there; blocks are about equally long.
+template <class T>
+Index rows_at_once(Index width, Index keys) {
+  const Index bytes = width * Index{sizeof(T)}, room = keys * bytes <= 32768 ? row_block : 24576 / bytes / 16 * 16;
+  const Index most = room < 16 ? 16 : room > row_block ? row_block : room, blocks = (keys + most - 1) / most;
+  return blocks <= 1 ? most : ((keys + blocks - 1) / blocks + 15) / 16 * 16;
+}
+
+/// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
+/// x + h * x_stride, of s at s + h * row_block. All heads of a few rows come before the next rows: memory is read in order.
+template <class T, class A>
+[[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, Index heads, const T* x, Index x_stride, Index width,
+                                T* s) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  const Index whole = width / W * W, tail = width - whole;
+  for (Index j = 0; n >= W && j < n; j += W) {
+    const Index first = j + W <= n ? j : n - W;  // the last vector overlaps the one before
+    for (Index h = 0; h < heads; ++h) {
+      const T *row = rows + first * stride + h * width, *y = x + h * x_stride;
+      B acc[W];
+      if (whole == W && tail == 0) {
+        const B z = B::load_unaligned(y);
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i, row += stride) acc[i] = B::load_unaligned(row) * z;
+      } else {
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i) acc[i] = B(T(0));
+        for (Index d = 0; d < whole; d += W) {
+          const B z = B::load_unaligned(y + d);
+          const T* at = row + d;
+          RECOPS_UNROLL
+          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(B::load_unaligned(at), z, acc[i]);
+        }
+        if (tail > 0) {
+          const B z = load_first<T, A>(y + whole, tail);
+          const T* at = row + whole;
+          RECOPS_UNROLL
+          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(load_first<T, A>(at, tail), z, acc[i]);
+        }
+      }
+      sum_each<T, A>(acc).store_unaligned(s + h * row_block + first);
+    }
+  }
+  for (Index h = 0; h < heads; ++h) {
+    for (Index j = 0; n < W && j < n; ++j)
+      s[h * row_block + j] = simd::dot<T, A>(rows + j * stride + h * width, x + h * x_stride, width);
+    for (Index j = n; j % W != 0; ++j) s[h * row_block + j] = -infinity<T>;
+  }
+}
+
+/// o[d] += sum_j p[j] rows[j][d], C vectors of d of which the last holds `last` elements; o is padded. `next` (or null) are the
+/// rows that will be wanted after these, `next_stride` apart: they are asked for on the way.
+template <class T, class A, int C>
+[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, Index last, const T* next,
+                                     Index next_stride, T* o) {
+  constexpr Index W = lanes<T, A>;
+  constexpr int U = C >= 4 ? 2 : 8 / C;  // several keys at once, so that there are eight chains
+  using B = Batch<T, A>;
+  B acc[U][C];
+  RECOPS_UNROLL
+  for (int u = 0; u < U; ++u) {
+    RECOPS_UNROLL
+    for (int c = 0; c < C; ++c) acc[u][c] = B(T(0));
+  }
+  const auto all = [&](auto whole) RECOPS_LAMBDA_INLINE {
+    const auto one = [&](Index j, const T* row, B(&to)[C]) RECOPS_LAMBDA_INLINE {
+      const B w(p[j]);
+      RECOPS_UNROLL
+      for (int c = 0; c < C; ++c)
+        to[c] = mul_add(w, whole() || c + 1 < C ? B::load_unaligned(row + c * W) : load_first<T, A>(row + c * W, last), to[c]);
+    };
+    const T* row = rows;
+    Index j = 0;
+    for (; j + U <= n; j += U) {
+      if (next != nullptr) {
+        RECOPS_UNROLL
+        for (int u = 0; u < U; ++u) {
+          RECOPS_UNROLL
+          for (int c = 0; c < C; ++c) __builtin_prefetch(next + (j + u) * next_stride + c * W);
+        }
+      }
+      RECOPS_UNROLL
+      for (int u = 0; u < U; ++u, row += stride) one(j + u, row, acc[u]);
+    }
+    for (; j < n; ++j, row += stride) one(j, row, acc[0]);
+  };
+  // A masked load is as fast as any where the instruction set has one.
+  if (registers<A> == 32 || last < W) {
+    all(std::false_type());
+  } else {
+    all(std::true_type());
+  }
+  RECOPS_UNROLL
+  for (int c = 0; c < C; ++c) {
+    B sum = acc[0][c];
+    RECOPS_UNROLL
+    for (int u = 1; u < U; ++u) sum = sum + acc[u][c];
+    (sum + B::load_aligned(o + c * W)).store_aligned(o + c * W);
+  }
+}
+
+/// The same for any width; o has room for whole vectors.
+template <class T, class A>
+void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, const T* next, Index next_stride, T* o) {
+  constexpr Index W = lanes<T, A>;
+  const Index vectors = (width + W - 1) / W, tail = width - (vectors - 1) * W;
+  for (Index c = 0, count; c < vectors; c += count) {
+    count = vectors - c >= 4 ? 4 : vectors - c >= 2 ? 2 : 1;
+    const Index last = c + count == vectors ? tail : W;
+    const T *from = rows + c * W, *then = next ? next + c * W : nullptr;
+    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, last, then, next_stride, o + c * W);
+    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, last, then, next_stride, o + c * W);
+    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, last, then, next_stride, o + c * W);
+  }
+}
+
+template <class T, class A>
+Index padded_width(Index width) {
+  return (width + lanes<T, A> - 1) / lanes<T, A> * lanes<T, A>;
+}
+
+}  // namespace attention_kernel
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops
