@@ -23,6 +23,7 @@
 #include <recops/diversity/sliding_maximum.hpp>
 #include <recops/gating/block_linear.hpp>
 #include <recops/gating/expert_bank.hpp>
+#include <recops/gating/gate_map.hpp>
 #include <recops/gating/gate_mix.hpp>
 #include <recops/gating/mmoe.hpp>
 #include <recops/gating/task_gates.hpp>

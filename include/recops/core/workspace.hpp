@@ -153,7 +153,9 @@ class Workspace {
     high_water_ = std::max(high_water_, total_);
     return p;
   }
-  [[gnu::noinline, gnu::cold]] void add_chunk(Index bytes) { chunks_.emplace_back(static_cast<std::size_t>((bytes + 63) / 64 * 64)); }
+  [[gnu::noinline, gnu::cold]] void add_chunk(Index bytes) {
+    chunks_.emplace_back(static_cast<std::size_t>((bytes + 63) / 64 * 64));
+  }
   // Nothing is in use: one chunk instead of several, so that the next call finds its scratch in one piece.
   [[gnu::noinline, gnu::cold]] void merge() {
     if (chunks_.size() < 2) return;

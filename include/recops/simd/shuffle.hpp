@@ -91,7 +91,7 @@ template <class T, class A>
   for (Index r = 0; r < padded; r += W) {
     for (Index c = 0; c < cols; c += W) {
       B x[W];
-      const T* at = in + r * in_stride + c;
+      const T* at = r < rows ? in + r * in_stride + c : in;  // padding has no memory behind it
       const Index width = cols - c < W ? cols - c : W, height = rows - r < W ? rows - r : W;
       if (width == W) {
         for (Index i = 0; i < height; ++i) x[i] = B::load_unaligned(at + i * in_stride) * B(factor);
