@@ -507,6 +507,9 @@ void serve(const World& world, const FrozenRanker& model, const Config& config) 
     std::snprintf(name, sizeof name, d == 0 ? "by score" : "after MMR, lambda %.2g", config.lambda);
     std::printf("  %-28s %8.4f %12.4f %12.2f\n", name, ndcg[d] / judged, distance[d].result().value, categories[d] / n);
   }
+  std::printf("  MMR: distance %+.1f %%, categories %+.1f %%, at %+.1f %% of NDCG\n",
+              100 * (distance[1].result().value / distance[0].result().value - 1), 100 * (categories[1] / categories[0] - 1),
+              100 * (ndcg[1] / ndcg[0] - 1));
   std::printf("\nLatency per request of the frozen model, one core, microseconds\n  %-34s %8s %8s\n", "", "p50", "p99");
   const char* names[] = {"embed candidates and history", "attention over the history", "MMoE and towers", "score and MMR",
                          "whole request"};
@@ -744,6 +747,7 @@ int main(int argc, char** argv) {
             "\nOpen Bandit has no users and no sequences: only the ranking part is trained, without history, and no list is "
             "made.\n");
         for (const char* campaign : {"men", "women"}) on_open_bandit(config, campaign);
+        std::printf("  So few clicks check the numbers and the calibration; they cannot tell whether anything about ranking was learned.\n");
       }
     }
   } catch (const std::exception& error) {

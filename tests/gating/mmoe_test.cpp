@@ -505,9 +505,9 @@ TEST_CASE("Mmoe refuses parameters and gradients that do not fit each other, bef
     return message;
   };
   CHECK(refused([](auto& g) { g.experts.hidden[0].weight = Matrix<float>(1, 4, 0.0f); }) ==
-        "Mmoe::backward: gradient.hidden: expected shape [18, 4], got [1, 4]");
+        "Mmoe::backward: gradient of experts.hidden.0.weight: expected shape [18, 4], got [1, 4]");
   CHECK(refused([](auto& g) { g.gates.weight = Matrix<float>(1, 1, 0.0f); }) ==
-        "Mmoe::backward: gradient: expected shape [6, 3], got [1, 1]");
+        "Mmoe::backward: gradient of gates.weight: expected shape [6, 3], got [1, 1]");
   CHECK(refused([](auto& g) { g.gates.hidden.clear(); }) ==
-        "Mmoe::backward: gradient.hidden: expected one entry per hidden layer, got 0");
+        "visit: gates.hidden: expected as many children in every value, got different numbers");
 }

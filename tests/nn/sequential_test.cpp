@@ -238,7 +238,7 @@ TEST_CASE("a gradient of another shape is found before the last layer adds to it
   auto g = make_gradient(net);
   std::get<0>(g.layers).weight = Matrix<float>(6, 3, 0.0f);
   CHECK(error_of([&] { net.backward(x, dy, saved, {}, g, ws); }) ==
-        "Sequential::backward: 0.weight: expected a gradient of the parameter's shape, got one of another shape");
+        "Sequential::backward: gradient of 0.weight: expected shape [6, 4], got [6, 3]");
   for (const float v : std::get<1>(g.layers).bias) CHECK(v == 0);
   std::get<0>(g.layers).weight = {};  // not wanted
   net.backward(x, dy, saved, {}, g, ws);

@@ -48,14 +48,6 @@ inline auto even_blocks(Index rows, Index blocks) {
   return [size = rows / blocks](Index b) { return b * size; };
 }
 
-/// Shapes of a linear layer's parameters, or of their gradients, each of which may be empty.
-template <class T>
-void check_linear_gradient(const char* name, const char* argument, MatrixView<const T> weight, VectorView<const T> bias,
-                           MatrixView<const T> like, VectorView<const T> like_bias) {
-  if (!weight.empty()) check_shape(name, argument, weight, like.rows(), like.cols());
-  if (!bias.empty()) check_size(name, argument, bias, like_bias.size());
-}
-
 }  // namespace detail
 }  // namespace RECOPS_ABI
 }  // namespace recops

@@ -383,7 +383,7 @@ struct ExpertBank {
                VectorView<const Matrix<T>>(saved.hidden_out.data(), static_cast<Index>(saved.hidden_out.size())),
                static_cast<Index>(hidden.size()));
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
-    check_gradient(name, gradient);
+    check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     MatrixView<const T> up = dy;
     for (std::size_t l = hidden.size() + 1; l-- > 0;) {
@@ -431,20 +431,6 @@ struct ExpertBank {
     detail::check_expert_bank<T>(name, MatrixView<const T>(nullptr, 0, cols), weight, bias, norm(), layer_options(hidden.size()),
                                  true);
   }
-  /// Throws `Error` unless every part of `gradient` is empty or has the shape of what it is the gradient of.
-  void check_gradient(const char* name, const ExpertBank& gradient) const {
-    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
-                 static_cast<double>(gradient.hidden.size()));
-    for (std::size_t l = 0; l < hidden.size(); ++l)
-      detail::check_linear_gradient<T>(name, "gradient.hidden", gradient.hidden[l].weight, gradient.hidden[l].bias,
-                                       hidden[l].weight, hidden[l].bias);
-    detail::check_linear_gradient<T>(name, "gradient", gradient.weight, gradient.bias, weight, bias);
-    if (!gradient.norm_weight.empty())
-      check_size(name, "gradient.norm_weight", VectorView<const T>(gradient.norm_weight), norm_weight.size());
-    if (!gradient.norm_bias.empty())
-      check_size(name, "gradient.norm_bias", VectorView<const T>(gradient.norm_bias), norm_bias.size());
-  }
-
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
     check_parameters(name);

@@ -121,8 +121,7 @@ struct Mmoe {
     check_shape(name, "saved", saved.expert_outputs.view(), x.rows(), n);
     check_shape(name, "saved", saved.gating.gates.view(), x.rows(), g);
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
-    experts.check_gradient(name, gradient.experts);
-    gates.check_gradient(name, gradient.gates);
+    check_gradient_shapes(name, *this, gradient);
     if (x.rows() == 0) return;
     const auto mark = ws.mark();
     const MatrixView<T> da = ws.matrix<T>(x.rows(), n), dg = ws.matrix<T>(x.rows(), g);

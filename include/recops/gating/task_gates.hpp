@@ -323,7 +323,7 @@ struct TaskGates {
     check_option(name, "saved.hidden", saved.hidden_out.size() == hidden.size(), "one entry per hidden layer",
                  static_cast<double>(saved.hidden_out.size()));
     check_shape(name, "dy", dy, x.rows(), map.size());
-    check_gradient(name, gradient);
+    check_gradient_shapes(name, *this, gradient);
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
     const auto mark = ws.mark();
     const auto below = [&](std::size_t l) { return l == 0 ? x : MatrixView<const T>(saved.hidden_out[l - 1]); };
@@ -369,16 +369,6 @@ struct TaskGates {
     check_shape(name, "weight", weight.view(), map.size(), cols);
     if (!bias.empty()) check_size(name, "bias", VectorView<const T>(bias), map.size());
   }
-  /// Throws `Error` unless every part of `gradient` is empty or has the shape of what it is the gradient of.
-  void check_gradient(const char* name, const TaskGates& gradient) const {
-    check_option(name, "gradient.hidden", gradient.hidden.size() == hidden.size(), "one entry per hidden layer",
-                 static_cast<double>(gradient.hidden.size()));
-    for (std::size_t l = 0; l < hidden.size(); ++l)
-      detail::check_linear_gradient<T>(name, "gradient.hidden", gradient.hidden[l].weight, gradient.hidden[l].bias,
-                                       hidden[l].weight, hidden[l].bias);
-    detail::check_linear_gradient<T>(name, "gradient", gradient.weight, gradient.bias, weight, bias);
-  }
-
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
     check_parameters(name);

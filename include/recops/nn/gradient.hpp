@@ -82,6 +82,24 @@ L make_gradient(const L& layer) {
   return gradient;
 }
 
+namespace detail {
+
+/// Names the parameter, its shape and that of what was given as its gradient.
+template <class Leaf>
+[[gnu::cold, gnu::noinline]] void fail_gradient(const char* operation, const FieldPath& path, const Leaf& parameter, const Leaf& g) {
+  const std::string name = "gradient of " + path.str();
+  if constexpr (IsTable<Leaf>::value) {
+    check_shape(operation, name.c_str(), g.values.view(), parameter.values.rows(), parameter.values.cols());
+  } else if constexpr (requires { g.rows(); }) {
+    check_shape(operation, name.c_str(), g.view(), parameter.rows(), parameter.cols());
+  } else {
+    check_size(operation, name.c_str(), leaf_values(g), parameter.size());
+  }
+  fail(operation, name.c_str(), "rows as wide as the table's", "others");
+}
+
+}  // namespace detail
+
 /// Every parameter of `gradient` must have the shape of its parameter in `layer` or be empty; one by rows, rows and width that
 /// fit it. What a layer of several parts checks before the first of them writes. Throws `Error`.
 template <class L>
@@ -98,7 +116,7 @@ void check_gradient_shapes(const char* operation, const L& layer, const L& gradi
           }
         }
         if (!fits) [[unlikely]]
-          fail(operation, path.str().c_str(), "a gradient of the parameter's shape", "one of another shape");
+          detail::fail_gradient(operation, path, parameter, g);
       },
       layer, gradient);
 }

@@ -204,6 +204,7 @@ void gemm_packed(Operand<T> a, const T* panels, Index n, const Epilogue<T>& e, M
   constexpr Index P = panel_cols<T, A>;
   assert(c.rows() == a.rows && c.cols() == n);
   if (a.rows == 0 || n == 0) return;
+  if (a.cols == 0) a.row_stride = a.col_stride = 0;  // nothing there to step over
   // A chunk of rows stays in L2 while the panels pass; a chunk of panels is what one thread takes when rows are few.
   constexpr Index row_chunk = 16 * detail::tile_rows<A>, panel_chunk = 16;
   const Index all = (n + P - 1) / P, row_chunks = (a.rows + row_chunk - 1) / row_chunk;
@@ -225,6 +226,7 @@ template <class T, class A = DefaultArch>
 void gemm(Operand<T> a, Operand<T> b, const Epilogue<T>& e, MatrixView<T> c, Workspace& ws) {
   assert(a.cols == b.rows && c.rows() == a.rows && c.cols() == b.cols);
   if (a.rows == 0 || b.cols == 0) return;
+  if (a.cols == 0) a.row_stride = b.col_stride = 0;  // nothing there to step over
   if (a.rows <= 8 && a.col_stride == 1 && b.row_stride == 1) {
     for (Index r = 0; r < a.rows; ++r) {
       const T* x = a.data + r * a.row_stride;
