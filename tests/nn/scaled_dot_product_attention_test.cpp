@@ -290,7 +290,7 @@ TEMPLATE_TEST_CASE("any number of threads gives the same bits, and warm calls al
                    double) {
   using T = TestType;
   Random random = random_stream(14);
-  const Batch b({{3, 9000}, {140, 8300}, {600, 2100}, {0, 5}, {5, 64}}, 2, 4, 4, false, 0, random);
+  const Batch b({{3, 9000}, {70, 8300}, {600, 2100}, {0, 5}, {5, 64}}, 2, 4, 4, false, 0, random);
   const Matrix<T> dout = random_matrix<T>(b.query_offsets.back(), 8, random);
   Workspace serial;
   const Run<T> want(b, {.heads = 2}, dout, serial);
