@@ -142,7 +142,7 @@ int main(int argc, char** argv) {
   for (const Index heads : {4, 1}) {
     for (const Index l : {100, 1000, 10000, 100000}) {
       for (const Index n : {1, 64, 512}) {
-        if (n * l > 10000 * 512) continue;  // the scores of the peers alone would be 200 MB
+        if (n * l > 100000 * 64) continue;  // the scores of the peers alone would be 200 MB a head
         add<float>(heads, l, n, false);
       }
     }
