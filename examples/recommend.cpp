@@ -343,21 +343,25 @@ std::vector<std::int32_t> draw_candidates(const World& world, const Request& req
   return items;
 }
 
-/// What an item is worth to the user, for judging a list: the expected value where the truth is known, else the label that came.
-float worth(const World& world, const Request& request, std::int32_t item) {
+/// What each item is worth to the user, for judging a list: the expected value where the truth is known, else the labels that came.
+std::vector<float> worths(const World& world, const Request& request, const std::vector<std::int32_t>& items) {
   const InteractionLog& log = world.log;
   const Index user = log.user[at(request.first)];
   const std::int64_t now = log.time[at(request.first)];
-  double value = 0;
+  std::vector<float> value(at(log.items));
   if (world.truth) {
-    for (const Task& t : world.tasks) value += t.value * world.truth->true_probability(user, item, now, t.label);
+    for (const std::int32_t item : items)
+      for (const Task& t : world.tasks)
+        value[at(item)] += static_cast<float>(t.value * world.truth->true_probability(user, item, now, t.label));
   } else {
     for (Index row = request.first; row < log.size(); ++row) {
-      if (log.user[at(row)] != user || log.item[at(row)] != item) continue;
-      for (const Task& t : world.tasks) value += t.value * log.label(t.label)[at(row)];
+      if (log.user[at(row)] != user) continue;
+      for (const Task& t : world.tasks) value[at(log.item[at(row)])] += static_cast<float>(t.value * log.label(t.label)[at(row)]);
     }
   }
-  return static_cast<float>(value);
+  std::vector<float> gains;
+  for (const std::int32_t item : items) gains.push_back(value[at(item)]);
+  return gains;
 }
 
 /// Ranks candidates and diversifies the list; keeps all it needs from call to call.
@@ -468,8 +472,7 @@ void serve(const World& world, const FrozenRanker& model, const Config& config) 
     const double times[] = {t.model.embed, t.model.interest, t.model.mixture, t.rerank, t.total};
     for (int i = 0; i < 5; ++i) stage[i].push_back(times[i]);
 
-    std::vector<float> gains;
-    for (const std::int32_t item : batch.item) gains.push_back(worth(world, requests[r], item));
+    const std::vector<float> gains = worths(world, requests[r], batch.item);
     const bool counts = std::any_of(gains.begin(), gains.end(), [](float g) { return g > 0; });
     judged += counts;
     for (int d = 0; d < 2; ++d) {

@@ -431,6 +431,7 @@ struct ExpertBank {
     detail::check_expert_bank<T>(name, MatrixView<const T>(nullptr, 0, cols), weight, bias, norm(), layer_options(hidden.size()),
                                  true);
   }
+
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
     check_parameters(name);

@@ -369,6 +369,7 @@ struct TaskGates {
     check_shape(name, "weight", weight.view(), map.size(), cols);
     if (!bias.empty()) check_size(name, "bias", VectorView<const T>(bias), map.size());
   }
+
  private:
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
     check_parameters(name);
