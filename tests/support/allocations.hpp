@@ -22,4 +22,12 @@ class AllocationCounter {
   std::size_t start_;
 };
 
+/// Allocations that `f()` makes.
+template <class F>
+std::size_t count_allocations(F&& f) {
+  const AllocationCounter counter;
+  f();
+  return counter.count();
+}
+
 }  // namespace recops_test

@@ -203,7 +203,8 @@ TEST_CASE("Adam refuses what does not fit and changes nothing", "[train][adam]")
   CHECK(refused([](auto& g) { g.head.bias.resize(2); }) == "Adam::step: gradient of head.bias: expected size 3, got 2");
   CHECK(refused([](auto& g) { g.head.weight.resize(4, 3); }) ==
         "Adam::step: gradient of head.weight: expected shape [3, 4], got [4, 3]");  // as many numbers, transposed
-  CHECK(refused([](auto& g) { g.items.values.resize(1, 3); }) == "Adam::step: gradient of items: expected shape [9, 4], got [1, 3]");
+  CHECK(refused([](auto& g) { g.items.values.resize(1, 3); }) ==
+        "Adam::step: gradient of items: expected shape [9, 4], got [1, 3]");
   CHECK(refused([](auto& g) { g.items.rows[0] = 9; }) ==
         "Adam::step: gradient rows: expected indices from 0 to below 9, got 9 at position 0");
   CHECK(refused([](auto& g) {
@@ -213,7 +214,7 @@ TEST_CASE("Adam refuses what does not fit and changes nothing", "[train][adam]")
   CHECK(refused([](auto& g) { g.items.rows.push_back(5); }) == "Adam::step: gradient values: expected shape [2, _], got [1, 4]");
   Model<float> grown = model<float>(4, 5, random);
   CHECK(error_of([&] { adam.step(grown, make_gradient(grown)); }) ==
-        "Adam::step: head.weight: expected the shape it had when Adam was made, got another shape");
+        "Adam::step: head.weight: expected the shape it had when the optimiser was made, got another shape");
   CHECK(adam.steps() == 0);
   visit(
       [](const FieldPath&, const auto& a, const auto& b) {

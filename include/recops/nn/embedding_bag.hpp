@@ -97,28 +97,7 @@ void embedding_bag_backward(Index table_rows, IndexView ids, IndexView offsets, 
   }
 
   std::sort(uses, uses + count, [](const Use& a, const Use& b) { return a.id != b.id ? a.id < b.id : a.bag < b.bag; });
-  // Merge the new ids into the sorted rows from behind, so that rows move at most once and nothing else is needed.
-  const Index old = gradient.rows.size();
-  Index fresh = 0;
-  for (Index i = 0, r = 0; i < count; ++i) {
-    if (i > 0 && uses[i].id == uses[i - 1].id) continue;
-    while (r < old && gradient.rows[r] < uses[i].id) ++r;
-    fresh += r == old || gradient.rows[r] != uses[i].id;
-  }
-  gradient.rows.resize(old + fresh);
-  gradient.values.resize(old + fresh, cols);
-  for (Index i = count - 1, r = old - 1, to = old + fresh - 1; to > r; --to) {
-    while (i > 0 && uses[i].id == uses[i - 1].id) --i;
-    if (r >= 0 && gradient.rows[r] >= uses[i].id) {
-      i -= gradient.rows[r] == uses[i].id;
-      gradient.rows[to] = gradient.rows[r];
-      std::copy_n(gradient.values.row(r), cols, gradient.values.row(to));
-      --r;
-    } else {
-      gradient.rows[to] = uses[i--].id;
-      std::fill_n(gradient.values.row(to), cols, T(0));
-    }
-  }
+  gradient.touch_rows(count, [&](Index i) { return uses[i].id; });
   for (Index i = 0, r = 0; i < count; ++i) {
     while (gradient.rows[r] != uses[i].id) ++r;
     add(uses[i], gradient.values.row(r));
