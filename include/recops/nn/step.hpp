@@ -20,6 +20,13 @@ struct Step {
                                      0x6c61796572ull);
     return {seed, number, (std::uint64_t{b.word[0]} << 32) | b.word[1]};
   }
+  /// The rows of random numbers of this layer in this step, for the kernels (dropout, noise); set `row` to choose one.
+  RECOPS_INLINE constexpr RandomRow random_row(RandomPurpose purpose) const {
+    const PhiloxBlock b = philox4x32({{static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(number >> 32),
+                                       static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)}},
+                                     seed);
+    return {.seed = (std::uint64_t{b.word[0]} << 32) | b.word[1], .purpose = purpose};
+  }
   /// Random numbers of this layer in this step, one sequence per `row`: what a row draws does not depend on its batch.
   RECOPS_INLINE constexpr Random random(Index row = 0) const {
     const Step own = child(row);
