@@ -229,7 +229,7 @@ void train(Ranker& ranker, Index count, const Config& config, std::uint64_t seed
       recops::zero_gradient(gradient);
       ranker.forward(batch, logits, saved, step, ws);
       const double now = recops::bce_with_logits_value_and_grad<float>(
-          logits, MatrixView<const float>(batch.labels.data(), n, tasks), {}, {}, {}, dlogits);
+          logits, MatrixView<const float>(batch.labels.data(), n, tasks), {}, {}, dlogits);
       ranker.backward(batch, dlogits.view(), saved, gradient, ws);
       adam.step(ranker, gradient);
       ++step.number;

@@ -4,7 +4,7 @@
 ///
 /// Peers, where Eigen was found: `eigen` is what one writes by hand with care (per head one product, the softmax row by row with
 /// vectorised exp, one product, the sums divided out at the end; all buffers preallocated, nothing aliased), `naive` the same in
-/// one expression per step.
+/// one expression per step. Histories of more than four times L2 take turns, so that they come from memory.
 #include <recops/attention/target_attention.hpp>
 #include <recops/core/random.hpp>
 
@@ -26,16 +26,19 @@ constexpr Index width = 64;
 template <class T>
 struct Data {
   Index n, l, heads;
-  Matrix<T> q, h, out, lse, dout, dq, dh;
+  Matrix<T> q, out, lse, dout, dq, dh;
+  Rotation<T> histories;
   Workspace ws;
-  Data(Index queries, Index length, Index head_count) : n(queries), l(length), heads(head_count) {
+  Data(Index queries, Index length, Index head_count)
+      : n(queries), l(length), heads(head_count), histories(length * width, copies_for(history_bytes(length))) {
     Random random(1);
     const auto fill = [&](Matrix<T>& m, Index rows) {
       m.resize(rows, width);
       for (Index i = 0; i < rows * width; ++i) m.data()[i] = static_cast<T>(random.uniform(-1.7, 1.7));
     };
     fill(q, n);
-    fill(h, l);
+    for (Index i = 0; i < l * width; ++i) histories[0][i] = static_cast<T>(random.uniform(-1.7, 1.7));
+    histories.spread();
     fill(dout, n);
     out.resize(n, width);
     lse.resize(n, heads);
@@ -45,16 +48,18 @@ struct Data {
     scores.resize(n, l);
     gradients.resize(n, l);
   }
-  void forward() { target_attention<T>(q, h, {.heads = heads}, out, lse, ws); }
-  void backward() { target_attention_backward<T>(q, h, {.heads = heads}, out, lse, dout, dq, dh, ws); }
+  static double history_bytes(Index length) { return static_cast<double>(length) * width * sizeof(T); }
+  MatrixView<const T> history(Index copy) const { return MatrixView<const T>(histories[copy], l, width); }
+  void forward(Index copy) { target_attention<T>(q, history(copy), {.heads = heads}, out, lse, ws); }
+  void backward(Index copy) { target_attention_backward<T>(q, history(copy), {.heads = heads}, out, lse, dout, dq, dh, ws); }
 
   Matrix<T> scores, gradients;  // of the peers
   Vector<T> sums;
 #ifdef WITH_EIGEN
-  void eigen() {
+  void eigen(Index copy) {
     const Index d = width / heads;
     const T scale = T(1) / std::sqrt(static_cast<T>(d));
-    auto s = as_eigen(scores), all_q = as_eigen(q), all_h = as_eigen(h), y = as_eigen(out);
+    auto s = as_eigen(scores), all_q = as_eigen(q), all_h = as_eigen(history(copy)), y = as_eigen(out);
     for (Index a = 0; a < heads; ++a) {
       s.noalias() = all_q.middleCols(a * d, d) * all_h.middleCols(a * d, d).transpose();
       for (Index i = 0; i < n; ++i) {
@@ -67,10 +72,10 @@ struct Data {
       y.middleCols(a * d, d).array().colwise() /= as_eigen(sums).array();
     }
   }
-  void eigen_naive() {
+  void eigen_naive(Index copy) {
     const Index d = width / heads;
     const T scale = T(1) / std::sqrt(static_cast<T>(d));
-    auto all_q = as_eigen(q), all_h = as_eigen(h), y = as_eigen(out);
+    auto all_q = as_eigen(q), all_h = as_eigen(history(copy)), y = as_eigen(out);
     for (Index a = 0; a < heads; ++a) {
       const RowMajor<T> key = all_h.middleCols(a * d, d);
       RowMajor<T> s = all_q.middleCols(a * d, d) * key.transpose() * scale;
@@ -80,10 +85,10 @@ struct Data {
     }
   }
   /// Weights recomputed as ours are, then the five products.
-  void eigen_backward() {
+  void eigen_backward(Index copy) {
     const Index d = width / heads;
     const T scale = T(1) / std::sqrt(static_cast<T>(d));
-    auto p = as_eigen(scores), g = as_eigen(gradients), all_q = as_eigen(q), all_h = as_eigen(h), y = as_eigen(out),
+    auto p = as_eigen(scores), g = as_eigen(gradients), all_q = as_eigen(q), all_h = as_eigen(history(copy)), y = as_eigen(out),
          dy = as_eigen(dout);
     auto dq_all = as_eigen(dq), dh_all = as_eigen(dh);
     for (Index a = 0; a < heads; ++a) {
@@ -105,9 +110,8 @@ struct Data {
 
 template <class T>
 void add(Index heads, Index l, Index n, bool backward) {
-  const std::string name = std::string(backward ? "backward" : "forward") + (sizeof(T) == 4 ? "/f32/" : "/f64/") +
-                           std::to_string(heads) + "x" + std::to_string(width / heads) + "/L:" + std::to_string(l) +
-                           "/N:" + std::to_string(n);
+  const std::string name = std::string("attention/target_attention") + (backward ? "_backward/" : "/") + type_name<T>() +
+                           "/heads:" + std::to_string(heads) + "/L:" + std::to_string(l) + "/N:" + std::to_string(n);
   const double pairs = static_cast<double>(n) * static_cast<double>(l) * width;
   const int slices = pairs > 2e8 ? 8 : pairs > 2e7 ? 25 : 200;
   register_case<T>(
@@ -115,20 +119,25 @@ void add(Index heads, Index l, Index n, bool backward) {
       [=] {
         const auto data = std::make_shared<Data<T>>(n, l, heads);
         Case<T> c;
-        data->forward();
+        data->forward(0);
         c.flops = (backward ? 10 : 4) * pairs;
-        if (n == 1 && l >= 10000) c.bytes = static_cast<double>(l) * width * sizeof(T);
+        c.copies = data->histories.copies();
+        c.working_set = data->history_bytes(l);
+        if (n == 1 && !backward) {
+          c.bytes = data->history_bytes(l);
+          c.data = [data](Index copy) { return data->histories[copy]; };
+        }
         if (backward) {
-          c.kernel = [data] { data->backward(); };
+          c.kernel = [data](Index copy) { data->backward(copy); };
         } else {
-          c.kernel = [data] { data->forward(); };
+          c.kernel = [data](Index copy) { data->forward(copy); };
         }
 #ifdef WITH_EIGEN
         if (backward) {
-          c.peers.push_back({"eigen", [data] { data->eigen_backward(); }});
+          c.peers.push_back({"eigen", [data](Index copy) { data->eigen_backward(copy); }});
         } else {
-          c.peers.push_back({"eigen", [data] { data->eigen(); }});
-          c.peers.push_back({"naive", [data] { data->eigen_naive(); }});
+          c.peers.push_back({"eigen", [data](Index copy) { data->eigen(copy); }});
+          c.peers.push_back({"naive", [data](Index copy) { data->eigen_naive(copy); }});
         }
 #endif
         return c;

@@ -2,13 +2,16 @@
 ///
 ///     taskset -c 1 build/bench/bench/recops_bench_diversity_mmr
 ///
-/// Cases: `uniform` has relevance from [0, 1) and lambda 0.5; `normal` relevance from a normal distribution, rows normalised while
-/// packing; `flat` equal relevances, so that nothing can be skipped (the worst case of lazy evaluation); `window` the last 9 picks.
-/// Several requests take turns, so that no branch is learnt by heart. of_bandwidth: share of the speed of reading the features once.
-/// Peers: `eigen`, where it was found, is one matrix-vector product per pick with preallocated vectors; `eager` is ours without bounds.
+/// Cases: `uniform` has relevance from [0, 1) and lambda 0.5; `normal` relevance from a normal distribution, rows normalised
+/// while packing; `flat` equal relevances, so that nothing can be skipped (the worst case of lazy evaluation); `window` the last
+/// 9 picks. Requests take turns, so that no branch is learnt by heart; so many that the features come from memory when one has
+/// more than four times L2. of_bandwidth: share of the speed of reading the features once. Peers: `eigen`, where it was found, is
+/// one matrix-vector product per pick with preallocated vectors; `eager` is ours without bounds.
 #include <recops/core/random.hpp>
 #include <recops/diversity/mmr.hpp>
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 
 #include "support/paired.hpp"
@@ -26,26 +29,30 @@ constexpr Index cols = 64;
 
 template <class T>
 struct Data {
-  struct Request {
-    Vector<T> relevance;
-    Matrix<T> features;
-  };
-  std::vector<Request> requests;
+  Rotation<T> features, relevance;
+  Index items;
   MmrOptions options;
   Vector<std::int32_t> picks;
   Vector<T> scores;
   Workspace ws;
-  std::size_t turn = 0;
 
-  Data(const std::string& kind, Index n, Index k) : picks(k), scores(k) {
+  Data(const std::string& kind, Index n, Index k) : items(n), picks(k), scores(k) {
     Random random(1);
-    requests.resize(n > 2000 ? 3 : 8);
-    for (Request& q : requests) {
-      q.relevance.resize(n);
-      q.features.resize(n, cols);
-      for (T& r : q.relevance) r = static_cast<T>(kind == "normal" ? random.normal() : kind == "flat" ? 0.5 : random.uniform());
-      for (Index i = 0; i < n * cols; ++i) q.features.data()[i] = static_cast<T>(random.normal());
-      normalize_rows<T>(q.features, q.features);
+    const Index different = n > 2000 ? 3 : 8, copies = std::max(copies_for(feature_bytes(n)), different);
+    features = Rotation<T>(n * cols, copies);
+    relevance = Rotation<T>(n, copies);
+    for (Index c = 0; c < copies; ++c) {
+      T *const x = features[c], *const r = relevance[c];
+      if (c >= different) {
+        std::copy_n(features[c % different], n * cols, x);
+        std::copy_n(relevance[c % different], n, r);
+        continue;
+      }
+      for (Index i = 0; i < n; ++i)
+        r[i] = static_cast<T>(kind == "normal" ? random.normal() : kind == "flat" ? 0.5 : random.uniform());
+      for (Index i = 0; i < n * cols; ++i) x[i] = static_cast<T>(random.normal());
+      const MatrixView<T> rows(x, n, cols);
+      normalize_rows<T>(rows, rows);
     }
     options.normalize = kind == "normal";
     options.window = kind == "window" ? 10 : 0;
@@ -55,19 +62,19 @@ struct Data {
     base.resize(n);
 #endif
   }
-  const Request& next() { return requests[turn = (turn + 1) % requests.size()]; }
-  void run(MmrEvaluation evaluation) {
-    const Request& q = next();
+  static double feature_bytes(Index n) { return static_cast<double>(n * cols) * sizeof(T); }
+  MatrixView<const T> features_of(Index copy) const { return MatrixView<const T>(features[copy], items, cols); }
+  VectorView<const T> relevance_of(Index copy) const { return VectorView<const T>(relevance[copy], items); }
+  void run(MmrEvaluation evaluation, Index copy) {
     options.evaluation = evaluation;
-    mmr<T>(VectorView<const T>(q.relevance), MatrixView<const T>(q.features), options, picks, scores, ws);
+    mmr<T>(relevance_of(copy), features_of(copy), options, picks, scores, ws);
   }
 
 #ifdef WITH_EIGEN
   Eigen::Matrix<T, Eigen::Dynamic, 1> similarity, penalty, base;
-  void eigen() {
-    const Request& q = next();
-    const auto x = as_eigen(q.features);
-    const auto r = as_eigen(q.relevance);
+  void eigen(Index copy) {
+    const auto x = as_eigen(features_of(copy));
+    const auto r = as_eigen(relevance_of(copy));
     const T lambda = static_cast<T>(options.lambda);
     Eigen::Index best;
     r.maxCoeff(&best);
@@ -91,19 +98,21 @@ struct Data {
 
 template <class T>
 void add(const std::string& kind, Index n, Index k) {
-  const std::string name =
-      "mmr/" + kind + (sizeof(T) == 4 ? "/f32/N:" : "/f64/N:") + std::to_string(n) + "/k:" + std::to_string(k);
+  const std::string name = std::string("diversity/mmr/") + type_name<T>() + "/relevance:" + kind + "/N:" + std::to_string(n) +
+                           "/k:" + std::to_string(k);
   register_case<T>(
       name,
       [=] {
         const auto data = std::make_shared<Data<T>>(kind, n, k);
         Case<T> c;
-        c.kernel = [data] { data->run(MmrEvaluation::lazy); };
-        c.bytes = static_cast<double>(n * cols) * sizeof(T);
+        c.kernel = [data](Index copy) { data->run(MmrEvaluation::lazy, copy); };
+        c.copies = data->features.copies();
+        c.bytes = data->feature_bytes(n);
+        c.data = [data](Index copy) { return data->features[copy]; };
         if (kind != "window") {
-          c.peers.push_back({"eager", [data] { data->run(MmrEvaluation::eager); }});
+          c.peers.push_back({"eager", [data](Index copy) { data->run(MmrEvaluation::eager, copy); }});
 #ifdef WITH_EIGEN
-          c.peers.push_back({"eigen", [data] { data->eigen(); }});
+          c.peers.push_back({"eigen", [data](Index copy) { data->eigen(copy); }});
 #endif
         }
         return c;

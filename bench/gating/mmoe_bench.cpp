@@ -6,10 +6,12 @@
 /// `serve` is the frozen layer, `train` a training forward and the whole backward. Peers, where Eigen was found, are what one
 /// writes by hand with care: `eigen` one wide product for all experts, `eigen_each` one product per expert; bias and relu in one
 /// pass, softmax row by row, the mix as a small product per row; all buffers preallocated, weights laid out column-major
-/// beforehand, nothing aliased.
+/// beforehand, nothing aliased. Weights of more than four times L2 take turns, so that they come from memory.
 #include <recops/gating/mmoe.hpp>
 
+#include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "support/paired.hpp"
 #if defined(RECOPS_BENCH_EIGEN) || __has_include(<Eigen/Core>)
@@ -31,8 +33,9 @@ template <class T>
 struct Data {
   Shape s;
   Index batch;
-  Mmoe<T> layer, gradient;
-  FrozenMmoe<T> served;
+  Mmoe<T> layer;
+  std::vector<Mmoe<T>> layers, gradients;  // what takes turns, training
+  std::vector<FrozenMmoe<T>> served;       // or serving
   Matrix<T> x, y, dy, dx;
   typename Mmoe<T>::Saved saved;
   Workspace ws;
@@ -41,8 +44,14 @@ struct Data {
     Random random(1);
     return Mmoe<T>({.inputs = s.d, .experts = s.e, .outputs = s.h, .tasks = s.t}, random);
   }
-  Data(const Shape& shape, Index rows)
-      : s(shape), batch(rows), layer(make(shape)), gradient(make_gradient(layer)), served(freeze(layer)) {
+  Data(const Shape& shape, Index rows, bool training) : s(shape), batch(rows), layer(make(shape)) {
+    const std::size_t copies = static_cast<std::size_t>(copies_for(working_set(training)));
+    if (training) {
+      layers.assign(copies, layer);
+      gradients.assign(copies, make_gradient(layer));
+    } else {
+      served.assign(copies, freeze(layer));
+    }
     Random random(2);
     const auto fill = [&](Matrix<T>& m, Index cols) {
       m.resize(rows, cols);
@@ -53,15 +62,17 @@ struct Data {
     y.resize(rows, s.t * s.h);
     dx = Matrix<T>(rows, s.d, T(0));
 #ifdef WITH_EIGEN
-    weight = as_eigen(layer.experts.weight).transpose();
-    gate_weight = as_eigen(layer.gates.weight).transpose();
+    weights.assign(copies, as_eigen(layer.experts.weight).transpose());
+    gate_weights.assign(copies, as_eigen(layer.gates.weight).transpose());
     z.resize(rows, s.e * s.h);
     a.resize(rows, s.e * s.h);
     da.resize(rows, s.e * s.h);
     g.resize(rows, s.e * s.t);
     dg.resize(rows, s.e * s.t);
-    dweight = RowMajor<T>::Zero(s.e * s.h, s.d);
-    dgate_weight = RowMajor<T>::Zero(s.e * s.t, s.d);
+    if (training) {
+      dweights.assign(copies, RowMajor<T>::Zero(s.e * s.h, s.d));
+      dgate_weights.assign(copies, RowMajor<T>::Zero(s.e * s.t, s.d));
+    }
     dbias = Eigen::Matrix<T, 1, Eigen::Dynamic>::Zero(s.e * s.h);
 #endif
   }
@@ -69,21 +80,25 @@ struct Data {
     return 2.0 * static_cast<double>(batch) * static_cast<double>(s.d * (s.e * s.h + s.t * s.e) + s.t * s.e * s.h);
   }
   double weight_bytes() const { return static_cast<double>(s.d * (s.e * s.h + s.t * s.e)) * sizeof(T); }
+  double working_set(bool training) const { return weight_bytes() * (training ? 2 : 1); }
+  Index copies() const { return static_cast<Index>(std::max(layers.size(), served.size())); }
 
-  void serve() { served.forward(x, y, ws); }
-  void train() {
-    layer.forward(x, y, saved, Step{}, ws);
-    layer.backward(x, dy, saved, dx, gradient, ws);
+  void serve(Index copy) { served[static_cast<std::size_t>(copy)].forward(x, y, ws); }
+  void train(Index copy) {
+    const std::size_t c = static_cast<std::size_t>(copy);
+    layers[c].forward(x, y, saved, Step{}, ws);
+    layers[c].backward(x, dy, saved, dx, gradients[c], ws);
   }
 
 #ifdef WITH_EIGEN
-  Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic> weight, gate_weight;  // [D, E H], [D, T E]
-  RowMajor<T> z, a, da, g, dg, dweight, dgate_weight;
+  std::vector<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>> weights, gate_weights;  // [D, E H], [D, T E]
+  std::vector<RowMajor<T>> dweights, dgate_weights;
+  RowMajor<T> z, a, da, g, dg;
   Eigen::Matrix<T, 1, Eigen::Dynamic> dbias;
   using Small = Eigen::Map<RowMajor<T>>;
 
-  void gates_and_mix(RowMajor<T>& experts) {
-    g.noalias() = as_eigen(x) * gate_weight;
+  void gates_and_mix(RowMajor<T>& experts, std::size_t copy) {
+    g.noalias() = as_eigen(x) * gate_weights[copy];
     auto out = as_eigen(y);
     for (Index r = 0; r < batch; ++r) {
       for (Index t = 0; t < s.t; ++t) {
@@ -96,21 +111,24 @@ struct Data {
     }
     benchmark::DoNotOptimize(out.data());
   }
-  void eigen() {
-    a.noalias() = as_eigen(x) * weight;
+  void eigen(Index copy) {
+    const std::size_t c = static_cast<std::size_t>(copy);
+    a.noalias() = as_eigen(x) * weights[c];
     a = (a.rowwise() + as_eigen(layer.experts.bias).transpose()).cwiseMax(T(0));
-    gates_and_mix(a);
+    gates_and_mix(a, c);
   }
-  void eigen_each() {
+  void eigen_each(Index copy) {
+    const std::size_t c = static_cast<std::size_t>(copy);
     for (Index e = 0; e < s.e; ++e) {
       auto own = a.middleCols(e * s.h, s.h);
-      own.noalias() = as_eigen(x) * weight.middleCols(e * s.h, s.h);
+      own.noalias() = as_eigen(x) * weights[c].middleCols(e * s.h, s.h);
       own = (own.rowwise() + as_eigen(layer.experts.bias).transpose().segment(e * s.h, s.h)).cwiseMax(T(0));
     }
-    gates_and_mix(a);
+    gates_and_mix(a, c);
   }
-  void eigen_train() {
-    eigen();
+  void eigen_train(Index copy) {
+    const std::size_t c = static_cast<std::size_t>(copy);
+    eigen(copy);
     for (Index r = 0; r < batch; ++r) {
       const Small up(dy.row(r), s.t, s.h), own(a.data() + r * s.e * s.h, s.e, s.h), gates(g.data() + r * s.e * s.t, s.t, s.e);
       Small dgates(dg.data() + r * s.e * s.t, s.t, s.e);
@@ -123,10 +141,10 @@ struct Data {
     }
     da = (a.array() > T(0)).select(da, T(0));
     auto down = as_eigen(dx);
-    down.noalias() += da * weight.transpose();
-    down.noalias() += dg * gate_weight.transpose();
-    dweight.noalias() += da.transpose() * as_eigen(x);
-    dgate_weight.noalias() += dg.transpose() * as_eigen(x);
+    down.noalias() += da * weights[c].transpose();
+    down.noalias() += dg * gate_weights[c].transpose();
+    dweights[c].noalias() += da.transpose() * as_eigen(x);
+    dgate_weights[c].noalias() += dg.transpose() * as_eigen(x);
     dbias += da.colwise().sum();
   }
 #endif
@@ -134,28 +152,29 @@ struct Data {
 
 template <class T>
 void add(const Shape& shape, Index batch, bool train) {
-  const std::string name =
-      std::string(train ? "train/" : "serve/") + (sizeof(T) == 4 ? "f32/" : "f64/") + shape.name + "/B:" + std::to_string(batch);
+  const std::string name = std::string("gating/mmoe") + (train ? "_train/" : "/") + type_name<T>() + "/shape:" + shape.name +
+                           "/batch:" + std::to_string(batch);
   const double work = static_cast<double>(batch) * static_cast<double>(shape.d * shape.e * shape.h) * (train ? 3 : 1);
   register_case<T>(
       name,
       [=] {
-        const auto data = std::make_shared<Data<T>>(shape, batch);
+        const auto data = std::make_shared<Data<T>>(shape, batch, train);
         Case<T> c;
         c.flops = data->flops() * (train ? 3 : 1);
+        c.copies = data->copies();
+        c.working_set = data->working_set(train);
         if (batch == 1 && !train) c.bytes = data->weight_bytes();
         if (train) {
-          c.kernel = [data] { data->train(); };
+          c.kernel = [data](Index copy) { data->train(copy); };
         } else {
-          c.kernel = [data] { data->serve(); };
+          c.kernel = [data](Index copy) { data->serve(copy); };
         }
 #ifdef WITH_EIGEN
         if (train) {
-          c.peers.push_back({"eigen", [data] { data->eigen_train(); }});
+          c.peers.push_back({"eigen", [data](Index copy) { data->eigen_train(copy); }});
         } else {
-          c.peers.push_back({"eigen", [data] { data->eigen(); }});
-          // With one row both read the same weights: the second would find in the cache what the first has left there.
-          if (batch > 1) c.peers.push_back({"eigen_each", [data] { data->eigen_each(); }});
+          c.peers.push_back({"eigen", [data](Index copy) { data->eigen(copy); }});
+          c.peers.push_back({"eigen_each", [data](Index copy) { data->eigen_each(copy); }});
         }
 #endif
         return c;

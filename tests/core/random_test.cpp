@@ -124,3 +124,10 @@ TEST_CASE("chance", "[core][random]") {
   CHECK(std::abs(static_cast<double>(hits) / 40000 - 0.3) < 5 * std::sqrt(0.3 * 0.7 / 40000));
   CHECK((!r.chance(0) && r.chance(1)));
 }
+
+TEST_CASE("every field of a row has its own place in the counter", "[core][random]") {
+  const RandomRow at{
+      .seed = 1, .row = 0xaaaa'bbbb'cccc'ddddu, .step = 0x12345678u, .purpose = RandomPurpose::dropout, .sample = 0xabcu};
+  CHECK(equal(random_counter(at, 77), {{77, 0xccccddddu, 0x12345678u, 0xabc3bbbbu}}));
+  CHECK(equal(random_counter({}, 0), {{0, 0, 0, 0}}));
+}

@@ -282,3 +282,73 @@ TEST_CASE("embedding bags allocate nothing once warm", "[nn][embedding_bag]") {
   const std::size_t allocations = counter.count();
   CHECK(allocations == 0);
 }
+
+TEMPLATE_TEST_CASE("weights multiply rows; their gradient and the table's are those of differences", "[nn][embedding_bag]", float,
+                   double) {
+  using T = TestType;
+  Random random = random_stream(491);
+  Workspace ws;
+  const Index rows = 9, cols = 5;
+  Matrix<T> table = random_matrix<T>(rows, cols, random);
+  const std::vector<std::int64_t> ids{3, 3, 0, 8, 2, 3, 1}, offsets{0, 2, 2, 6, 7};
+  Vector<T> weights = random_vector<T>(7, random);
+  const EmbeddingBagOptions options{.padding_index = 2};
+  Padded<T> out(4, cols);
+  embedding_bag<T, T>(table, ids, offsets, weights, options, out);
+  const Matrix<T> dout = random_matrix<T>(4, cols, random);
+  Vector<T> dweights(7, T(1));
+  embedding_bag_weights_backward<T>(table, ids, offsets, options, dout, dweights);
+  Table<T> sparse, dense;
+  sparse.clear_rows(cols);
+  dense.values = Matrix<T>(rows, cols, T(0));
+  embedding_bag_backward<T>(rows, ids, offsets, weights, options, dout, sparse, ws);
+  embedding_bag_backward<T>(rows, ids, offsets, weights, options, dout, dense, ws);
+  Matrix<double> expected(4, cols, 0.0), dtable(rows, cols, 0.0);
+  for (Index b = 0; b < 4; ++b)
+    for (auto i = static_cast<std::size_t>(offsets[static_cast<std::size_t>(b)]);
+         i < static_cast<std::size_t>(offsets[static_cast<std::size_t>(b) + 1]); ++i) {
+      double dw = 0;
+      const auto w = static_cast<double>(weights[static_cast<Index>(i)]);
+      for (Index j = 0; j < cols && ids[i] != 2; ++j) {
+        expected(b, j) += w * static_cast<double>(table(ids[i], j));
+        dtable(ids[i], j) += w * static_cast<double>(dout(b, j));
+        dw += static_cast<double>(dout(b, j)) * static_cast<double>(table(ids[i], j));
+      }
+      CHECK(std::abs(static_cast<double>(dweights[static_cast<Index>(i)]) - 1 - dw) < 1e-5);
+    }
+  CHECK(max_difference(out.view(), expected.view()) < 1e-5);
+  CHECK(max_difference(dense.values.view(), dtable.view()) < 1e-5);
+  for (Index r = 0; r < sparse.rows.size(); ++r)
+    CHECK(max_difference(sparse.values.view().middle_rows(r, 1), dense.values.view().middle_rows(sparse.rows[r], 1)) == 0);
+  CHECK(out.intact());
+  CHECK(error_of([&] { embedding_bag<T, T>(table, ids, offsets, weights, {.pooling = Pooling::mean}, out); }) ==
+        "embedding_bag: pooling: expected a sum where there are weights, got 1");
+}
+
+TEST_CASE("frozen tables of fewer bits are within the stated bound", "[nn][embedding_bag]") {
+  Random random = random_stream(492);
+  EmbeddingBag<float> layer(50, 33, 0.5, random, {.pooling = Pooling::mean, .padding_index = 4});
+  std::vector<std::int32_t> ids, offsets{0};
+  for (Index b = 0; b < 20; ++b) {
+    for (Index i = random.below(9); i > 0; --i) ids.push_back(static_cast<std::int32_t>(random.below(50)));
+    offsets.push_back(static_cast<std::int32_t>(ids.size()));
+  }
+  Matrix<float> y(20, 33), same(20, 33), half(20, 33), eighth(20, 33);
+  layer.forward(ids, offsets, y);
+  freeze(layer).forward(ids, offsets, same);
+  const auto bf16 = freeze(layer, Weights<BFloat16>());
+  const auto int8 = freeze(layer, Weights<std::int8_t>());
+  bf16.forward(ids, offsets, half);
+  int8.forward(ids, offsets, eighth);
+  CHECK(max_difference(y.view(), same.view()) == 0);
+  double most = 0;
+  for (const float w : leaf_values(layer.weight)) most = std::max(most, static_cast<double>(std::abs(w)));
+  CHECK(max_difference(y.view(), half.view()) < most / 256 * 1.01);
+  CHECK(max_difference(y.view(), eighth.view()) < most / 254 * 1.01);
+  CHECK(max_difference(y.view(), half.view()) > 0);
+  CHECK(max_difference(y.view(), eighth.view()) > 0);
+  CHECK(count_allocations([&] { int8.forward(ids, offsets, eighth); }) == 0);
+  const std::vector<std::int32_t> beyond{50};
+  CHECK(error_of([&] { int8.forward(beyond, {}, eighth); }) ==
+        "embedding_bag: ids: expected ids from 0 to below 50, got 50 at position 0");
+}

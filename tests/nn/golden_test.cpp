@@ -130,8 +130,10 @@ TEMPLATE_TEST_CASE("bce_with_logits is torch's, weights, tasks and far logits in
     Matrix<T> d(40, 3, T(0));
     Vector<T> losses(3);
     const double total =
-        bce_with_logits_value_and_grad<T>(logits, labels, weighted ? weights.view() : MatrixView<const T>(),
-                                          weighted ? VectorView<const T>(task_weights) : VectorView<const T>(), losses, d);
+        bce_with_logits_value_and_grad<T>(logits, labels,
+                                          {.weights = weighted ? weights.view() : MatrixView<const T>(),
+                                           .task_weights = weighted ? VectorView<const T>(task_weights) : VectorView<const T>()},
+                                          losses, d);
     CAPTURE(weighted);
     CHECK(total == Approx(golden.scalar(name + "total")).epsilon(std::is_same_v<T, float> ? 1e-6 : 1e-13));
     for (Index t = 0; t < 3; ++t)

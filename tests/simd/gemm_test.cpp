@@ -154,8 +154,9 @@ TEMPLATE_TEST_CASE("gemm accumulates, adds a bias, activates", "[simd][gemm]", f
   });
 }
 
-TEST_CASE("gemm_packed: a row's bits depend neither on the number of rows nor on its place", "[simd][gemm]") {
-  using T = float;
+TEMPLATE_TEST_CASE("gemm_packed: a row's bits depend neither on the number of rows nor on its place", "[simd][gemm]", float,
+                   double) {
+  using T = TestType;
   Random random = random_stream(23);
   Workspace ws;
   for_each_architecture([&](auto arch) {
@@ -163,17 +164,24 @@ TEST_CASE("gemm_packed: a row's bits depend neither on the number of rows nor on
     constexpr Index P = simd::panel_cols<T, A>;
     const Index rows = 200;
     for (const Index k : {7, 520}) {
-      for (const Index n : {P + 5, 8 * P}) {
+      for (const Index n : {P + 5, 6 * P + 1, 8 * P}) {
         const Matrix<T> a = random_matrix<T>(rows, k, random), b = random_matrix<T>(k, n, random);
         const Vector<T> bias = random_vector<T>(n, random), panels = packed<T, A>(simd::plain(b.view()));
         const simd::Epilogue<T> e{bias.data(), Activation::silu, false};
         Matrix<T> all(rows, n), some(rows, n);
         simd::gemm_packed<T, A>(simd::plain(a.view()), panels.data(), n, e, all, ws);
-        for (Index m = 1; m <= 40; ++m) {
+        for (Index m = 1; m <= 40; m += m < 14 ? 1 : 5) {
           for (const Index first : {m % 13, Index{197} - m}) {
             const MatrixView<T> c = some.view().middle_rows(0, m);
             simd::gemm_packed<T, A>(simd::plain(a.view().middle_rows(first, m)), panels.data(), n, e, c, ws);
             CAPTURE(k, n, m, first);
+            REQUIRE(same_bits(c, all.view().middle_rows(first, m)));
+            // Neither on whether its elements are apart in memory, nor, for up to 12 rows, on whether B was packed.
+            const Laid<T> apart(a.view().middle_rows(first, m), 3);
+            simd::gemm_packed<T, A>(apart.operand, panels.data(), n, e, c, ws);
+            REQUIRE(same_bits(c, all.view().middle_rows(first, m)));
+            if (m > 12) continue;
+            simd::gemm<T, A>(simd::plain(a.view().middle_rows(first, m)), simd::plain(b.view()), e, c, ws);
             REQUIRE(same_bits(c, all.view().middle_rows(first, m)));
           }
         }
@@ -182,24 +190,51 @@ TEST_CASE("gemm_packed: a row's bits depend neither on the number of rows nor on
   });
 }
 
+TEST_CASE("a row's bits are the same where the weights are too large for a cache", "[simd][gemm]") {
+  using T = float;
+  Random random = random_stream(27);
+  Workspace ws;
+  const Index k = 1030, n = 1100;
+  REQUIRE(k * n * Index{sizeof(T)} > simd::detail::streamed_bytes);
+  const Matrix<T> a = random_matrix<T>(14, k, random), b = random_matrix<T>(k, n, random);
+  const Vector<T> panels = packed<T, simd::DefaultArch>(simd::plain(b.view()));
+  Matrix<T> all(14, n), some(14, n), small(14, 40);
+  simd::gemm_packed<T>(simd::plain(a.view()), panels.data(), n, {}, all, ws);
+  for (const Index m : {1, 2, 3, 5, 8}) {
+    const MatrixView<T> c = some.view().middle_rows(0, m);
+    simd::gemm_packed<T>(simd::plain(a.view().middle_rows(4, m)), panels.data(), n, {}, c, ws);
+    CAPTURE(m);
+    REQUIRE(same_bits(c, all.view().middle_rows(4, m)));
+  }
+  // A few of its columns alone, which are small enough: the same again.
+  const Vector<T> few = packed<T, simd::DefaultArch>(simd::plain(b.view().middle_cols(0, 40)));
+  simd::gemm_packed<T>(simd::plain(a.view()), few.data(), 40, {}, small, ws);
+  CHECK(same_bits(small.view(), all.view().middle_cols(0, 40)));
+}
+
 TEMPLATE_TEST_CASE("gemm has the same bits on one to four threads", "[simd][gemm]", float, double) {
   using T = TestType;
   Random random = random_stream(24);
-  const Index shapes[][3] = {{1, 70, 1000}, {12, 9, 700}, {30, 600, 333}, {500, 20, 40}, {400, 33, 700}};
+  const Index shapes[][3] = {{1, 70, 1000}, {12, 9, 700}, {30, 600, 333}, {500, 20, 40}, {400, 33, 700}, {200, 40, 3}};
   for (const auto& [m, k, n] : shapes) {
     const Matrix<T> a = random_matrix<T>(m, k, random), b = random_matrix<T>(k, n, random),
                     start = random_matrix<T>(m, n, random);
     const simd::Epilogue<T> e{nullptr, Activation::sigmoid, true};
     Matrix<T> serial = start;
     Workspace ws;
+    const Matrix<T> weight = random_matrix<T>(n, k, random);
+    Matrix<T> dots = start;
     simd::gemm<T>(simd::plain(a.view()), simd::plain(b.view()), e, serial, ws);
+    simd::gemm<T>(simd::plain(a.view()), simd::transposed(weight.view()), e, dots, ws);
     for (int workers = 1; workers <= 4; ++workers) {
       Threads threads{workers};
       Workspace parallel(make_executor(threads, workers));
-      Matrix<T> c = start;
+      Matrix<T> c = start, d = start;
       simd::gemm<T>(simd::plain(a.view()), simd::plain(b.view()), e, c, parallel);
+      simd::gemm<T>(simd::plain(a.view()), simd::transposed(weight.view()), e, d, parallel);
       CAPTURE(m, n, k, workers);
       CHECK(same_bits(c.view(), serial.view()));
+      CHECK(same_bits(d.view(), dots.view()));
     }
   }
 }

@@ -23,6 +23,8 @@ std::vector<T> apply(const std::vector<T>& x, F&& f) {
 
 constexpr auto exp_of = [](auto v) { return simd::exp(v); };
 constexpr auto sigmoid_of = [](auto v) { return simd::sigmoid(v); };
+constexpr auto tanh_of = [](auto v) { return simd::tanh(v); };
+constexpr auto exp2_of = [](auto v) { return simd::exp2(v); };
 
 // Every kind of float, and doubles dense where exp is neither 0 nor infinity; tiny numbers and both ends besides.
 template <class T>
@@ -113,26 +115,41 @@ TEMPLATE_TEST_CASE("exp never falls by more than its error", "[simd][math]", flo
   });
 }
 
-TEMPLATE_TEST_CASE("sigmoid is within 4 ulp where e^-x is finite, and 0 below", "[simd][math]", float, double) {
+TEMPLATE_TEST_CASE("sigmoid is within 6 ulp, tanh 7, through the denormals, and never beyond 1", "[simd][math]", float,
+                   double) {
   using T = TestType;
-  const T low = std::is_same_v<T, float> ? T(-88.7) : T(-709.7);
+  const T low = std::is_same_v<T, float> ? T(-104.5) : T(-746);
   std::vector<T> x;
-  for (T v = low; v < -low; v += -low / T(200001)) x.push_back(v);
-  for (T v = std::numeric_limits<T>::denorm_min(); v < 1; v *= T(3)) x.insert(x.end(), {v, -v});
+  for (T v = low; v < -low; v += -low / T(100003)) x.push_back(v);
+  for (T v = std::numeric_limits<T>::min(); v < 30; v *= T(1.07)) x.insert(x.end(), {v, -v});
   for_each_architecture([&](auto arch) {
-    const std::vector<T> y = apply<T, decltype(arch)>(x, sigmoid_of);
-    double worst = 0;
-    T at = 0;
+    const std::vector<T> y = apply<T, decltype(arch)>(x, sigmoid_of), t = apply<T, decltype(arch)>(x, tanh_of);
+    double worst[2] = {0, 0};
     bool inside = true;
     for (std::size_t i = 0; i < x.size(); ++i) {
-      const double error = ulps(y[i], 1 / (1 + std::exp(-static_cast<long double>(x[i]))));
-      if (!(error <= worst)) worst = error, at = x[i];
-      inside = inside && y[i] > 0 && y[i] <= 1;
+      const long double v = x[i], e = std::exp(-std::abs(v));
+      worst[0] = std::max(worst[0], ulps(y[i], (v < 0 ? e : 1.0L) / (1 + e)));
+      worst[1] = std::max(worst[1], ulps(t[i], std::tanh(v)));
+      inside = inside && y[i] >= 0 && y[i] <= 1 && std::abs(t[i]) <= 1;
     }
-    CAPTURE(at);
-    CHECK(worst <= 4.0);
+    CHECK(worst[0] <= 6);
+    CHECK(worst[1] <= 7);
     CHECK(inside);
-    const std::vector<T> below(40, low - T(1));
-    for (const T v : apply<T, decltype(arch)>(below, sigmoid_of)) REQUIRE(v == 0);
+  });
+}
+
+TEMPLATE_TEST_CASE("exp2 has a small relative error, and takes minus infinity", "[simd][math]", float, double) {
+  using T = TestType;
+  std::vector<T> x;
+  for (T v = T(-126); v < T(31); v += T(0.0013)) x.push_back(v);
+  const T infinity_ = infinity<T>, nan = std::numeric_limits<T>::quiet_NaN();
+  for_each_architecture([&](auto arch) {
+    const std::vector<T> y = apply<T, decltype(arch)>(x, exp2_of);
+    long double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i)
+      worst = std::max(worst, std::abs(y[i] / std::exp2(static_cast<long double>(x[i])) - 1));
+    CHECK(worst <= (std::is_same_v<T, float> ? 2.2e-7L : 5e-16L));
+    const std::vector<T> ends = apply<T, decltype(arch)>(std::vector<T>{-infinity_, nan, 0, T(-5000), T(-1e30)}, exp2_of);
+    CHECK((ends[0] == 0 && std::isnan(ends[1]) && ends[2] == 1 && ends[3] == 0 && ends[4] == 0));
   });
 }

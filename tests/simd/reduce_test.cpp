@@ -163,3 +163,45 @@ TEST_CASE("the same length gives the same bits, whatever the address", "[simd][r
     }
   });
 }
+
+TEMPLATE_TEST_CASE("sum of squares is the dot of a row with itself", "[simd][reduce]", float, double) {
+  using T = TestType;
+  Random random = random_stream(8);
+  for (const Index n : sizes()) {
+    Run<T> a(n, random);
+    for_each_architecture([&](auto arch) {
+      using A = decltype(arch);
+      REQUIRE(simd::sum_squares<T, A>(a.data(), n) == simd::dot<T, A>(a.data(), a.data(), n));
+    });
+  }
+}
+
+TEMPLATE_TEST_CASE("argmax is the lowest index of the largest, whatever NaN is among them", "[simd][reduce]", float, double) {
+  using T = TestType;
+  constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  Random random = random_stream(9);
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    CHECK(simd::argmax<T, A>(nullptr, 0) == -1);
+    for (const Index n : {1, 2, 5, 16, 17, 33, 100, 1000, 4099}) {
+      for (const int kind : {0, 1, 2, 3, 4, 5}) {  // numbers, ties, NaN among them, all NaN, all -infinity, NaN before -infinity
+        Run<T> a(n, random);
+        for (Index i = 0; i < n; ++i) {
+          T& v = a.data()[i];
+          if (kind == 1) v = std::floor(v);
+          if (kind == 2 && i % 3 == 0) v = nan;
+          if (kind == 3) v = nan;
+          if (kind == 4) v = -infinity;
+          if (kind == 5) v = i < n / 2 ? nan : -infinity;
+        }
+        Index expected = 0;
+        for (Index i = 0; i < n; ++i) {
+          const T best = a[expected];
+          if (a[i] > best || (std::isnan(best) && !std::isnan(a[i]))) expected = i;
+        }
+        CAPTURE(n, kind);
+        REQUIRE(simd::argmax<T, A>(a.data(), n) == expected);
+      }
+    }
+  });
+}

@@ -166,3 +166,89 @@ TEST_CASE("softmax backward agrees with central differences and adds", "[simd][s
     });
   }
 }
+
+TEMPLATE_TEST_CASE("masked softmax equals softmax of what is kept and reads nothing else", "[simd][softmax]", float, double) {
+  using T = TestType;
+  Random random = random_stream(14);
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index n : {0, 1, 3, 15, 16, 17, 40, 64, 65, 130, 1000}) {
+      for (const int kind : {0, 1, 2}) {  // some, none, all
+        const auto size = static_cast<std::size_t>(n);
+        std::vector<T> x(size), p(size, T(7)), q(size, T(7)), kept;
+        std::vector<std::uint8_t> bytes(size);
+        std::vector<std::uint64_t> bits(size / 64 + 1);
+        for (std::size_t i = 0; i < size; ++i) {
+          const bool keep = kind == 2 || (kind == 0 && random.uniform() < 0.6);
+          bytes[i] = keep ? static_cast<std::uint8_t>(1 + i % 200) : std::uint8_t{0};
+          if (keep) bits[i / 64] |= std::uint64_t{1} << (i % 64);
+          x[i] = keep ? static_cast<T>(3 * random.normal()) : not_a_number<T>;
+          if (keep) kept.push_back(x[i]);
+        }
+        const T a = simd::softmax_masked<T, A>(x.data(), bytes.data(), p.data(), n);
+        const T b = simd::softmax_masked<T, A>(x.data(), bits.data(), q.data(), n);
+        const T c = simd::softmax<T, A>(kept.data(), static_cast<Index>(kept.size()));
+        CAPTURE(n, kind);
+        REQUIRE((a == b && p == q));
+        REQUIRE((kept.empty() ? a == -infinity<T> : a == Approx(c)));
+        bool right = true;
+        for (std::size_t i = 0, k = 0; i < size; ++i)
+          right = right && (bytes[i] != 0 ? p[i] == Approx(kept[k++]).epsilon(1e-5) : p[i] == 0);
+        REQUIRE(right);
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("log-sum-exp and states of blocks agree with the whole row", "[simd][softmax]", float, double) {
+  using T = TestType;
+  Random random = random_stream(15);
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index n : {1, 7, 16, 100, 1000}) {
+      Vector<T> x = random_vector<T>(n, random);
+      for (T& v : x) v *= T(5);
+      if (n > 10) x[3] = -infinity<T>;
+      Vector<T> p = x, w = x;
+      const T whole = simd::softmax<T, A>(p.data(), n);
+      REQUIRE(simd::log_sum_exp<T, A>(x.data(), n) == Approx(whole));
+      simd::SoftmaxState<T> all, first, second;
+      const Index cut = n / 3, at[4] = {0, cut, 2 * cut, n};
+      for (int b = 0; b < 3; ++b) {
+        const T factor = simd::softmax_update<T, A>(all, x.data() + at[b], w.data() + at[b], at[b + 1] - at[b]);
+        for (Index i = 0; i < at[b]; ++i) w[i] *= factor;
+      }
+      REQUIRE(all.log_sum_exp() == Approx(whole));
+      for (Index i = 0; i < n; ++i) REQUIRE(w[i] / all.sum == Approx(p[i]).epsilon(1e-5).margin(1e-30));
+      simd::softmax_update<T, A>(first, x.data(), nullptr, cut);
+      simd::softmax_update<T, A>(second, x.data() + cut, nullptr, n - cut);
+      REQUIRE(simd::merge(first, second).log_sum_exp() == Approx(whole));
+      REQUIRE(simd::merge(second, first).log_sum_exp() == Approx(whole));
+      REQUIRE(simd::merge(simd::SoftmaxState<T>(), all).log_sum_exp() == all.log_sum_exp());
+      for (const T poison : {not_a_number<T>, infinity<T>}) {
+        simd::SoftmaxState<T> state = all;
+        simd::softmax_update<T, A>(state, &poison, nullptr, 1);
+        REQUIRE((std::isnan(state.log_sum_exp()) && std::isnan(simd::merge(state, first).log_sum_exp())));
+      }
+    }
+    const T none[3] = {-infinity<T>, -infinity<T>, -infinity<T>};
+    simd::SoftmaxState<T> state;
+    CHECK((simd::softmax_update<T, A>(state, none, nullptr, 3) == 1 && state.log_sum_exp() == -infinity<T>));
+    CHECK(simd::log_sum_exp<T, A>(none, 3) == -infinity<T>);
+    CHECK(simd::log_sum_exp<T, A>(none, 0) == -infinity<T>);
+  });
+}
+
+TEST_CASE("softmax of the rows of a strided matrix", "[simd][softmax]") {
+  Random random = random_stream(16);
+  const Matrix<float> x = random_matrix<float>(5, 19, random);
+  Padded<float> p(5, 19);
+  Vector<float> lse(5);
+  simd::softmax_rows<float>(x.view(), p.view(), lse);
+  CHECK(p.intact());
+  for (Index r = 0; r < 5; ++r) {
+    Vector<float> row(19);
+    CHECK(simd::softmax(x.view().row(r), row.data(), 19) == lse[r]);
+    for (Index i = 0; i < 19; ++i) CHECK(row[i] == p(r, i));
+  }
+}

@@ -42,6 +42,11 @@
 #else
 #define RECOPS_ABI_FMA
 #endif
+#if defined(__F16C__)
+#define RECOPS_ABI_F16C _f16c
+#else
+#define RECOPS_ABI_F16C
+#endif
 #if defined(__AVX512VNNI__)
 #define RECOPS_ABI_VNNI _vnni
 #else
@@ -67,12 +72,12 @@
 #else
 #define RECOPS_ABI_ERRORS _abort
 #endif
-#define RECOPS_ABI_JOIN2(a, b, c, d, e, f, g) abi_##a##b##c##d##e##f##g
-#define RECOPS_ABI_JOIN(a, b, c, d, e, f, g) RECOPS_ABI_JOIN2(a, b, c, d, e, f, g)
-/// Name of the inline namespace that holds all code, e.g. `abi_avx512_fma_vnni_throw`.
+#define RECOPS_ABI_JOIN2(a, b, c, d, e, f, g, h) abi_##a##b##c##d##e##f##g##h
+#define RECOPS_ABI_JOIN(a, b, c, d, e, f, g, h) RECOPS_ABI_JOIN2(a, b, c, d, e, f, g, h)
+/// Name of the inline namespace that holds all code, e.g. `abi_avx512_fma_f16c_vnni_throw`.
 #define RECOPS_ABI                                                                                                      \
-  RECOPS_ABI_JOIN(RECOPS_ABI_SET, RECOPS_ABI_FMA, RECOPS_ABI_VNNI, RECOPS_ABI_BF16, RECOPS_ABI_POPCNT, RECOPS_ABI_MATH, \
-                  RECOPS_ABI_ERRORS)
+  RECOPS_ABI_JOIN(RECOPS_ABI_SET, RECOPS_ABI_FMA, RECOPS_ABI_F16C, RECOPS_ABI_VNNI, RECOPS_ABI_BF16, RECOPS_ABI_POPCNT, \
+                  RECOPS_ABI_MATH, RECOPS_ABI_ERRORS)
 
 /// For members of vocabulary types that cross the boundary between differently built units: they leave no symbol.
 #define RECOPS_INLINE [[gnu::always_inline]] inline

@@ -1,14 +1,27 @@
 /// @file   recops/core/float16.hpp
 /// @brief  Sixteen-bit storage formats of a float: BFloat16 and Float16. Nothing computes in them.
 ///
-/// Conversion from float rounds to nearest, ties to even; infinities stay, a NaN stays a NaN (quiet, with its sign and the leading
-/// bits of its payload). Rows are converted by simd/convert.hpp, which gives the same bits.
+/// Conversion from float or double rounds once, to nearest, ties to even; infinities stay, a NaN stays a NaN (quiet, with its sign
+/// and the leading bits of its payload). Rows are converted by simd/convert.hpp, which gives the same bits.
 #pragma once
 #include <bit>
 #include <cstdint>
 #include <recops/core/config.hpp>
+#include <type_traits>
 
 namespace recops {
+
+namespace rounding {
+/// A float with at least two more bits than needed: what is lost of `x` leaves its trace in the last bit, so that rounding the
+/// float again rounds as if from `x`. For NaN a NaN.
+RECOPS_INLINE float round_to_odd(double x) {
+  const float f = static_cast<float>(x);
+  const double back = static_cast<double>(f);
+  std::uint32_t u = std::bit_cast<std::uint32_t>(f);
+  if (back != x && x == x && (u & 1u) == 0) u = (back < 0 ? -back : back) > (x < 0 ? -x : x) ? u - 1 : u + 1;
+  return std::bit_cast<float>(u);
+}
+}  // namespace rounding
 
 /// The upper half of a float: its whole range with 8 bits of precision, so that rounding changes a number by at most 2^-8 of it.
 struct BFloat16 {
@@ -20,6 +33,8 @@ struct BFloat16 {
     const bool nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
     bits = static_cast<std::uint16_t>(nan ? (u >> 16) | 0x0040u : (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
   }
+  template <class Double>
+  requires std::is_same_v<Double, double> RECOPS_INLINE explicit BFloat16(Double x) : BFloat16(rounding::round_to_odd(x)) {}
   RECOPS_INLINE explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
@@ -42,11 +57,13 @@ struct Float16 {
     }
     bits = static_cast<std::uint16_t>(sign | half);
   }
+  template <class Double>
+  requires std::is_same_v<Double, double> RECOPS_INLINE explicit Float16(Double x) : Float16(rounding::round_to_odd(x)) {}
   RECOPS_INLINE explicit operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, magnitude = bits & 0x7FFFu;
     std::uint32_t u;
     if (magnitude >= 0x7C00u) {
-      u = 0x7F800000u | (magnitude & 0x03FFu) << 13;
+      u = (magnitude > 0x7C00u ? 0x7FC00000u : 0x7F800000u) | (magnitude & 0x03FFu) << 13;  // quiet, as processors do
     } else if (magnitude >= 0x0400u) {
       u = (magnitude << 13) + 0x38000000u;
     } else {

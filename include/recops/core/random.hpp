@@ -3,12 +3,41 @@
 ///
 /// The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Words and
 /// uniforms are identical on every platform, compiler and instruction set; normals agree to rounding of log and cos.
+///
+/// Two ways to address them. `Random` is a sequence, for scalar code. `RandomRow` names a row of numbers that belongs to a
+/// user or request, for the kernels of simd/ (uniforms, normals, masks): what a row draws depends on its own id, not on its
+/// place in the batch, nor on threads or vector width.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <recops/core/views.hpp>
 
 namespace recops {
+
+/// What random numbers are for: rows that differ in nothing else draw independent numbers.
+enum class RandomPurpose : std::uint32_t {
+  diffusion_noise = 0,  ///< noise added in training
+  sampler_noise = 1,    ///< noise of a sampler's step
+  initial_noise = 2,    ///< where a sampler starts
+  dropout = 3,
+  timestep = 4,       ///< which step of the schedule a training row sees
+  guidance_mask = 5,  ///< dropped conditions
+  gumbel = 6,         ///< relaxed or perturbed choices
+  point_process = 7,  ///< draws of determinantal processes
+  shuffle = 8,        ///< order of the data
+  negatives = 9,      ///< sampled items
+};
+
+/// One row of random numbers. The counter of its block b is (b, row bits 0..31, step, row bits 32..47 | purpose << 16 |
+/// sample << 20) and its key is the seed, so every field has a place of its own and no two rows overlap.
+struct RandomRow {
+  std::uint64_t seed = 0;
+  std::uint64_t row = 0;   ///< the caller's id of a user or request; the low 48 bits count
+  std::uint32_t step = 0;  ///< step of a sampler or of training, or a stream of the caller's
+  RandomPurpose purpose = RandomPurpose::diffusion_noise;
+  std::uint32_t sample = 0;  ///< which of several samples of one row, 0 .. 4095 (the low 12 bits count)
+};
+
 inline namespace RECOPS_ABI {
 
 /// Four 32-bit words: a counter, or the random block made of it.
@@ -30,6 +59,13 @@ constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint64_t key) {
   return c;
 }
 
+/// The counter of block `block` of a row: numbers 4 * block and on in float, 2 * block and on in double.
+constexpr PhiloxBlock random_counter(const RandomRow& at, std::uint32_t block) {
+  const auto purpose = static_cast<std::uint32_t>(at.purpose);
+  return {{block, static_cast<std::uint32_t>(at.row), at.step,
+           (static_cast<std::uint32_t>(at.row >> 32) & 0xffffu) | (purpose & 15u) << 16 | at.sample << 20}};
+}
+
 /// A word as a float in (0, 1): 2^23 equally spaced values, never 0 nor 1, exact.
 constexpr float uniform_float(std::uint32_t word) { return (static_cast<float>(word >> 9) + 0.5f) * 0x1p-23f; }
 /// Two words as a double in (0, 1): 2^52 equally spaced values, never 0 nor 1, exact.
@@ -38,7 +74,8 @@ constexpr double uniform_double(std::uint32_t high, std::uint32_t low) {
 }
 
 /// A sequence of random numbers: stream `stream` of seed `seed`. Copies continue independently from the same place.
-/// Different streams of one seed are independent; 2^64 blocks per stream.
+/// Different streams of one seed are independent; 2^64 blocks per stream. Give it a seed of its own where the program also draws
+/// rows (`RandomRow`): the two number the same counters differently.
 class Random {
  public:
   constexpr explicit Random(std::uint64_t seed, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}

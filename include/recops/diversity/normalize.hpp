@@ -8,7 +8,7 @@
 /// NaN         A row that is not finite, or whose sum of squares overflows, gives a row of NaN; other rows are unaffected. A score
 ///             that is not finite is returned as it is and counts for nothing (so -infinity stays a mask).
 /// Precision   T for rows; statistics of scores in double.
-/// Cost        One pass; ranks sort: O(N log N) and N int32 of scratch.
+/// Cost        One pass; ranks take an argsort: scratch 20 N bytes.
 /// Errors      Error if shapes disagree; outputs untouched.
 /// Gradient    dx += (dy - <dy, y> y) / |x|
 #pragma once
@@ -17,6 +17,7 @@
 #include <limits>
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
+#include <recops/simd/argsort.hpp>
 #include <recops/simd/reduce.hpp>
 
 namespace recops {
@@ -99,16 +100,13 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
   if (scale == ScoreScale::rank) {
     const auto mark = scratch.mark();
     auto* const order = scratch.take<std::int32_t>(n);
-    Index count = 0;
+    simd::argsort<T>(r, n, Order::descending, order, scratch);
+    Index count = 0, place = 0;
+    for (Index i = 0; i < n; ++i) count += finite(r[i]);
     for (Index i = 0; i < n; ++i) {
-      if (finite(r[i]))
-        order[count++] = static_cast<std::int32_t>(i);
-      else
-        y[i] = r[i];
+      const std::int32_t item = order[i];
+      y[item] = finite(r[item]) ? static_cast<T>(1 - static_cast<double>(place++) / static_cast<double>(count)) : r[item];
     }
-    std::sort(order, order + count, [r](std::int32_t a, std::int32_t b) { return r[a] > r[b] || (r[a] == r[b] && a < b); });
-    for (Index place = 0; place < count; ++place)
-      y[order[place]] = static_cast<T>(1 - static_cast<double>(place) / static_cast<double>(count));
     return;
   }
 

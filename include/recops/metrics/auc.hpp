@@ -7,11 +7,11 @@
 /// Edge cases  one class only, or a class without weight: `valid` is false and the value 0.  Infinities are ordinary scores.
 /// NaN         `NanPolicy`; by default the value is NaN and `valid` false.
 /// Precision   without weights exact: pairs are counted in 64-bit integers and divided once.  With weights sums are doubles.
-/// Cost        O(n) radix passes and a scan; scratch 16 n bytes (float) or 32 n (double).
+/// Cost        O(n) radix passes and a scan; scratch 24 n bytes (float) or 28 n (double).
 /// Errors      Error if sizes differ, a label is neither 0 nor 1, or a weight is negative or not finite.
 /// Reference   Mann and Whitney 1947; Hanley and McNeil 1982.
 #pragma once
-#include <recops/metrics/common.hpp>
+#include <recops/metrics/ranked.hpp>
 
 namespace recops {
 
@@ -50,12 +50,12 @@ AucResult auc_of(VectorView<const T> scores, VectorView<const std::uint8_t> labe
   }
   if (result.positives == 0 || result.negatives == 0) return result;
   const auto mark = ws.mark();
-  const Ranked<T>* const order = ranked(scores, Direction::ascending, ws);
+  const Ranked<T> order = ranked(scores, Order::ascending, ws);
   std::uint64_t twice = 0, below = 0;  // twice the pairs won, negatives below the run
   for (Index a = 0; a < n;) {
     std::uint64_t positive = 0, negative = 0;
     Index b = a;
-    for (; b < n && order[b].key == order[a].key; ++b) ++(labels[order[b].index] != 0 ? positive : negative);
+    for (; b < n && order.score[b] == order.score[a]; ++b) ++(labels[order.index[b]] != 0 ? positive : negative);
     twice += positive * (2 * below + negative);
     below += negative;
     a = b;
@@ -82,13 +82,13 @@ AucResult weighted_auc_of(VectorView<const T> scores, VectorView<const std::uint
   }
   if (result.positives == 0 || result.negatives == 0) return result;
   const auto mark = ws.mark();
-  const Ranked<T>* const order = ranked(scores, Direction::ascending, ws);
+  const Ranked<T> order = ranked(scores, Order::ascending, ws);
   double won = 0, below = 0, all = 0;
   for (Index a = 0; a < n;) {
     double positive = 0, negative = 0;
     Index b = a;
-    for (; b < n && order[b].key == order[a].key; ++b) {
-      const auto i = static_cast<Index>(order[b].index);
+    for (; b < n && order.score[b] == order.score[a]; ++b) {
+      const Index i = order.index[b];
       (labels[i] != 0 ? positive : negative) += static_cast<double>(weights[i]) / static_cast<double>(largest);
     }
     won += positive * (below + 0.5 * negative);
@@ -139,7 +139,7 @@ class AucHistogram {
     detail::check_binary("AucHistogram::add", "labels", labels);
     nan_ |= detail::has_nan(scores);
     for (Index i = 0; i < scores.size(); ++i) {
-      const auto bucket = static_cast<Index>(detail::order_key(static_cast<float>(scores[i])) >> (32 - bits_));
+      const auto bucket = static_cast<Index>(simd::order_key(static_cast<float>(scores[i]), Order::ascending) >> (32 - bits_));
       ++(labels[i] != 0 ? positives_ : negatives_)[bucket];
     }
   }

@@ -9,13 +9,14 @@
 ///             probabilities that a border would part are shared out as their mean.
 /// NaN         a NaN makes the value NaN and `valid` false.
 /// Precision   counts in 64-bit integers, sums in two doubles.
-/// Cost        O(n); equal-mass bins sort, scratch 16 n bytes (float) or 32 n (double).
+/// Cost        O(n); equal-mass bins sort, scratch 24 n bytes (float) or 28 n (double).
 /// Errors      Error if sizes differ, a label is neither 0 nor 1, a probability lies outside [0, 1], a weight is negative or not
 ///             finite, or there is no bin.
 /// Reference   Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (ECE); Naeini et al., AAAI 2015.
 #pragma once
 #include <cmath>
 #include <recops/metrics/log_loss.hpp>
+#include <recops/metrics/ranked.hpp>
 
 namespace recops {
 
@@ -207,15 +208,15 @@ CalibrationResult calibration_error(VectorView<const T> probabilities, VectorVie
     }
     for (Index b = 0; b < bins; ++b) add_bin(bin[b].count, bin[b].predicted, bin[b].positives);
   } else {
-    const auto* const order = detail::ranked(probabilities, detail::Direction::ascending, ws);
+    const detail::Ranked<T> order = detail::ranked(probabilities, Order::ascending, ws);
     // The end of bin b, floor(n (b + 1) / B), without overflow.
     const auto end_of = [&](Index b) { return n / bins * (b + 1) + n % bins * (b + 1) / bins; };
     Index b = 0, end = end_of(0);
     double count = 0, predicted = 0, positives = 0;
     for (Index first = 0; first < n;) {
-      const double p = static_cast<double>(probabilities[static_cast<Index>(order[first].index)]);
+      const double p = static_cast<double>(order.score[first]);
       Index last = first, hits = 0;
-      for (; last < n && order[last].key == order[first].key; ++last) hits += labels[static_cast<Index>(order[last].index)];
+      for (; last < n && order.score[last] == order.score[first]; ++last) hits += labels[order.index[last]];
       const double rate = static_cast<double>(hits) / static_cast<double>(last - first);
       while (first < last) {
         while (end <= first) {

@@ -1,13 +1,11 @@
 /// @file   recops/metrics/common.hpp
-/// @brief  What all metrics share: results that say whether they mean anything, means over groups that shards can merge, and the
-///         order of scores.
+/// @brief  What all metrics share: results that say whether they mean anything, and means over groups that shards can merge.
 ///
 /// A group is whatever is ranked together (a request, a user): group g owns the entries offsets[g] .. offsets[g + 1] of scores
 /// and labels; empty groups are legal. A metric that is undefined for a group (no positive, one class only) skips that group:
 /// it contributes neither value nor weight and is counted. Nothing is ever silently 0, 0.5 or 1: look at `valid`.
 #pragma once
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
@@ -109,89 +107,6 @@ class GroupMean {
 
 namespace detail {
 
-/// Bits of a score as an unsigned number of the same order; -0 and +0 are equal, NaN is minus infinity.
-inline std::uint32_t order_key(float x) {
-  if (x != x) x = -std::numeric_limits<float>::infinity();
-  const auto bits = std::bit_cast<std::uint32_t>(x + 0.0f);
-  return bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFu : 0x80000000u);
-}
-inline std::uint64_t order_key(double x) {
-  if (x != x) x = -std::numeric_limits<double>::infinity();
-  const auto bits = std::bit_cast<std::uint64_t>(x + 0.0);
-  return bits ^ ((bits >> 63) != 0 ? ~std::uint64_t{0} : std::uint64_t{1} << 63);
-}
-
-template <class T>
-using OrderKey = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-
-/// A score and where it came from. Sorted by (key, index), so every order is stable and safe from NaN.
-template <class T>
-struct Ranked {
-  OrderKey<T> key;
-  std::uint32_t index;
-  bool operator<(const Ranked& other) const { return key != other.key ? key < other.key : index < other.index; }
-};
-
-/// Sorts by (key, index) entries that are in index order: a stable radix sort by bytes that skips bytes all keys share.
-/// Returns the sorted entries, which are in one of the two buffers of n.
-template <class T>
-Ranked<T>* sort_ranked(Ranked<T>* entries, Ranked<T>* other, Index n) {
-  if (n < 128) {
-    std::sort(entries, entries + n);
-    return entries;
-  }
-  constexpr int digits = static_cast<int>(sizeof(OrderKey<T>));
-  std::uint32_t counts[digits][256] = {};
-  for (Index i = 0; i < n; ++i)
-    for (int d = 0; d < digits; ++d) ++counts[d][(entries[i].key >> (8 * d)) & 255];
-  for (int d = 0; d < digits; ++d) {
-    std::uint32_t* const count = counts[d];
-    if (count[(entries[0].key >> (8 * d)) & 255] == static_cast<std::uint32_t>(n)) continue;
-    std::uint32_t start = 0;
-    for (int v = 0; v < 256; ++v) start += std::exchange(count[v], start);
-    for (Index i = 0; i < n; ++i) other[count[(entries[i].key >> (8 * d)) & 255]++] = entries[i];
-    std::swap(entries, other);
-  }
-  return entries;
-}
-
-enum class Direction { ascending, descending };
-
-/// The entries of `scores` in index order, ready to be sorted.
-template <class T>
-void fill_ranked(VectorView<const T> scores, Direction direction, Ranked<T>* entries) {
-  const OrderKey<T> flip = direction == Direction::descending ? static_cast<OrderKey<T>>(~OrderKey<T>{0}) : OrderKey<T>{0};
-  for (Index i = 0; i < scores.size(); ++i) entries[i] = {order_key(scores[i]) ^ flip, static_cast<std::uint32_t>(i)};
-}
-
-/// Scratch of two buffers of `n` from `ws`, sorted scores out; lives until the caller's mark ends.
-template <class T>
-Ranked<T>* ranked(VectorView<const T> scores, Direction direction, Workspace& ws) {
-  const Index n = scores.size();
-  Ranked<T>* const entries = ws.take<Ranked<T>>(n);
-  Ranked<T>* const other = ws.take<Ranked<T>>(n < 128 ? 0 : n);
-  fill_ranked(scores, direction, entries);
-  return sort_ranked(entries, other, n);
-}
-
-template <class T>
-struct TopRanked {
-  Ranked<T>* entries;  // [n], best first; in order up to `sorted`, all others rank behind them in any order
-  Index sorted;
-};
-
-/// The best `k` of `scores` in order (ties by index), or all of them where that costs no more.
-template <class T>
-TopRanked<T> top_ranked(VectorView<const T> scores, Index k, Workspace& ws) {
-  const Index n = scores.size();
-  if (k >= n / 4) return {ranked(scores, Direction::descending, ws), n};
-  Ranked<T>* const entries = ws.take<Ranked<T>>(n);
-  fill_ranked(scores, Direction::descending, entries);
-  if (k > 0) std::nth_element(entries, entries + (k - 1), entries + n);
-  std::sort(entries, entries + k);
-  return {entries, k};
-}
-
 template <class T>
 bool has_nan(VectorView<const T> values) {
   bool found = false;
@@ -208,13 +123,17 @@ inline void check_binary(const char* operation, const char* argument, VectorView
     if (labels[i] > 1) fail_at(operation, argument, "labels that are 0 or 1", -1, i, labels[i]);
 }
 
-/// Scores, labels of the same length, and no more of them than a 32-bit index can name.
+/// No more scores than an int32 index can name.
+inline void check_countable(const char* operation, Index n) {
+  check_option(operation, "scores", n < Index{1} << 31, "fewer than 2^31 scores", static_cast<double>(n));
+}
+
+/// Scores, labels of the same length, and no more of them than an index can name.
 template <class T, class L>
 void check_scored(const char* operation, VectorView<const T> scores, VectorView<const L> labels) {
   check_size(operation, "scores", scores, any_size);
   check_size(operation, "labels", labels, scores.size());
-  check_option(operation, "scores", scores.size() < Index{0xFFFFFFFF}, "fewer than 2^32 - 1 scores",
-               static_cast<double>(scores.size()));
+  check_countable(operation, scores.size());
   if constexpr (std::is_same_v<L, std::uint8_t>) check_binary(operation, "labels", labels);
 }
 

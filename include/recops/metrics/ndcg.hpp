@@ -8,12 +8,12 @@
 /// Ties        averaged exactly over all orders by default: a run at positions [a, b) gives its mean gain to each of them.
 /// NaN         `NanPolicy`, group by group.
 /// Precision   doubles.  Same bits for any number of threads.
-/// Cost        O(n + k log k) where k is small, else a radix sort; scratch at most 48 bytes per entry of the largest group.
+/// Cost        O(n); scratch at most 48 bytes per entry of the largest group.
 /// Errors      Error if sizes or offsets disagree, k < 1, or a relevance is negative or not finite (above 1000 with Gain::exp2).
 /// Reference   Järvelin and Kekäläinen 2002; Burges et al. 2005 (2^rel - 1); McSherry and Najork 2008 (ties).
 #pragma once
 #include <cmath>
-#include <recops/metrics/common.hpp>
+#include <recops/metrics/ranked.hpp>
 
 namespace recops {
 
@@ -53,30 +53,29 @@ double dcg(VectorView<const T> scores, VectorView<const L> relevance, Index k, c
            Workspace& ws) {
   const auto mark = ws.mark();
   const Index n = scores.size();
-  const TopRanked<T> top = top_ranked(scores, k, ws);
-  const auto gain = [&](Index position) {
-    return gain_of(relevance[static_cast<Index>(top.entries[position].index)], options.gain);
-  };
+  const VectorView<const T> numbers = without_nan(scores, ws);
+  const Ranked<T> top = top_ranked(numbers, k, ws);
+  const auto gain = [&](Index item) { return gain_of(relevance[item], options.gain); };
   double sum = 0;
   if (options.ties == Ties::stable) {
-    for (Index p = 0; p < k; ++p) sum += gain(p) * discount[p];
+    for (Index p = 0; p < k; ++p) sum += gain(top.index[p]) * discount[p];
     return sum;
   }
   double* const run = ws.take<double>(options.ties == Ties::average ? 0 : n);
   for (Index a = 0; a < k;) {
-    const auto key = top.entries[a].key;
+    const T score = top.score[a];
     Index ties = 0, b = a;
     double total = 0;
-    const auto take = [&](Index position) {
-      const double g = gain(position);
+    const auto take = [&](Index item) {
+      const double g = gain(item);
       if (options.ties != Ties::average) run[ties] = g;
       total += g;
       ++ties;
     };
-    for (; b < top.sorted && top.entries[b].key == key; ++b) take(b);
-    if (b == top.sorted) {  // what ties with the last of the sorted may lie among the others
-      for (Index i = b; i < n; ++i)
-        if (top.entries[i].key == key) take(i);
+    for (; b < k && top.score[b] == score; ++b) take(top.index[b]);
+    if (b == k) {  // what ties with the last and was not selected has a higher index
+      for (Index i = top.index[k - 1] + 1; i < n; ++i)
+        if (numbers[i] == score) take(i);
     }
     const Index shown = std::min(ties, k - a);
     if (options.ties == Ties::average) {
@@ -98,11 +97,16 @@ double dcg(VectorView<const T> scores, VectorView<const L> relevance, Index k, c
 template <class L>
 double ideal_dcg(VectorView<const L> relevance, Index k, Gain gain, const double* discount, Workspace& ws) {
   const auto mark = ws.mark();
-  const Index n = relevance.size();
-  L* const best = ws.take<L>(n);
-  std::copy(relevance.begin(), relevance.end(), best);
-  if (k < n) std::nth_element(best, best + (k - 1), best + n, [](auto x, auto y) { return x > y; });
-  std::sort(best, best + k, [](auto x, auto y) { return x > y; });
+  L* const best = ws.take<L>(k);
+  if constexpr (std::is_floating_point_v<L>) {
+    simd::top_k<L>(relevance.data(), relevance.size(), k, Order::descending, best, nullptr, ws);
+  } else {  // bytes are counted
+    Index counts[256] = {};
+    for (const L r : relevance) ++counts[r];
+    Index p = 0;
+    for (int r = 255; r >= 0 && p < k; --r)
+      for (Index i = 0; i < counts[r] && p < k; ++i) best[p++] = static_cast<L>(r);
+  }
   double sum = 0;
   for (Index p = 0; p < k && best[p] > 0; ++p) sum += gain_of(best[p], gain) * discount[p];
   return sum;
@@ -113,8 +117,7 @@ void add_ndcg_of(VectorView<const T> scores, VectorView<const L> relevance, Inde
                  GroupMean& into, Workspace& ws) {
   check_size("ndcg", "scores", scores, any_size);
   check_size("ndcg", "relevance", relevance, scores.size());
-  check_option("ndcg", "scores", scores.size() < Index{0xFFFFFFFF}, "fewer than 2^32 - 1 scores",
-               static_cast<double>(scores.size()));
+  check_countable("ndcg", scores.size());
   check_offsets("ndcg", "offsets", offsets, scores.size());
   check_option("ndcg", "k", options.k >= 1, "k >= 1", static_cast<double>(options.k));
   if constexpr (std::is_floating_point_v<L>) {

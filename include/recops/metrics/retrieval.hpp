@@ -10,11 +10,11 @@
 /// Ties        averaged exactly over all orders by default (with a items above, t tied and p positives among them, q of the tied
 ///             within k: hit 1 - C(t-p, q) / C(t, q); reciprocal rank Σ_j C(t-j, p-1) / C(t, p) / (a + j)).  MAP is stable only.
 /// NaN         `NanPolicy`, group by group.
-/// Cost        O(n), no sort (MAP: O(n + k log k)); scratch 4 or 8 bytes (MAP 16 or 32) per entry of the largest group.
+/// Cost        O(n); scratch at most 36 bytes per entry of the largest group.
 /// Errors      Error if sizes or offsets disagree, a label is neither 0 nor 1, or k < 1.
 /// Reference   Voorhees 1999 (MRR); Manning, Raghavan and Schütze, Introduction to Information Retrieval, chapter 8.
 #pragma once
-#include <recops/metrics/common.hpp>
+#include <recops/metrics/ranked.hpp>
 
 namespace recops {
 
@@ -44,20 +44,17 @@ template <class T>
 Cut cut_at(VectorView<const T> scores, VectorView<const std::uint8_t> labels, Index k, Workspace& ws) {
   const auto mark = ws.mark();
   const Index n = scores.size();
-  OrderKey<T>* const keys = ws.take<OrderKey<T>>(n);
-  for (Index i = 0; i < n; ++i) keys[i] = order_key(scores[i]);
-  std::nth_element(keys, keys + (n - k), keys + n);  // the k best at the end
-  const OrderKey<T> threshold = keys[n - k];
+  const VectorView<const T> numbers = without_nan(scores, ws);
+  const T threshold = top_ranked(numbers, k, ws).score[k - 1];
   Cut cut;
   Index above = 0;
-  for (Index i = 0; i < n; ++i) above += order_key(scores[i]) > threshold;
+  for (Index i = 0; i < n; ++i) above += numbers[i] > threshold;
   cut.ties_in = k - above;
   for (Index i = 0; i < n; ++i) {
-    const OrderKey<T> key = order_key(scores[i]);
     const Index positive = labels[i];
-    if (key > threshold) {
+    if (numbers[i] > threshold) {
       cut.hits += positive;
-    } else if (key == threshold) {
+    } else if (numbers[i] == threshold) {
       if (cut.tied < cut.ties_in) cut.stable_hits += positive;
       cut.tied_positives += positive;
       ++cut.tied;
@@ -100,14 +97,14 @@ inline double hit_chance(const Cut& cut, Ties ties) {
 /// There is a positive.
 template <class T>
 double reciprocal_rank(VectorView<const T> scores, VectorView<const std::uint8_t> labels, Index k, Ties ties) {
-  OrderKey<T> best = 0;
+  T best = -std::numeric_limits<T>::infinity();
   for (Index i = 0; i < scores.size(); ++i)
-    if (labels[i] != 0) best = std::max(best, order_key(scores[i]));
+    if (labels[i] != 0 && scores[i] > best) best = scores[i];
   Index above = 0, tied = 0, positives = 0, before = 0;
   for (Index i = 0; i < scores.size(); ++i) {
-    const OrderKey<T> key = order_key(scores[i]);
-    above += key > best;
-    if (key != best) continue;
+    const T score = lowest_if_nan(scores[i]);
+    above += score > best;
+    if (score != best) continue;
     if (positives == 0 && labels[i] == 0) ++before;
     positives += labels[i];
     ++tied;
@@ -135,11 +132,11 @@ template <class T>
 double average_precision(VectorView<const T> scores, VectorView<const std::uint8_t> labels, Index k, Index positives, Index limit,
                          Workspace& ws) {
   const auto mark = ws.mark();
-  const TopRanked<T> top = top_ranked(scores, k, ws);
+  const Ranked<T> top = top_ranked(without_nan(scores, ws), k, ws);
   double sum = 0;
   Index hits = 0;
   for (Index p = 0; p < k; ++p) {
-    if (labels[static_cast<Index>(top.entries[p].index)] == 0) continue;
+    if (labels[top.index[p]] == 0) continue;
     ++hits;
     sum += static_cast<double>(hits) / static_cast<double>(p + 1);
   }
@@ -272,14 +269,14 @@ double rank_of_target(VectorView<const T> scores, Index target, Ties ties = Ties
   check_size("rank_of_target", "scores", scores, any_size);
   check_option("rank_of_target", "target", target >= 0 && target < scores.size(), "the index of a score",
                static_cast<double>(target));
-  const auto own = detail::order_key(scores[target]);
+  const T own = detail::lowest_if_nan(scores[target]);
   Index above = 0, tied = 0, before = 0;
   for (Index i = 0; i < scores.size(); ++i) {
-    const auto key = detail::order_key(scores[i]);
-    above += key > own;
-    tied += key == own;
+    const T score = detail::lowest_if_nan(scores[i]);
+    above += score > own;
+    tied += score == own;
   }
-  for (Index i = 0; i < target; ++i) before += detail::order_key(scores[i]) == own;
+  for (Index i = 0; i < target; ++i) before += detail::lowest_if_nan(scores[i]) == own;
   const auto rank = static_cast<double>(1 + above);
   switch (ties) {
     case Ties::stable:

@@ -217,14 +217,14 @@ void update_running_statistics(VectorView<const T> mean, VectorView<const T> var
   }
 }
 
-/// Batch normalisation with its parameters and running statistics; `torch.nn.BatchNorm1d` (without `num_batches_tracked`,
-/// which only a momentum of None needs).
+/// Batch normalisation with its parameters and running statistics; `torch.nn.BatchNorm1d`.
 template <Real T>
 struct BatchNorm {
-  Vector<T> weight;            ///< [n], or empty for none
-  Vector<T> bias;              ///< [n], or empty for none
-  Vector<T> running_mean;      ///< [n]
-  Vector<T> running_variance;  ///< [n]
+  Vector<T> weight;                      ///< [n], or empty for none
+  Vector<T> bias;                        ///< [n], or empty for none
+  Vector<T> running_mean;                ///< [n]
+  Vector<T> running_variance;            ///< [n]
+  Vector<std::int64_t> batches_tracked;  ///< [1], how often `update` was called; kept for PyTorch, which counts them
   BatchNormOptions options;
 
   /// What a training forward leaves for backward and for `update`.
@@ -235,11 +235,12 @@ struct BatchNorm {
 
   BatchNorm() = default;
   explicit BatchNorm(Index n, BatchNormOptions o = {})
-      : weight(n, T(1)), bias(n, T(0)), running_mean(n, T(0)), running_variance(n, T(1)), options(o) {}
+      : weight(n, T(1)), bias(n, T(0)), running_mean(n, T(0)), running_variance(n, T(1)), batches_tracked(1, 0), options(o) {}
 
   static constexpr auto fields() {
     return std::tuple{parameter("weight", &BatchNorm::weight), parameter("bias", &BatchNorm::bias),
-                      buffer("running_mean", &BatchNorm::running_mean), buffer("running_var", &BatchNorm::running_variance)};
+                      buffer("running_mean", &BatchNorm::running_mean), buffer("running_var", &BatchNorm::running_variance),
+                      buffer("num_batches_tracked", &BatchNorm::batches_tracked)};
   }
   Index output_cols(Index input_cols) const { return input_cols; }
 
@@ -262,6 +263,7 @@ struct BatchNorm {
   /// Folds the statistics of a training step into the running ones.
   void update(const Saved& saved) {
     update_running_statistics<T>(saved.mean, saved.variance, saved.rows, options, running_mean, running_variance);
+    if (!batches_tracked.empty()) ++batches_tracked[0];
   }
 };
 

@@ -10,7 +10,7 @@
 ///     void backward(X x, MatrixView<const T> dy, const Saved&, MatrixView<T> dx, L& gradient, Workspace&) const;  // adds
 ///
 /// where X is `MatrixView<const T>` for a layer that works row by row and `JaggedView<const T>` for one that works on sequences.
-/// Backward adds to `dx` (empty: not wanted) and to `gradient` (a parameter that is empty there is not wanted).
+/// A layer that gathers statistics also has `void update(const Saved&)`, called after a training step. Backward adds to `dx` (empty: not wanted) and to `gradient` (a parameter that is empty there is not wanted).
 #pragma once
 #include <concepts>
 #include <recops/core/fields.hpp>
@@ -46,8 +46,20 @@ concept Layer = RowLayer<L, T> || SequenceLayer<L, T>;
 template <class T, class... Layers>
 using LayerInput = std::conditional_t<(RowLayer<Layers, T> && ...), MatrixView<const T>, JaggedView<const T>>;
 
+/// In which format a frozen layer keeps its weights: `freeze(layer, Weights<BFloat16>())`, half the memory to read, or
+/// `Weights<std::int8_t>()`, a quarter, with one scale per output. Inputs, sums and outputs stay float. Against float weights an
+/// output is off by at most 2^-8 sum_k |w_k x_k| or max_k |w_k| / 254 sum_k |x_k|, besides the rounding of sums.
+template <class S>
+struct Weights {};
+
 inline namespace RECOPS_ABI {
 namespace detail {
+
+/// Lets a layer fold in what a training step gathered, if it gathers anything.
+template <class L>
+void update_layer(L& layer, const typename L::Saved& saved) {
+  if constexpr (requires { layer.update(saved); }) layer.update(saved);
+}
 
 /// The input of layer L inside a container: a sequence layer gets the batch with its offsets, a row layer only its values.
 template <class L, class T>

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <recops/nn/gradient.hpp>
 #include <recops/nn/layer.hpp>
-#include <recops/simd/gemm.hpp>
+#include <recops/simd/gemm_quantized.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -75,8 +75,13 @@ struct Linear {
 };
 
 /// Serving form of Linear and Dense: weights packed for the kernels, activation in the same pass. Immutable; threads may share it.
-template <class T>
+/// `S` is T, or for float BFloat16 or std::int8_t.
+template <class T, class S = T>
 class FrozenDense {
+  static_assert(std::is_same_v<S, T> ||
+                    (std::is_same_v<T, float> && (std::is_same_v<S, BFloat16> || std::is_same_v<S, std::int8_t>)),
+                "weights are kept as they are, or of float layers in BFloat16 or std::int8_t");
+
  public:
   FrozenDense() = default;
   /// From weight `[out, in]` and bias `[out]` or empty. Throws `Error` for shapes that disagree.
@@ -86,7 +91,12 @@ class FrozenDense {
     if (!bias.empty()) check_size("FrozenDense", "bias", bias, out_);
     panels_.resize(simd::packed_size<T>(in_, out_));
     bias_.resize(bias.size());
-    simd::pack<T>(simd::transposed(weight), panels_.data());
+    if constexpr (std::is_same_v<S, std::int8_t>) {
+      scale_.resize(out_);
+      simd::pack<T>(simd::transposed(weight), panels_.data(), scale_.data());
+    } else {
+      simd::pack<T>(simd::transposed(weight), panels_.data());
+    }
     std::copy(bias.begin(), bias.end(), bias_.begin());
   }
   Index input_cols() const { return in_; }
@@ -100,19 +110,23 @@ class FrozenDense {
     check_shape("FrozenDense", "x", x, any_size, in_);
     check_shape("FrozenDense", "y", y, x.rows(), out_);
     simd::gemm_packed<T>(simd::plain(x), panels_.data(), out_,
-                         {.bias = bias_.empty() ? nullptr : bias_.data(), .activation = activation_}, y, ws);
+                         {.bias = bias_.empty() ? nullptr : bias_.data(),
+                          .activation = activation_,
+                          .column_scale = scale_.empty() ? nullptr : scale_.data()},
+                         y, ws);
   }
 
  private:
-  Vector<T> panels_, bias_;
+  Vector<S> panels_;
+  Vector<T> bias_, scale_;
   Index in_ = 0, out_ = 0;
   Activation activation_ = Activation::none;
 };
 
 /// The serving form of a layer.
-template <class T>
-FrozenDense<T> freeze(const Linear<T>& layer) {
-  return FrozenDense<T>(layer.weight, layer.bias, Activation::none);
+template <class T, class S = T>
+FrozenDense<T, S> freeze(const Linear<T>& layer, Weights<S> = {}) {
+  return FrozenDense<T, S>(layer.weight, layer.bias, Activation::none);
 }
 
 }  // namespace RECOPS_ABI

@@ -342,7 +342,7 @@ struct MultiheadAttention {
 };
 
 /// Serving form: projections packed, both ways of paying for them at hand. Immutable; threads may share it.
-template <class T>
+template <class T, class S = T>
 class FrozenMultiheadAttention {
  public:
   FrozenMultiheadAttention() = default;
@@ -354,13 +354,13 @@ class FrozenMultiheadAttention {
     layer.check_parameters("freeze(MultiheadAttention)");
     const auto [weight, bias] = detail::attention_weights<const T>(layer);
     const Index e = embed_, d = e / options_.heads;
-    query_ = FrozenDense<T>(weight[0], bias[0], Activation::none);
-    key_ = FrozenDense<T>(weight[1], bias[1], Activation::none);
-    value_ = FrozenDense<T>(weight[2], bias[2], Activation::none);
+    query_ = FrozenDense<T, S>(weight[0], bias[0], Activation::none);
+    key_ = FrozenDense<T, S>(weight[1], bias[1], Activation::none);
+    value_ = FrozenDense<T, S>(weight[2], bias[2], Activation::none);
     if (!layer.in_proj_weight.empty()) {
       const VectorView<const T> all = layer.in_proj_bias;
-      both_ = FrozenDense<T>(layer.in_proj_weight.view().middle_rows(e, 2 * e), all.empty() ? all : all.segment(e, 2 * e),
-                             Activation::none);
+      both_ = FrozenDense<T, S>(layer.in_proj_weight.view().middle_rows(e, 2 * e), all.empty() ? all : all.segment(e, 2 * e),
+                                Activation::none);
     }
     Matrix<T> transposed(key_width_, d);
     for (Index a = 0; a < options_.heads; ++a) {
@@ -370,7 +370,7 @@ class FrozenMultiheadAttention {
       from_values_.emplace_back(weight[2].middle_rows(a * d, d), bias[2].empty() ? bias[2] : bias[2].segment(a * d, d),
                                 Activation::none);
     }
-    out_ = freeze(layer.out_proj);
+    out_ = freeze(layer.out_proj, Weights<S>());
   }
 
   /// As `MultiheadAttention::forward`.
@@ -423,14 +423,14 @@ class FrozenMultiheadAttention {
  private:
   AttentionOptions options_;
   Index embed_ = 0, key_width_ = 0, value_width_ = 0;
-  FrozenDense<T> query_, key_, value_, both_, out_;
-  std::vector<FrozenDense<T>> to_keys_, from_values_;  // per head: Wk_a as [Dk, d], Wv_a as [d, Dv]
+  FrozenDense<T, S> query_, key_, value_, both_, out_;
+  std::vector<FrozenDense<T, S>> to_keys_, from_values_;  // per head: Wk_a as [Dk, d], Wv_a as [d, Dv]
 };
 
 /// The serving form of a layer. Throws `Error` if its parameters do not fit each other.
-template <class T>
-FrozenMultiheadAttention<T> freeze(const MultiheadAttention<T>& layer) {
-  return FrozenMultiheadAttention<T>(layer);
+template <class T, class S = T>
+FrozenMultiheadAttention<T, S> freeze(const MultiheadAttention<T>& layer, Weights<S> = {}) {
+  return FrozenMultiheadAttention<T, S>(layer);
 }
 
 }  // namespace RECOPS_ABI

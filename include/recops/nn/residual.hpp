@@ -45,6 +45,9 @@ struct Residual {
     if (!dx.empty()) add_rows(dy, dx);
   }
 
+  /// Lets the inner layer fold in what a training step gathered.
+  void update(const Saved& saved) { detail::update_layer(inner, saved); }
+
  private:
   void check(Input x, MatrixView<T> y) const {
     const MatrixView<const T> values = JaggedView<const T>(x).values();
@@ -78,6 +81,10 @@ struct FrozenResidual {
 template <class T, class Inner>
 auto freeze(const Residual<T, Inner>& r) {
   return FrozenResidual<T, decltype(freeze(r.inner))>{freeze(r.inner)};
+}
+template <class T, class Inner, class Weights>
+auto freeze(const Residual<T, Inner>& r, Weights weights) {
+  return FrozenResidual<T, decltype(freeze(r.inner, weights))>{freeze(r.inner, weights)};
 }
 
 }  // namespace RECOPS_ABI

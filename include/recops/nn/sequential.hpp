@@ -3,7 +3,7 @@
 #pragma once
 #include <array>
 #include <recops/nn/gradient.hpp>
-#include <recops/nn/layer.hpp>
+#include <recops/nn/linear.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -63,6 +63,14 @@ struct Sequential {
     check_gradient_shapes("Sequential::backward", *this, gradient);
     const auto mark = ws.mark();
     back<sizeof...(Layers) - 1>(x, dy, saved, dx, gradient, ws);
+  }
+
+  /// Folds what a training step gathered into the buffers of the layers that have an `update` (running statistics).
+  void update(const Saved& saved) {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (detail::update_layer(std::get<I>(layers), std::get<I>(saved.layers)), ...);
+    }
+    (std::index_sequence_for<Layers...>());
   }
 
  private:
@@ -156,6 +164,18 @@ class FrozenSequential {
 template <class T, class... Layers>
 auto freeze(const Sequential<T, Layers...>& s) {
   return std::apply([](const auto&... l) { return FrozenSequential<T, decltype(freeze(l))...>(freeze(l)...); }, s.layers);
+}
+/// The same with weights in another format, in the layers that can.
+template <class T, class S, class... Layers>
+auto freeze(const Sequential<T, Layers...>& s, Weights<S> weights) {
+  const auto one = [&](const auto& l) {
+    if constexpr (requires { freeze(l, weights); }) {
+      return freeze(l, weights);
+    } else {
+      return freeze(l);
+    }
+  };
+  return std::apply([&](const auto&... l) { return FrozenSequential<T, decltype(one(l))...>(one(l)...); }, s.layers);
 }
 
 }  // namespace RECOPS_ABI

@@ -22,6 +22,15 @@
 #error "recops needs xsimd >= 8.1"
 #endif
 
+#if defined(__aarch64__) && XSIMD_VERSION_MAJOR == 8
+// xsimd 8.1 divides floats by an approximate reciprocal, which is off in the last place and makes 1 / 0 a NaN.
+template <>
+inline xsimd::batch<float, xsimd::neon64>& xsimd::batch<float, xsimd::neon64>::operator/=(
+    const xsimd::batch<float, xsimd::neon64>& other) {
+  return *this = batch(vdivq_f32(this->data, other.data));
+}
+#endif
+
 // Loops over register arrays must be unrolled whole: a rolled one keeps the accumulators on the stack (3x slower).
 #if defined(__clang__)
 #define RECOPS_UNROLL _Pragma("clang loop unroll(full)")
@@ -53,11 +62,11 @@ template <class T, class A = DefaultArch>
 inline constexpr Index lanes = static_cast<Index>(Batch<T, A>::size);
 /// Registers that a tile may fill with accumulators.
 template <class A = DefaultArch>
-inline constexpr int registers = std::is_base_of_v<xsimd::avx512f, A> ? 32 : 16;
+inline constexpr int registers = std::is_base_of_v<xsimd::avx512f, A> || std::is_base_of_v<xsimd::neon64, A> ? 32 : 16;
 
 /// Names differ from xsimd's, which argument-dependent lookup would also find.
 
-/// a * b + c, in one instruction where there is one (xsimd 8.1 has none for AVX-512).
+/// a * b + c, in one instruction where there is one (xsimd 8.1 has none for AVX-512, and on NEON leaves it to the compiler).
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
 #if defined(__AVX512F__)
@@ -65,6 +74,13 @@ RECOPS_INLINE Batch<T, A> mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
     return _mm512_fmadd_ps(a, b, c);
   } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
     return _mm512_fmadd_pd(a, b, c);
+  } else
+#endif
+#if defined(__aarch64__)
+      if constexpr (std::is_base_of_v<xsimd::neon64, A> && std::is_same_v<T, float>) {
+    return vfmaq_f32(c, a, b);
+  } else if constexpr (std::is_base_of_v<xsimd::neon64, A> && std::is_same_v<T, double>) {
+    return vfmaq_f64(c, a, b);
   } else
 #endif
     return xsimd::fma(a, b, c);

@@ -91,8 +91,10 @@ requires Layer<L, double> GradientReport gradient_check(L& layer, JaggedView<dou
                    VectorView<const double>(dx.row(b), x.cols()), loss, report, options);
   visit(
       [&](const FieldPath& path, auto& leaf, const auto& g) {
-        if (path.kind == FieldKind::parameter)
-          check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, options);
+        if constexpr (std::is_convertible_v<decltype(leaf_values(leaf)), VectorView<double>>) {
+          if (path.kind == FieldKind::parameter)
+            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, options);
+        }
       },
       layer, gradient);
   return report;

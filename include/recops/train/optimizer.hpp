@@ -45,7 +45,10 @@ void update_parameters(const char* operation, L& layer, const L& gradient, F&& f
   visit(
       [&](const FieldPath& path, auto& p, const auto& g, auto&... s) {
         if (path.kind != FieldKind::parameter) return;
-        if constexpr (IsTable<std::remove_cvref_t<decltype(p)>>::value) {
+        using T = std::remove_cvref_t<decltype(*leaf_values(p).data())>;
+        if constexpr (!std::is_floating_point_v<T>) {
+          return;  // a counter among the buffers
+        } else if constexpr (IsTable<std::remove_cvref_t<decltype(p)>>::value) {
           const Index touched = g.values.empty() ? 0 : g.values.rows();
           for (Index r = 0; r < touched; ++r) {
             const Index row = g.by_rows ? static_cast<Index>(g.rows[r]) : r;

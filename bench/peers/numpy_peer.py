@@ -1,0 +1,55 @@
+"""numpy on one thread, outputs preallocated where possible."""
+import numpy as np
+
+types = {"f32": np.float32, "f64": np.float64}
+random = np.random.default_rng(1)
+
+
+def version():
+    return np.__version__
+
+
+def rotated(copies, *shape, type="f32"):
+    return [random.standard_normal(shape).astype(types[type]) for _ in range(copies)]
+
+
+def unary(f, n, type="f32", copies=1):
+    xs, y, g = rotated(copies, n, type=type), np.empty(n, types[type]), getattr(np, f)
+    return lambda i: g(xs[i % copies], out=y)
+
+
+def sort(n, type="f32", copies=100):
+    xs = rotated(copies, n, type=type)
+    return lambda i: np.sort(xs[i % copies])
+
+
+def argsort(n, type="f32", copies=100, kind="stable"):
+    xs = rotated(copies, n, type=type)
+    return lambda i: np.argsort(xs[i % copies], kind=kind)
+
+
+def argpartition(n, k, type="f32", copies=1):
+    """The k largest, sorted: partition, then order what was found."""
+    xs = [-x for x in rotated(copies, n, type=type)]
+
+    def run(i):
+        x = xs[i % copies]
+        best = np.argpartition(x, k - 1)[:k]
+        return best[np.argsort(x[best])]
+
+    return run
+
+
+def normal(n, type="f32"):
+    x = np.empty(n, types[type])
+    return lambda i: random.standard_normal(n, dtype=types[type], out=x)
+
+
+def matmul(m, n, k, type="f32", copies=1):
+    a, bs, c = rotated(1, m, k, type=type)[0], rotated(copies, k, n, type=type), np.empty((m, n), types[type])
+    return lambda i: np.matmul(a, bs[i % copies], out=c)
+
+
+def einsum(expression, shapes, type="f32"):
+    xs = [rotated(1, *shape, type=type)[0] for shape in shapes]
+    return lambda i: np.einsum(expression, *xs, optimize=True)

@@ -1,0 +1,84 @@
+"""ONNX Runtime on one thread: small models made here, weights as initialisers so that the session packs them. Inputs and outputs are
+bound once, so that no call copies them."""
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+random = np.random.default_rng(1)
+types = {"f32": (np.float32, TensorProto.FLOAT), "f64": (np.float64, TensorProto.DOUBLE)}
+
+
+def version():
+    return ort.__version__
+
+
+def session(nodes, inputs, outputs, weights=(), type="f32"):
+    """What runs a graph; inputs and outputs are {name: shape}."""
+    dtype, code = types[type]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info(k, code, s) for k, s in inputs.items()],
+        [helper.make_tensor_value_info(k, code, s) for k, s in outputs.items()],
+        [numpy_helper.from_array(w, k) for k, w in dict(weights).items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    made = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding, keep = made.io_binding(), []
+    for name, shape in inputs.items():
+        x = ort.OrtValue.ortvalue_from_numpy(random.standard_normal(shape).astype(dtype))
+        keep.append(x)
+        binding.bind_ortvalue_input(name, x)
+    for name, shape in outputs.items():
+        y = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
+        keep.append(y)
+        binding.bind_ortvalue_output(name, y)
+    run = made.run_with_iobinding
+    return lambda i, keep=keep: run(binding)
+
+
+def identity():
+    """The price of a call."""
+    return session([helper.make_node("Identity", ["x"], ["y"])], {"x": [1]}, {"y": [1]})
+
+
+def unary(f, n, type="f32"):
+    """Exp, Sigmoid, Tanh, Softplus, Erf, Log ... by ONNX' names."""
+    return session([helper.make_node(f, ["x"], ["y"])], {"x": [n]}, {"y": [n]}, type=type)
+
+
+def softmax(n, rows=1, type="f32"):
+    return session([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], {"x": [rows, n]}, {"y": [rows, n]}, type=type)
+
+
+def matmul(m, n, k, type="f32", bias=False, activation="", copies=1):
+    """[m, k] times weights [k, n] that the session packs; with copies, as many sessions take turns."""
+    def one():
+        dtype = types[type][0]
+        weights = {"w": (random.standard_normal((k, n)) / k**0.5).astype(dtype)}
+        if bias:
+            weights["b"] = random.standard_normal(n).astype(dtype)
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["z"]) if bias else helper.make_node("MatMul", ["x", "w"], ["z"])]
+        nodes.append(helper.make_node(activation or "Identity", ["z"], ["y"]))
+        if not activation:
+            nodes[0].output[0] = "y"
+            nodes.pop()
+        return session(nodes, {"x": [m, k]}, {"y": [m, n]}, weights, type)
+
+    runs = [one() for _ in range(copies)]
+    return lambda i: runs[i % copies](i)
+
+
+def topk(n, k):
+    nodes = [helper.make_node("TopK", ["x", "k"], ["y", "i"])]
+    graph_out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [k]), helper.make_tensor_value_info("i", TensorProto.INT64, [k])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [n])], graph_out,
+                              [numpy_helper.from_array(np.array([k], np.int64), "k")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    made = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    xs = [random.standard_normal(n).astype(np.float32) for _ in range(16)]
+    return lambda i: made.run(None, {"x": xs[i % 16]})

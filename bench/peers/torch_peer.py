@@ -1,0 +1,287 @@
+"""PyTorch on one thread. Outputs are preallocated where the operation takes `out`; inference mode throughout."""
+import time
+
+import torch
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+types = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}
+
+
+def version():
+    return torch.__version__ + " " + (torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else "")
+
+
+def rotated(make, copies):
+    return [make() for _ in range(copies)]
+
+
+def unary(f, n, type="f32", copies=1):
+    """f of n numbers: exp, sigmoid, tanh, gelu, silu, softplus, log ..."""
+    xs = rotated(lambda: torch.empty(n, dtype=types[type]).uniform_(-5, 5), copies)
+    y = torch.empty(n, dtype=types[type])
+    if hasattr(torch, f) and f not in ("gelu", "silu", "softplus"):
+        g = getattr(torch, f)
+        return lambda i: g(xs[i % copies], out=y)
+    g = getattr(torch.nn.functional, f)
+    return lambda i: g(xs[i % copies])
+
+
+def softmax(n, rows=1, type="f32", copies=1):
+    xs = rotated(lambda: torch.randn(rows, n, dtype=types[type]), copies)
+    return lambda i: torch.softmax(xs[i % copies], -1)
+
+
+def reduce(f, n, type="f32", copies=1):
+    """sum, max, argmax, logsumexp of n numbers"""
+    g = getattr(torch, f)
+    xs = rotated(lambda: torch.randn(n, dtype=types[type]), copies)
+    if f == "logsumexp":
+        return lambda i: g(xs[i % copies], -1)
+    return lambda i: g(xs[i % copies])
+
+
+def normal(n, type="f32"):
+    x = torch.empty(n, dtype=types[type])
+    return lambda i: x.normal_()
+
+
+def uniform(n, type="f32"):
+    x = torch.empty(n, dtype=types[type])
+    return lambda i: x.uniform_()
+
+
+def sort(n, type="f32", copies=100):
+    """Values and indices."""
+    xs = rotated(lambda: torch.randn(n, dtype=types[type]), copies)
+    return lambda i: torch.sort(xs[i % copies])
+
+
+def argsort(n, type="f32", copies=100):
+    xs = rotated(lambda: torch.randn(n, dtype=types[type]), copies)
+    return lambda i: torch.argsort(xs[i % copies])
+
+
+def topk(n, k, type="f32", copies=1):
+    xs = rotated(lambda: torch.randn(n, dtype=types[type]), copies)
+    return lambda i: torch.topk(xs[i % copies], k)
+
+
+def fastest(candidates):
+    """Of several ways to the same result, the fastest here; one that this version does not have is left out."""
+    best, chosen = None, None
+    for make in candidates:
+        try:
+            f = make()
+            f(0)
+        except Exception:
+            continue
+        seconds = 1e9
+        for i in range(10):
+            start = time.perf_counter()
+            f(i)
+            f(i + 1)
+            seconds = min(seconds, time.perf_counter() - start)
+        if best is None or seconds < best:
+            best, chosen = seconds, f
+    return chosen
+
+
+def matmul(m, n, k, type="f32", copies=1):
+    """[m, k] times [k, n], by the BLAS it was built with, or by oneDNN with packed weights where that is faster."""
+    return linear(m, n, k, type, "", copies, bias=False)
+
+
+def linear(m, n, k, type="f32", activation="", copies=1, bias=True):
+    """[m, k] times [n, k] transposed, plus bias; `activation` relu, silu ..."""
+    a = torch.randn(m, k, dtype=types[type])
+    c = torch.empty(m, n, dtype=types[type])
+    b = torch.randn(n, dtype=types[type]) if bias else None
+    g = getattr(torch.nn.functional, activation) if activation else None
+
+    def then(f):
+        return (lambda i: g(f(i))) if g else f
+
+    def columns():
+        ws = rotated(lambda: torch.randn(k, n, dtype=types[type]), copies)
+        if bias:
+            return then(lambda i: torch.addmm(b, a, ws[i % copies], out=c))
+        return then(lambda i: torch.mm(a, ws[i % copies], out=c))
+
+    def rows():
+        ws = rotated(lambda: torch.randn(n, k, dtype=types[type]), copies)
+        f = torch.nn.functional.linear
+        return then(lambda i: f(a, ws[i % copies], b))
+
+    def vector():
+        if m != 1:
+            raise ValueError
+        ws, x, y = rotated(lambda: torch.randn(n, k, dtype=types[type]), copies), a[0], c[0]
+        if bias:
+            return then(lambda i: torch.addmv(b, ws[i % copies], x, out=y))
+        return then(lambda i: torch.mv(ws[i % copies], x, out=y))
+
+    def packed():
+        ws = rotated(lambda: torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k, dtype=types[type]), m), copies)
+        f, after = torch.ops.mkldnn._linear_pointwise, activation if activation == "relu" else "none"
+        if after == "relu":
+            return lambda i: f(a, ws[i % copies], b, after, [], "")
+        return then(lambda i: f(a, ws[i % copies], b, after, [], ""))
+
+    return fastest([columns, rows, vector, packed])
+
+
+def scan_topk(n, d, k, copies=1):
+    """Scores of n rows against one vector, then the best k."""
+    xs = rotated(lambda: torch.randn(n, d), copies)
+    q, scores = torch.randn(d), torch.empty(n)
+
+    def run(i):
+        torch.mv(xs[i % copies], q, out=scores)
+        torch.topk(scores, k)
+
+    return run
+
+
+def fft_round_trip(batch, length, channels):
+    """rfft and irfft along the middle axis."""
+    x = torch.randn(batch, length, channels)
+    return lambda i: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=length, dim=1)
+
+
+def fft_filter(batch, length, channels):
+    """rfft, a product with one complex row per frequency, irfft."""
+    x = torch.randn(batch, length, channels)
+    w = torch.randn(length // 2 + 1, channels, dtype=torch.complex64)
+    return lambda i: torch.fft.irfft(torch.fft.rfft(x, dim=1) * w, n=length, dim=1)
+
+
+def trained(make_model, make_step):
+    """A training step of a model of this version's fastest kind: eager, with each form of Adam that there is."""
+    def with_adam(**kind):
+        def make():
+            torch.manual_seed(1)
+            model = make_model()
+            adam = torch.optim.Adam(model.parameters(), lr=1e-3, **kind)
+            step = make_step(model)
+
+            def run(i):
+                with torch.enable_grad():
+                    adam.zero_grad(set_to_none=True)
+                    step()
+                    adam.step()
+
+            return run
+
+        return make
+
+    return [with_adam(), with_adam(foreach=True), with_adam(fused=True)]
+
+
+def mlp_train(batch, widths):
+    """Forward, binary cross-entropy, backward and Adam of linear layers with ReLU between."""
+    nn = torch.nn
+    x, labels = torch.randn(batch, widths[0]), torch.randint(0, 2, (batch, 1)).float()
+
+    def model():
+        layers = []
+        for i in range(len(widths) - 1):
+            layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers[:-1])
+
+    def step(model):
+        return lambda: nn.functional.binary_cross_entropy_with_logits(model(x), labels).backward()
+
+    return fastest(trained(model, step))
+
+
+class Block(torch.nn.Module):
+    """What TransformerEncoderLayer computes, batch first, with as few copies as can be."""
+
+    def __init__(self, width, heads, hidden, causal, length):
+        super().__init__()
+        nn = torch.nn
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.project, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mask = torch.full((length, length), float("-inf")).triu(1) if causal else None
+        self.fused = getattr(nn.functional, "scaled_dot_product_attention", None)
+
+    def forward(self, x):
+        b, n, d = x.shape
+        q, k, v = self.project(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            a = self.fused(q, k, v, is_causal=self.mask is not None)
+        else:
+            scores = (q * self.scale) @ k.transpose(2, 3)
+            if self.mask is not None:
+                scores = scores + self.mask
+            a = torch.softmax(scores, -1) @ v
+        h = self.norm1(x + self.out(a.transpose(1, 2).reshape(b, n, d)))
+        return self.norm2(h + self.down(torch.relu(self.up(h))))
+
+
+def transformer_train(batch, length, width, heads, hidden, causal=False):
+    """Forward, backward from a given gradient of the output, to the input too, and Adam of a post-norm block without dropout."""
+    nn = torch.nn
+    mask = torch.full((length, length), float("-inf")).triu(1) if causal else None
+
+    def layer(batch_first):
+        return lambda: nn.TransformerEncoderLayer(width, heads, hidden, dropout=0.0, batch_first=batch_first)
+
+    def step(batch_first, **arguments):
+        def make(model):
+            shape = (batch, length, width) if batch_first else (length, batch, width)
+            x, dy = torch.randn(shape, requires_grad=True), torch.randn(shape)
+
+            def run():
+                x.grad = None
+                model(x, **arguments).backward(dy)
+
+            return run
+
+        return make
+
+    own = trained(lambda: Block(width, heads, hidden, causal, length), step(True))
+    return fastest(
+        trained(layer(True), step(True, src_mask=mask)) + trained(layer(False), step(False, src_mask=mask)) + own)
+
+
+def bags(rows, bags, longest, copies):
+    """Ids and offsets of bags of 1 to `longest` ids."""
+    out = []
+    for _ in range(copies):
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(1, longest + 1, (bags,)).cumsum(0)])
+        out.append((torch.randint(0, rows, (int(offsets[-1]),)), offsets))
+    return out
+
+
+def embedding_bag(rows, cols, bags_, longest, type="f32", copies=1):
+    """Sums of the rows of a table per bag."""
+    table = torch.randn(rows, cols).to(types[type])
+    f = torch.nn.functional.embedding_bag
+
+    def with_ids(kind):
+        def make():
+            data = [(i.to(kind), o.to(kind)) for i, o in bags(rows, bags_, longest, copies)]
+            return lambda i: f(data[i % copies][0], table, data[i % copies][1], mode="sum", include_last_offset=True)
+
+        return make
+
+    return fastest([with_ids(torch.int64), with_ids(torch.int32)])
+
+
+def embedding_train(rows, cols, bags_, longest, copies=1):
+    """Gradient by rows of the sums, from a given gradient of theirs, and SparseAdam."""
+    layer = torch.nn.EmbeddingBag(rows, cols, mode="sum", sparse=True, include_last_offset=True)
+    adam = torch.optim.SparseAdam(list(layer.parameters()))
+    data, dy = bags(rows, bags_, longest, copies), torch.randn(bags_, cols)
+
+    def run(i):
+        with torch.enable_grad():
+            adam.zero_grad(set_to_none=True)
+            layer(*data[i % copies]).backward(dy)
+            adam.step()
+
+    return run

@@ -1,0 +1,536 @@
+/// @file   recops/simd/fft_filter.hpp
+/// @brief  Filters along the rows of sequences: transform, gains per bin, inverse transform in one sweep; and their gradients.
+///
+///     y = irfft(W . rfft(x), L)      a circular convolution along the rows, the same for every normalisation
+///
+/// `FftFilter` holds complex gains per bin and channel, `FftGains` real gains per bin that all channels share (bands). Both are
+/// prepared once from the half spectrum: in the order in which a forward transform leaves the bins, 1 / L folded in, Im of DC
+/// and Nyquist dropped as irfft would. The last forward level, the gains and the first inverse level then stay in registers.
+/// Where the plan is Bluestein's the filter is applied as a convolution of the longer size: two transforms instead of four.
+///
+/// Shapes      x, y [L, D], W [K, D] in two planes or [K]; any row strides. y may be x itself; else they do not overlap.
+/// Pairs       as in fft.hpp: two sequences of one length together cost half. One alone is done by pairs of blocks of channels.
+/// Edge cases  L = 0 or D = 0: nothing happens. A NaN or infinity stays in its sequence and channel.
+/// Precision   |y - exact| <= 5e-7 (1 + log2(L) / 10) max|W| |x| in float (Euclidean norms); a pair's errors relate to its
+///             larger one.
+/// Cost        about 5 L log2 L + 6 L operations per real channel. Scratch at most 512 KB (backward 1 MB), or two vectors of
+///             channels where L is longer. Prepared gains take 2 size() scalars per channel. No allocation once they and the
+///             workspace have grown.
+/// Gradient    with X, F the unscaled transforms of x and dy:  dx += irfft(conj W . rfft(dy)),  dW_k += m_k / L sum conj(X_k)
+///             F_k.
+/// Kernels assert; shapes are checked by the operators above.
+#pragma once
+#include <recops/simd/fft.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+namespace detail {
+
+/// Complex gains of one block of channels, `[size][2][lanes]`.
+template <class T, class A>
+struct FftComplexGain {
+  const T* g;
+  FftComplexGain at(Index element) const { return {g + element * 2 * lanes<T, A>}; }
+  RECOPS_INLINE void apply(Index n, Batch<T, A>& re, Batch<T, A>& im) const {
+    constexpr Index W = lanes<T, A>;
+    complex_scale(re, im, Batch<T, A>::load_aligned(g + n * 2 * W), Batch<T, A>::load_aligned(g + n * 2 * W + W));
+  }
+};
+
+/// Real gains shared by all channels, `[size]`.
+template <class T, class A>
+struct FftRealGain {
+  const T* g;
+  FftRealGain at(Index element) const { return {g + element}; }
+  RECOPS_INLINE void apply(Index n, Batch<T, A>& re, Batch<T, A>& im) const {
+    const Batch<T, A> gain(g[n]);
+    re = re * gain;
+    im = im * gain;
+  }
+};
+
+/// z <- z . gain, `count` elements.
+template <class T, class A, class Gain>
+[[gnu::noinline]] void fft_apply(T* z, Index count, Gain gain) {
+  constexpr Index W = lanes<T, A>;
+  for (Index n = 0; n < count; ++n, z += 2 * W) {
+    Batch<T, A> re = Batch<T, A>::load_aligned(z), im = Batch<T, A>::load_aligned(z + W);
+    gain.apply(n, re, im);
+    re.store_aligned(z);
+    im.store_aligned(z + W);
+  }
+}
+
+/// Last forward level, gains, first inverse level of `parts` parts of R elements.
+template <int R, class T, class A, class Gain>
+[[gnu::noinline]] void fft_fused_level(T* z, Index parts, Gain gain) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  for (Index i = 0; i < parts; ++i, z += R * 2 * W, gain = gain.at(R)) {
+    B re[R], im[R];
+    RECOPS_UNROLL
+    for (int q = 0; q < R; ++q) {
+      re[q] = B::load_aligned(z + q * 2 * W);
+      im[q] = B::load_aligned(z + q * 2 * W + W);
+    }
+    butterfly<R, T, A>(re, im);
+    RECOPS_UNROLL
+    for (int q = 0; q < R; ++q) gain.apply(q, re[q], im[q]);
+    butterfly<R, T, A>(im, re);
+    RECOPS_UNROLL
+    for (int q = 0; q < R; ++q) {
+      re[q].store_aligned(z + q * 2 * W);
+      im[q].store_aligned(z + q * 2 * W + W);
+    }
+  }
+}
+
+/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts.
+template <class T, class A, class Gain>
+void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain) {
+  constexpr Index W = lanes<T, A>;
+  if (level == plan.stages()) return fft_apply<T, A>(z, plan.size(), gain);
+  const FftStage& s = plan.stage(level);
+  const Index elements = s.radix * s.span;
+  if (level + 1 == plan.stages()) {
+    switch (s.radix) {
+      case 2:
+        return fft_fused_level<2, T, A>(z, parts, gain);
+      case 3:
+        return fft_fused_level<3, T, A>(z, parts, gain);
+      case 4:
+        return fft_fused_level<4, T, A>(z, parts, gain);
+      case 5:
+        return fft_fused_level<5, T, A>(z, parts, gain);
+      case 6:
+        return fft_fused_level<6, T, A>(z, parts, gain);
+      case 8:
+        return fft_fused_level<8, T, A>(z, parts, gain);
+      case 10:
+        return fft_fused_level<10, T, A>(z, parts, gain);
+      default:
+        fft_forward_parts<T, A>(plan, level, z, parts);
+        fft_apply<T, A>(z, parts * elements, gain);
+        return fft_inverse_parts<T, A>(plan, level, z, parts);
+    }
+  }
+  for (Index p = 0; p < parts; ++p, z += elements * 2 * W, gain = gain.at(elements)) {
+    fft_forward_level<T, A>(plan, s, z, 0, 1);
+    fft_filter_parts<T, A>(plan, level + 1, z, s.radix, gain);
+    fft_inverse_level<T, A>(plan, s, z, 0, 1);
+  }
+}
+
+/// Gains of a pair whose halves have gains of their own: separates the spectra, applies, joins them again.
+template <class T, class A>
+[[gnu::noinline]] void fft_apply_apart(const FftPlan<T>& plan, T* z, const T* gain_a, const T* gain_b) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const std::int32_t* const at = plan.positions();
+  const Index size = plan.size();
+  const B half(T(0.5));
+  for (Index k = 0; 2 * k <= size; ++k) {
+    const Index m = k == 0 ? 0 : size - k;
+    const Index i = at[k] * 2 * W, j = at[m] * 2 * W;
+    T *p = z + i, *q = z + j;
+    const B zr = B::load_aligned(p), zi = B::load_aligned(p + W);
+    const B gar = B::load_aligned(gain_a + i), gbr = B::load_aligned(gain_b + i);
+    if (k == m || k == 0) {  // both spectra are real here
+      (gar * zr).store_aligned(p);
+      (gbr * zi).store_aligned(p + W);
+      continue;
+    }
+    const B cr = B::load_aligned(q), ci = B::load_aligned(q + W);
+    B ar = half * (zr + cr), ai = half * (zi - ci), br = half * (zi + ci), bi = half * (cr - zr);
+    complex_scale(ar, ai, gar, B::load_aligned(gain_a + i + W));
+    complex_scale(br, bi, gbr, B::load_aligned(gain_b + i + W));
+    (ar - bi).store_aligned(p);
+    (ai + br).store_aligned(p + W);
+    (ar + bi).store_aligned(q);
+    (br - ai).store_aligned(q + W);
+  }
+}
+
+/// sum += conj(x) f, element by element.
+template <class T, class A>
+[[gnu::noinline]] void fft_accumulate(const T* x, const T* f, T* sum, Index count) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  for (Index n = 0; n < count; ++n, x += 2 * W, f += 2 * W, sum += 2 * W) {
+    const B xr = B::load_aligned(x), xi = B::load_aligned(x + W), fr = B::load_aligned(f), fi = B::load_aligned(f + W);
+    mul_add(xi, fi, mul_add(xr, fr, B::load_aligned(sum))).store_aligned(sum);
+    minus_product(xi, fr, mul_add(xr, fi, B::load_aligned(sum + W))).store_aligned(sum + W);
+  }
+}
+
+/// z <- z conj(gain)
+template <class T, class A>
+[[gnu::noinline]] void fft_apply_conjugate(T* z, const T* gain, Index count) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  for (Index n = 0; n < count; ++n, z += 2 * W, gain += 2 * W) {
+    B re = B::load_aligned(z), im = B::load_aligned(z + W);
+    complex_scale(im, re, B::load_aligned(gain), B::load_aligned(gain + W));  // exchanging the planes conjugates the factor
+    re.store_aligned(z);
+    im.store_aligned(z + W);
+  }
+}
+
+/// Which block of channels' gains the halves of group g take: first + g step.
+struct FftGainBlocks {
+  Index a_first, b_first, step;
+};
+
+/// Filters groups [first, first + count). `gains(block)` is the gain of a block of channels.
+template <class T, class A, class Gains>
+void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out, const FftGainBlocks& blocks,
+                      const Gains& gains, Index first, Index count, bool add, T* z, Index distance) {
+  fft_enter<T, A>(plan, in, first, count, z, distance);
+  const FftStage& top = plan.stage(0);
+  if (in.a_channels > 0 && in.b_channels > 0 && fft_poisoned<T, A>(z, distance, count, top.span, 1)) {
+    fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance);
+    return fft_filter_block<T, A>(plan, fft_side(in, 1), fft_side(out, 1), {blocks.b_first, blocks.b_first, blocks.step}, gains,
+                                  first, count, add, z, distance);
+  }
+  for (Index g = 0; g < count; ++g) {
+    T* const tile = z + g * distance;
+    const Index a = blocks.a_first + (first + g) * blocks.step, b = blocks.b_first + (first + g) * blocks.step;
+    const bool paired = fft_channels(in.b_channels, in.step, first + g, 1) > 0;
+    if (Gains::shared || a == b || !paired) {
+      if (fft_channels(in.a_channels, in.step, first + g, 1) == 0) continue;  // a side done apart that has no such group
+      fft_filter_parts<T, A>(plan, 1, tile, top.radix, gains(a));
+    } else {
+      fft_forward_parts<T, A>(plan, 1, tile, top.radix);
+      fft_apply_apart<T, A>(plan, tile, gains(a).g, gains(b).g);
+      fft_inverse_parts<T, A>(plan, 1, tile, top.radix);
+    }
+  }
+  fft_leave<T, A>(plan, out, first, count, z, distance, add);
+}
+
+template <class T, class A, class Gains>
+[[gnu::noinline]] void fft_filter(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
+                                  const FftGainBlocks& blocks, const Gains& gains, bool add, Workspace& ws) {
+  const Index groups = fft_groups(in);
+  if (plan.length() == 0 || groups == 0) return;
+  const auto mark = ws.mark();
+  const FftBlock<T, A> block(plan, groups);
+  T* const z = block.take(ws);
+  for (Index first = 0; first < groups; first += block.groups) {
+    const Index count = groups - first < block.groups ? groups - first : block.groups;
+    fft_filter_block<T, A>(plan, in, out, blocks, gains, first, count, add, z, block.distance);
+  }
+}
+
+/// The spectrum over size() of the circular kernel `w`, group by group: its rows around 0, for a convolution that does not
+/// wrap. Times 1 / size().
+template <class T, class A>
+void fft_embed_kernel(const FftPlan<T>& plan, MatrixView<const T> w, T* gains) {
+  constexpr Index W = lanes<T, A>;
+  const Index length = plan.length(), size = plan.size();
+  const FftRows<const T> rows = fft_alone<A>(w);
+  const T scale = T(1) / static_cast<T>(size);
+  for (Index g = 0; g < fft_groups(rows); ++g) {
+    T* const z = gains + g * size * 2 * W;
+    fft_pack<T, A>(rows, g, length, size, nullptr, z);
+    for (Index i = 0; i < length * 2 * W; ++i) z[i] *= scale;
+    for (Index m = 1; m < length; ++m)
+      for (Index i = 0; i < 2 * W; ++i) z[(size - length + m) * 2 * W + i] = z[m * 2 * W + i];
+    fft_forward_parts<T, A>(plan, 0, z, 1);
+  }
+}
+
+}  // namespace detail
+
+/// Complex gains per bin and channel, ready for `fft_filter`. Keeps its capacity; a const one may be shared by threads.
+template <Real T, class A = DefaultArch>
+class FftFilter {
+ public:
+  FftFilter() = default;
+  /// From W [K, D] (K the bins of the plan); Im at DC and Nyquist has no effect. `conjugate` gives the transposed filter: with
+  /// that one `fft_filter` computes the gradient of x.
+  void prepare(const FftPlan<T>& plan, FftPlanes<const T> gains, Workspace& ws, bool conjugate = false) {
+    constexpr Index W = lanes<T, A>;
+    const Index size = plan.size(), length = plan.length(), bins = plan.bins(), cols = gains.re.cols();
+    assert(gains.re.rows() == bins && gains.im.rows() == bins && gains.im.cols() == cols);
+    length_ = length;
+    cols_ = cols;
+    gains_.resize((cols + W - 1) / W * size * 2 * W);
+    if (length == 0 || cols == 0) return;
+    if (plan.bluestein()) {
+      const auto mark = ws.mark();
+      const MatrixView<T> kernel = ws.matrix<T>(length, cols);
+      irfft<T, A>(plan, gains, kernel, FftNorm::backward, ws);
+      detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), gains_.data());
+      if (conjugate)
+        for (Index i = W; i < gains_.size(); i += 2 * W)
+          for (Index l = 0; l < W; ++l) gains_[i + l] = -gains_[i + l];
+      return;
+    }
+    using B = Batch<T, A>;
+    const B scale(T(1) / static_cast<T>(length));
+    const B sign(conjugate ? T(-1) : T(1));
+    const std::int32_t* const at = plan.positions();
+    for (Index d = 0; d < cols; d += W) {
+      T* const z = gains_.data() + d * size * 2;
+      const Index n = cols - d < W ? cols - d : W;
+      for (Index k = 0; k < bins; ++k) {
+        const Index m = k == 0 ? 0 : length - k;
+        T *p = z + at[k] * 2 * W, *q = z + at[m] * 2 * W;
+        const B re = scale * detail::fft_load<T, A>(gains.re.row(k) + d, n);
+        const B im = k == m || k == 0 ? B(T(0)) : scale * sign * detail::fft_load<T, A>(gains.im.row(k) + d, n);
+        re.store_aligned(q);
+        (-im).store_aligned(q + W);
+        re.store_aligned(p);
+        im.store_aligned(p + W);
+      }
+    }
+  }
+
+  /// L and D of what it filters.
+  Index length() const { return length_; }
+  Index cols() const { return cols_; }
+  /// Gains of block `b` of channels: `[size][2][lanes]`.
+  const T* block(Index b) const {
+    constexpr Index W = lanes<T, A>;
+    assert(0 <= b && b * W < cols_);
+    return gains_.data() + gains_.size() / ((cols_ + W - 1) / W) * b;
+  }
+
+ private:
+  Vector<T> gains_;
+  recops::detail::MovedSize length_, cols_;
+};
+
+/// Real gains per bin, the same for all channels (a band: 1 for the bins kept, else 0), ready for `fft_filter`.
+template <Real T, class A = DefaultArch>
+class FftGains {
+ public:
+  FftGains() = default;
+  /// From `gains` [K].
+  void prepare(const FftPlan<T>& plan, VectorView<const T> gains, Workspace& ws) {
+    constexpr Index W = lanes<T, A>;
+    const Index size = plan.size(), length = plan.length(), bins = plan.bins();
+    assert(gains.size() == bins);
+    length_ = length;
+    gains_.resize(size);
+    if (length == 0) return;
+    if (plan.bluestein()) {
+      const auto mark = ws.mark();
+      const MatrixView<T> kernel = ws.matrix<T>(length, 1), zero = ws.matrix<T>(bins, 1);
+      for (Index k = 0; k < bins; ++k) zero(k, 0) = T(0);
+      T* const z = ws.take<T>(size * 2 * W);
+      irfft<T, A>(plan, FftPlanes<const T>{MatrixView<const T>(gains.data(), bins, 1), zero}, kernel, FftNorm::backward, ws);
+      detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), z);
+      for (Index n = 0; n < size; ++n) gains_[n] = z[n * 2 * W];  // the kernel is symmetric: its spectrum is real
+      return;
+    }
+    const std::int32_t* const at = plan.positions();
+    for (Index k = 0; k < bins; ++k) {
+      const T g = gains[k] / static_cast<T>(length);
+      gains_[at[k]] = g;
+      gains_[at[k == 0 ? 0 : length - k]] = g;
+    }
+  }
+
+  Index length() const { return length_; }
+  /// At the positions of the bins, `[size]`.
+  const T* data() const { return gains_.data(); }
+
+ private:
+  Vector<T> gains_;
+  recops::detail::MovedSize length_;
+};
+
+namespace detail {
+
+template <class T, class A>
+struct FftFilterGains {
+  static constexpr bool shared = false;
+  const FftFilter<T, A>& filter;
+  FftComplexGain<T, A> operator()(Index block) const { return {filter.block(block)}; }
+};
+template <class T, class A>
+struct FftSharedGains {
+  static constexpr bool shared = true;
+  const T* g;
+  FftRealGain<T, A> operator()(Index) const { return {g}; }
+};
+
+}  // namespace detail
+
+/// y <- irfft(W . rfft(x)), or y += with `add`; x, y [L, D].
+template <Real T, class A = DefaultArch>
+void fft_filter(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x, MatrixView<T> y, bool add,
+                Workspace& ws) {
+  assert(x.rows() == plan.length() && y.rows() == plan.length() && filter.length() == plan.length());
+  assert(x.cols() == filter.cols() && y.cols() == filter.cols());
+  detail::fft_filter<T, A>(plan, detail::fft_one<A>(x), detail::fft_one<A>(y), {0, 1, 2}, detail::FftFilterGains<T, A>{filter},
+                           add, ws);
+}
+/// The same of two sequences at once.
+template <Real T, class A = DefaultArch>
+void fft_filter(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x0, MatrixView<const T> x1,
+                MatrixView<T> y0, MatrixView<T> y1, bool add, Workspace& ws) {
+  assert(x0.rows() == plan.length() && y0.rows() == plan.length() && filter.length() == plan.length());
+  assert(x0.cols() == filter.cols() && y0.cols() == filter.cols());
+  detail::fft_filter<T, A>(plan, detail::fft_two<A>(x0, x1), detail::fft_two<A>(y0, y1), {0, 0, 1},
+                           detail::FftFilterGains<T, A>{filter}, add, ws);
+}
+/// y <- irfft(g . rfft(x)) with real gains that all channels share, or y += with `add`. Its own adjoint: dx from dy is the same
+/// call.
+template <Real T, class A = DefaultArch>
+void fft_filter(const FftPlan<T>& plan, const FftGains<T, A>& gains, MatrixView<const T> x, MatrixView<T> y, bool add,
+                Workspace& ws) {
+  assert(x.rows() == plan.length() && y.rows() == plan.length() && gains.length() == plan.length() && x.cols() == y.cols());
+  detail::fft_filter<T, A>(plan, detail::fft_one<A>(x), detail::fft_one<A>(y), {0, 0, 0},
+                           detail::FftSharedGains<T, A>{gains.data()}, add, ws);
+}
+/// The same of two sequences at once.
+template <Real T, class A = DefaultArch>
+void fft_filter(const FftPlan<T>& plan, const FftGains<T, A>& gains, MatrixView<const T> x0, MatrixView<const T> x1,
+                MatrixView<T> y0, MatrixView<T> y1, bool add, Workspace& ws) {
+  assert(x0.rows() == plan.length() && y0.rows() == plan.length() && gains.length() == plan.length());
+  detail::fft_filter<T, A>(plan, detail::fft_two<A>(x0, x1), detail::fft_two<A>(y0, y1), {0, 0, 0},
+                           detail::FftSharedGains<T, A>{gains.data()}, add, ws);
+}
+
+/// Gathers dW over the sequences of a batch, in the order of the transforms; `add_to` brings it to the planes once. Sums run in
+/// T: call `add_to` and `clear` at the latest every 4096 pairs. Threads take one each and `merge` them in a fixed order.
+template <Real T, class A = DefaultArch>
+class FftFilterGradient {
+ public:
+  FftFilterGradient() = default;
+  /// For sequences of the plan's length with D = `cols` channels; all zeros.
+  void reset(const FftPlan<T>& plan, Index cols) {
+    constexpr Index W = lanes<T, A>;
+    assert(cols >= 0);
+    cols_ = cols;
+    length_ = plan.length();
+    sums_.resize((cols + W - 1) / W * plan.size() * 2 * W);
+    clear();
+  }
+  void clear() { sums_.fill(T(0)); }
+  void merge(const FftFilterGradient& other) {
+    assert(other.sums_.size() == sums_.size());
+    using B = Batch<T, A>;
+    for (Index i = 0; i < sums_.size(); i += lanes<T, A>)
+      (B::load_aligned(sums_.data() + i) + B::load_aligned(other.sums_.data() + i)).store_aligned(sums_.data() + i);
+  }
+  Index length() const { return length_; }
+  Index cols() const { return cols_; }
+  T* block(Index b, Index size) { return sums_.data() + b * size * 2 * lanes<T, A>; }
+
+  /// dW_k += m_k / L sum conj(X_k) F_k, `[K, D]`; Im at DC and Nyquist gains exactly 0.
+  void add_to(const FftPlan<T>& plan, FftPlanes<T> dgains, Workspace& ws) const {
+    using B = Batch<T, A>;
+    constexpr Index W = lanes<T, A>;
+    const Index size = plan.size(), length = plan.length();
+    assert(length == length_ && dgains.re.rows() == plan.bins() && dgains.im.rows() == plan.bins());
+    assert(dgains.re.cols() == cols_ && dgains.im.cols() == cols_);
+    if (length == 0 || cols_ == 0) return;
+    const auto mark = ws.mark();
+    if (plan.bluestein()) {  // the correlation over all lags, wrapped to L, transformed
+      const MatrixView<T> kernel = ws.matrix<T>(length, cols_);
+      T* const z = ws.take<T>(size * 2 * W);
+      const T scale = T(1) / static_cast<T>(size);
+      for (Index d = 0; d < cols_; d += W) {
+        std::copy_n(sums_.data() + d * size * 2, size * 2 * W, z);
+        detail::fft_inverse_parts<T, A>(plan, 0, z, 1);
+        const Index n = cols_ - d < W ? cols_ - d : W;
+        for (Index m = 0; m < length; ++m) {
+          B v = B::load_aligned(z + m * 2 * W);
+          if (m > 0) v = v + B::load_aligned(z + (size - length + m) * 2 * W);
+          detail::fft_put<T, A>(kernel.row(m) + d, v * B(scale), n, false);
+        }
+      }
+      const double s = 1.0 / static_cast<double>(length);
+      return detail::fft_spectrum<T, A>(plan, detail::fft_one<A>(MatrixView<const T>(kernel)), detail::fft_one<A>(dgains.re),
+                                        detail::fft_one<A>(dgains.im), s, 2 * s, true, ws);
+    }
+    const T s = T(1) / static_cast<T>(length);
+    const detail::FftRows<T> re = detail::fft_alone<A>(dgains.re), im = detail::fft_alone<A>(dgains.im);
+    // Z_k and conj Z_(L-k) hold the sum, and cross terms that cancel.
+    detail::fft_separate<T, A>(plan, sums_.data(), size * 2 * W, re, im, 0, detail::fft_groups(re), s, 2 * s, true);
+  }
+
+ private:
+  Vector<T> sums_;
+  recops::detail::MovedSize length_, cols_;
+};
+
+namespace detail {
+
+template <class T, class A>
+[[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, const FftRows<const T>& x,
+                                           const FftRows<const T>& dy, const FftRows<T>& dx, FftFilterGradient<T, A>& gradient,
+                                           Workspace& ws) {
+  const Index groups = fft_groups(dy);
+  if (plan.length() == 0 || groups == 0) return;
+  const auto mark = ws.mark();
+  const FftBlock<T, A> block(plan, groups);
+  T* const zx = block.take(ws);
+  T* const zf = block.take(ws);
+  const FftStage& top = plan.stage(0);
+  for (Index first = 0; first < groups; first += block.groups) {
+    const Index count = groups - first < block.groups ? groups - first : block.groups;
+    fft_enter<T, A>(plan, x, first, count, zx, block.distance);
+    fft_enter<T, A>(plan, dy, first, count, zf, block.distance);
+    const bool apart = dx.a && dy.b_channels > 0 && fft_poisoned<T, A>(zf, block.distance, count, top.span, 1);
+    for (Index g = 0; g < count; ++g) {
+      T *const tx = zx + g * block.distance, *const tf = zf + g * block.distance;
+      fft_forward_parts<T, A>(plan, 1, tx, top.radix);
+      fft_forward_parts<T, A>(plan, 1, tf, top.radix);
+      fft_accumulate<T, A>(tx, tf, gradient.block(first + g, plan.size()), plan.size());
+      if (!dx.a || apart) continue;
+      fft_apply_conjugate<T, A>(tf, filter.block(first + g), plan.size());
+      fft_inverse_parts<T, A>(plan, 1, tf, top.radix);
+    }
+    if (!dx.a) continue;
+    if (!apart) {
+      fft_leave<T, A>(plan, dx, first, count, zf, block.distance, true);
+      continue;
+    }
+    for (int side = 0; side < 2; ++side) {  // a NaN in one upstream gradient: each by itself
+      const FftRows<T> out = fft_side(dx, side);
+      fft_enter<T, A>(plan, fft_side(dy, side), first, count, zf, block.distance);
+      for (Index g = 0; g < count; ++g) {
+        T* const tf = zf + g * block.distance;
+        fft_forward_parts<T, A>(plan, 1, tf, top.radix);
+        fft_apply_conjugate<T, A>(tf, filter.block(first + g), plan.size());
+        fft_inverse_parts<T, A>(plan, 1, tf, top.radix);
+      }
+      fft_leave<T, A>(plan, out, first, count, zf, block.distance, true);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Backward of `fft_filter` with complex gains, from x and dy [L, D]: dx += (an empty view: not wanted), and dW gathered in
+/// `gradient`. `filter` is the forward one. A NaN in x or dy reaches all of dW of its channel.
+template <Real T, class A = DefaultArch>
+void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x, MatrixView<const T> dy,
+                         MatrixView<T> dx, FftFilterGradient<T, A>& gradient, Workspace& ws) {
+  assert(x.rows() == plan.length() && dy.rows() == plan.length() && gradient.length() == plan.length());
+  assert(x.cols() == gradient.cols() && dy.cols() == gradient.cols());
+  detail::fft_filter_backward<T, A>(plan, filter, detail::fft_alone<A>(x), detail::fft_alone<A>(dy), detail::fft_alone<A>(dx),
+                                    gradient, ws);
+}
+/// The same of two sequences at once; both of dx0, dx1 are given or neither.
+template <Real T, class A = DefaultArch>
+void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x0, MatrixView<const T> x1,
+                         MatrixView<const T> dy0, MatrixView<const T> dy1, MatrixView<T> dx0, MatrixView<T> dx1,
+                         FftFilterGradient<T, A>& gradient, Workspace& ws) {
+  assert(x0.rows() == plan.length() && dy0.rows() == plan.length() && gradient.length() == plan.length());
+  assert(x0.cols() == gradient.cols() && dy0.cols() == gradient.cols());
+  assert(dx0.empty() == dx1.empty());
+  detail::fft_filter_backward<T, A>(plan, filter, detail::fft_two<A>(x0, x1), detail::fft_two<A>(dy0, dy1),
+                                    detail::fft_two<A>(dx0, dx1), gradient, ws);
+}
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops

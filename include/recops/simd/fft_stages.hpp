@@ -1,0 +1,506 @@
+/// @file   recops/simd/fft_stages.hpp
+/// @brief  The levels of a transform along rows, a vector of channels at a time: the machinery behind fft.hpp and fft_filter.hpp.
+///
+/// Two real sequences (or two blocks of channels of one) are the real and the imaginary part of one complex sequence. Forward
+/// levels decimate in frequency and leave the bins at `plan.positions()`, inverse levels decimate in time and start from there:
+/// nothing is ever reordered. Below the first level the work goes depth first, so that parts stay in the first-level cache. The
+/// planes of an element lie side by side, `[size][2][lanes]`; exchanging them turns a forward level into the inverse one.
+#pragma once
+#include <recops/core/workspace.hpp>
+#include <recops/simd/fft_butterflies.hpp>
+#include <recops/simd/fft_plan.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd::detail {
+
+/// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles.
+template <class T>
+struct FftSide {
+  T* re;
+  T* im;
+  Index element, group;
+};
+
+// Compilers would keep all multiples of a stride in registers, of which there are not enough, and spill them; the same with the
+// twiddles of an element over its groups. This makes a value opaque to them.
+template <class P>
+RECOPS_INLINE P fft_opaque(P p) {
+#if defined(__x86_64__) || defined(__aarch64__)
+  asm("" : "+r"(p));
+#endif
+  return p;
+}
+
+// Decimation in frequency: butterfly, then twiddles, from rows or tiles to tiles that are `distance` apart, which may be the
+// same. One call does element j of every group before element j + 1, so that rows of memory are read whole.
+template <int R, bool in_place, class T, class A>
+[[gnu::noinline]] void fft_forward_level(FftSide<const T> in, T* z, Index distance, Index span, Index groups, const T* w) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const Index in_step = span * in.element, step = span * 2 * W;
+  for (Index j = span; j > 0; --j) {
+    const T *gr = in.re, *gi = in.im;
+    T* tile = z;
+    for (Index g = groups; g > 0; --g) {
+      const T* const v = fft_opaque(w);
+      B re[R], im[R];
+      if constexpr (in_place) {
+        const T* p = tile;
+        RECOPS_UNROLL
+        for (int q = 0; q < R; ++q) {
+          re[q] = B::load_aligned(p);
+          im[q] = B::load_aligned(p + W);
+          p = fft_opaque(p + step);
+        }
+      } else {
+        const T *pr = gr, *pi = gi;
+        RECOPS_UNROLL
+        for (int q = 0; q < R; ++q) {
+          re[q] = B::load_unaligned(pr);
+          im[q] = B::load_unaligned(pi);
+          pr = fft_opaque(pr + in_step);
+          pi = fft_opaque(pi + in_step);
+        }
+        gr += in.group;
+        gi += in.group;
+      }
+      butterfly<R, T, A>(re, im);
+      T* s = tile;
+      RECOPS_UNROLL
+      for (int p = 0; p < R; ++p) {
+        if (p > 0) complex_scale(re[p], im[p], B(v[2 * p - 2]), B(v[2 * p - 1]));
+        re[p].store_aligned(s);
+        im[p].store_aligned(s + W);
+        s = fft_opaque(s + step);
+      }
+      tile += distance;
+    }
+    if constexpr (!in_place) {
+      in.re += in.element;
+      in.im += in.element;
+    }
+    z += 2 * W;
+    w += 2 * (R - 1);
+  }
+}
+
+// Decimation in time: twiddles, then butterfly, from tiles to rows or tiles. The planes are exchanged, which makes it the
+// inverse.
+template <int R, bool in_place, class T, class A>
+[[gnu::noinline]] void fft_inverse_level(T* z, Index distance, FftSide<T> out, Index span, Index groups, const T* w) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const Index out_step = span * out.element, step = span * 2 * W;
+  for (Index j = span; j > 0; --j) {
+    T *gr = out.re, *gi = out.im, *tile = z;
+    for (Index g = groups; g > 0; --g) {
+      const T* const v = fft_opaque(w);
+      B re[R], im[R];
+      const T* p = tile;
+      RECOPS_UNROLL
+      for (int q = 0; q < R; ++q) {
+        re[q] = B::load_aligned(p + W);
+        im[q] = B::load_aligned(p);
+        if (q > 0) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
+        p = fft_opaque(p + step);
+      }
+      butterfly<R, T, A>(re, im);
+      if constexpr (in_place) {
+        T* s = tile;
+        RECOPS_UNROLL
+        for (int q = 0; q < R; ++q) {
+          im[q].store_aligned(s);
+          re[q].store_aligned(s + W);
+          s = fft_opaque(s + step);
+        }
+      } else {
+        T *pr = gr, *pi = gi;
+        RECOPS_UNROLL
+        for (int q = 0; q < R; ++q) {
+          im[q].store_unaligned(pr);
+          re[q].store_unaligned(pi);
+          pr = fft_opaque(pr + out_step);
+          pi = fft_opaque(pi + out_step);
+        }
+        gr += out.group;
+        gi += out.group;
+      }
+      tile += distance;
+    }
+    if constexpr (!in_place) {
+      out.re += out.element;
+      out.im += out.element;
+    }
+    z += 2 * W;
+    w += 2 * (R - 1);
+  }
+}
+
+/// The same for any odd radix and both directions: pairs x_j, x_(r-j) make sums and differences, each pair of results takes a
+/// row of cosines and sines.
+template <class T, class A>
+[[gnu::noinline]] void fft_prime_level(int radix, bool inverse, FftSide<const T> in, FftSide<T> out, Index span, Index groups,
+                                       const T* w, const T* roots) {
+  using B = Batch<T, A>;
+  constexpr int most = fft_largest_prime / 2 + 1;
+  assert(radix % 2 == 1 && radix <= fft_largest_prime);
+  const int half = radix / 2;
+  B sr[most], si[most], dr[most], di[most];
+  for (Index j = 0; j < span; ++j, w += 2 * (radix - 1)) {
+    for (Index g = 0; g < groups; ++g) {
+      const T *gr = in.re + j * in.element + g * in.group, *gi = in.im + j * in.element + g * in.group;
+      T *hr = out.re + j * out.element + g * out.group, *hi = out.im + j * out.element + g * out.group;
+      const auto load = [&](Index q, B& re, B& im) RECOPS_LAMBDA_INLINE {
+        re = B::load_unaligned(gr + q * span * in.element);
+        im = B::load_unaligned(gi + q * span * in.element);
+        if (inverse && q > 0) complex_scale(re, im, B(w[2 * q - 2]), B(w[2 * q - 1]));
+      };
+      const auto store = [&](Index p, B re, B im) RECOPS_LAMBDA_INLINE {
+        if (!inverse && p > 0) complex_scale(re, im, B(w[2 * p - 2]), B(w[2 * p - 1]));
+        re.store_unaligned(hr + p * span * out.element);
+        im.store_unaligned(hi + p * span * out.element);
+      };
+      B zr, zi;
+      load(0, zr, zi);
+      B total_r = zr, total_i = zi;
+      for (int q = 1; q <= half; ++q) {
+        B ar, ai, br, bi;
+        load(q, ar, ai);
+        load(radix - q, br, bi);
+        sr[q] = ar + br;
+        si[q] = ai + bi;
+        dr[q] = ar - br;
+        di[q] = ai - bi;
+        total_r += sr[q];
+        total_i += si[q];
+      }
+      store(0, total_r, total_i);
+      for (int p = 1; p <= half; ++p) {
+        B ar = zr, ai = zi, br(T(0)), bi(T(0));
+        for (int q = 1, m = p; q <= half; ++q) {
+          const B c(roots[2 * m]), s(roots[2 * m + 1]);
+          ar = mul_add(c, sr[q], ar);
+          ai = mul_add(c, si[q], ai);
+          br = mul_add(s, dr[q], br);
+          bi = mul_add(s, di[q], bi);
+          m += p;
+          if (m >= radix) m -= radix;
+        }
+        store(p, ar + bi, ai - br);
+        store(radix - p, ar - bi, ai + br);
+      }
+    }
+  }
+}
+
+/// One level, from a side to `groups` tiles that are `distance` apart.
+template <class T, class A>
+[[gnu::noinline]] void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, FftSide<const T> in, T* z, Index distance,
+                                         Index groups) {
+  constexpr Index W = lanes<T, A>;
+  const T* const w = plan.twiddles(s);
+  switch (s.radix) {
+    case 1:
+      return fft_forward_level<1, false, T, A>(in, z, distance, s.span, groups, w);
+    case 2:
+      return fft_forward_level<2, false, T, A>(in, z, distance, s.span, groups, w);
+    case 3:
+      return fft_forward_level<3, false, T, A>(in, z, distance, s.span, groups, w);
+    case 4:
+      return fft_forward_level<4, false, T, A>(in, z, distance, s.span, groups, w);
+    case 5:
+      return fft_forward_level<5, false, T, A>(in, z, distance, s.span, groups, w);
+    case 6:
+      return fft_forward_level<6, false, T, A>(in, z, distance, s.span, groups, w);
+    case 7:
+      return fft_forward_level<7, false, T, A>(in, z, distance, s.span, groups, w);
+    case 8:
+      return fft_forward_level<8, false, T, A>(in, z, distance, s.span, groups, w);
+    case 10:
+      return fft_forward_level<10, false, T, A>(in, z, distance, s.span, groups, w);
+    default:
+      return fft_prime_level<T, A>(s.radix, false, in, FftSide<T>{z, z + W, 2 * W, distance}, s.span, groups, w, plan.roots(s));
+  }
+}
+
+/// The same in place; the radices that long sequences have in the middle have code of their own for that.
+template <class T, class A>
+[[gnu::noinline]] void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+  constexpr Index W = lanes<T, A>;
+  const T* const w = plan.twiddles(s);
+  if (s.radix == 4) return fft_forward_level<4, true, T, A>({}, z, distance, s.span, groups, w);
+  if (s.radix == 5) return fft_forward_level<5, true, T, A>({}, z, distance, s.span, groups, w);
+  if (s.radix == 8) return fft_forward_level<8, true, T, A>({}, z, distance, s.span, groups, w);
+  fft_forward_level<T, A>(plan, s, FftSide<const T>{z, z + W, 2 * W, distance}, z, distance, groups);
+}
+
+/// One inverse level, from tiles to a side.
+template <class T, class A>
+[[gnu::noinline]] void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, FftSide<T> out,
+                                         Index groups) {
+  constexpr Index W = lanes<T, A>;
+  const T* const w = plan.twiddles(s);
+  switch (s.radix) {
+    case 1:
+      return fft_inverse_level<1, false, T, A>(z, distance, out, s.span, groups, w);
+    case 2:
+      return fft_inverse_level<2, false, T, A>(z, distance, out, s.span, groups, w);
+    case 3:
+      return fft_inverse_level<3, false, T, A>(z, distance, out, s.span, groups, w);
+    case 4:
+      return fft_inverse_level<4, false, T, A>(z, distance, out, s.span, groups, w);
+    case 5:
+      return fft_inverse_level<5, false, T, A>(z, distance, out, s.span, groups, w);
+    case 6:
+      return fft_inverse_level<6, false, T, A>(z, distance, out, s.span, groups, w);
+    case 7:
+      return fft_inverse_level<7, false, T, A>(z, distance, out, s.span, groups, w);
+    case 8:
+      return fft_inverse_level<8, false, T, A>(z, distance, out, s.span, groups, w);
+    case 10:
+      return fft_inverse_level<10, false, T, A>(z, distance, out, s.span, groups, w);
+    default:
+      return fft_prime_level<T, A>(s.radix, true, FftSide<const T>{z + W, z, 2 * W, distance},
+                                   FftSide<T>{out.im, out.re, out.element, out.group}, s.span, groups, w, plan.roots(s));
+  }
+}
+
+/// The same in place.
+template <class T, class A>
+[[gnu::noinline]] void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+  constexpr Index W = lanes<T, A>;
+  const T* const w = plan.twiddles(s);
+  if (s.radix == 4) return fft_inverse_level<4, true, T, A>(z, distance, {}, s.span, groups, w);
+  if (s.radix == 5) return fft_inverse_level<5, true, T, A>(z, distance, {}, s.span, groups, w);
+  if (s.radix == 8) return fft_inverse_level<8, true, T, A>(z, distance, {}, s.span, groups, w);
+  fft_inverse_level<T, A>(plan, s, z, distance, FftSide<T>{z, z + W, 2 * W, distance}, groups);
+}
+
+/// The forward levels from `level` on, in place, of `parts` consecutive parts that start at `z` (one part at level 0, the radix
+/// of the level above below it).
+template <class T, class A>
+void fft_forward_parts(const FftPlan<T>& plan, int level, T* z, Index parts) {
+  if (level >= plan.stages()) return;
+  const FftStage& s = plan.stage(level);
+  const Index part = s.radix * s.span * 2 * lanes<T, A>;
+  if (level + 1 == plan.stages()) return fft_forward_level<T, A>(plan, s, z, part, parts);  // all in one call
+  for (Index p = 0; p < parts; ++p, z += part) {
+    fft_forward_level<T, A>(plan, s, z, 0, 1);
+    fft_forward_parts<T, A>(plan, level + 1, z, s.radix);
+  }
+}
+
+/// Undoes `fft_forward_parts`, times the number of elements.
+template <class T, class A>
+void fft_inverse_parts(const FftPlan<T>& plan, int level, T* z, Index parts) {
+  if (level >= plan.stages()) return;
+  const FftStage& s = plan.stage(level);
+  const Index part = s.radix * s.span * 2 * lanes<T, A>;
+  if (level + 1 == plan.stages()) return fft_inverse_level<T, A>(plan, s, z, part, parts);
+  for (Index p = 0; p < parts; ++p, z += part) {
+    fft_inverse_parts<T, A>(plan, level + 1, z, s.radix);
+    fft_inverse_level<T, A>(plan, s, z, 0, 1);
+  }
+}
+
+/// What stands for the real parts (`a`) and the imaginary parts (`b`) of groups of `lanes` channels: rows `[L, *]`, first
+/// channels, how far the next group is, how many channels there are in all. Two sequences: step = lanes. One sequence, blocks
+/// of channels in pairs: b = a + lanes, step = 2 lanes. One sequence alone: no b.
+template <class T>
+struct FftRows {
+  T* a = nullptr;
+  T* b = nullptr;
+  Index a_stride = 0, b_stride = 0;
+  Index a_channels = 0, b_channels = 0;
+  Index step = 0;
+};
+
+/// Two sequences of D channels each.
+template <class A, class T>
+FftRows<T> fft_two(MatrixView<T> x, MatrixView<T> y) {
+  assert(x.cols() == y.cols() && x.rows() == y.rows());
+  return {x.data(), y.data(), x.stride(), y.stride(), x.cols(), y.cols(), lanes<std::remove_const_t<T>, A>};
+}
+/// One sequence, its blocks of channels in pairs.
+template <class A, class T>
+FftRows<T> fft_one(MatrixView<T> x) {
+  constexpr Index W = lanes<std::remove_const_t<T>, A>;
+  const bool pairs = x.cols() > W;
+  return {x.data(), pairs ? x.data() + W : nullptr, x.stride(), x.stride(), x.cols(), pairs ? x.cols() - W : 0, 2 * W};
+}
+/// One sequence with zeros as the other.
+template <class A, class T>
+FftRows<T> fft_alone(MatrixView<T> x) {
+  return {x.data(), nullptr, x.stride(), 0, x.cols(), 0, lanes<std::remove_const_t<T>, A>};
+}
+/// One side of such a pairing, with zeros as the other: 0 the real parts, 1 the imaginary ones.
+template <class T>
+FftRows<T> fft_side(const FftRows<T>& rows, int side) {
+  return side == 0 ? FftRows<T>{rows.a, nullptr, rows.a_stride, 0, rows.a_channels, 0, rows.step}
+                   : FftRows<T>{rows.b, nullptr, rows.b_stride, 0, rows.b_channels, 0, rows.step};
+}
+template <class T>
+Index fft_groups(const FftRows<T>& rows) {
+  const Index most = rows.a_channels > rows.b_channels ? rows.a_channels : rows.b_channels;
+  return most <= 0 ? 0 : (most + rows.step - 1) / rows.step;
+}
+/// Channels of group `g` that exist, at most W: of a and of b.
+RECOPS_INLINE Index fft_channels(Index all, Index step, Index g, Index W) {
+  const Index rest = all - g * step;
+  return rest < 0 ? 0 : rest < W ? rest : W;
+}
+
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> fft_load(const T* p, Index n) {
+  return n == lanes<T, A> ? Batch<T, A>::load_unaligned(p) : n == 0 ? Batch<T, A>(T(0)) : load_first<T, A>(p, n);
+}
+/// p <- v, or p <- p + v
+template <class T, class A>
+RECOPS_INLINE void fft_put(T* p, Batch<T, A> v, Index n, bool add) {
+  if (n == lanes<T, A>) {
+    if (add) v = v + Batch<T, A>::load_unaligned(p);
+    v.store_unaligned(p);
+  } else if (n > 0) {
+    if (add) v = v + load_first<T, A>(p, n);
+    store_first<T, A>(p, v, n);
+  }
+}
+
+/// Rows of group `g` to a tile, zeros where there are none, times the chirp where there is one.
+template <class T, class A>
+[[gnu::noinline]] void fft_pack(const FftRows<const T>& rows, Index g, Index length, Index size, const T* chirp, T* z) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const Index na = fft_channels(rows.a_channels, rows.step, g, W), nb = fft_channels(rows.b_channels, rows.step, g, W);
+  for (Index n = 0; n < length; ++n, z += 2 * W) {
+    B re(T(0)), im(T(0));
+    if (na > 0) re = fft_load<T, A>(rows.a + n * rows.a_stride + g * rows.step, na);
+    if (nb > 0) im = fft_load<T, A>(rows.b + n * rows.b_stride + g * rows.step, nb);
+    if (chirp) complex_scale(re, im, B(chirp[2 * n]), B(chirp[2 * n + 1]));
+    re.store_aligned(z);
+    im.store_aligned(z + W);
+  }
+  for (Index i = 0; i < (size - length) * 2 * W; i += W) B(T(0)).store_aligned(z + i);
+}
+
+/// A tile, times the scale, to the rows of group `g`.
+template <class T, class A>
+[[gnu::noinline]] void fft_unpack(const T* z, const FftRows<T>& rows, Index g, Index length, T scale, bool add) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const Index na = fft_channels(rows.a_channels, rows.step, g, W), nb = fft_channels(rows.b_channels, rows.step, g, W);
+  const B factor(scale);
+  for (Index n = 0; n < length; ++n, z += 2 * W) {
+    if (na > 0) fft_put<T, A>(rows.a + n * rows.a_stride + g * rows.step, factor * B::load_aligned(z), na, add);
+    if (nb > 0) fft_put<T, A>(rows.b + n * rows.b_stride + g * rows.step, factor * B::load_aligned(z + W), nb, add);
+  }
+}
+
+/// z_n *= c_n for n < count, complex factors shared by the lanes.
+template <class T, class A>
+[[gnu::noinline]] void fft_multiply(T* z, const T* c, Index count) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  for (Index n = 0; n < count; ++n, z += 2 * W) {
+    B re = B::load_aligned(z), im = B::load_aligned(z + W);
+    complex_scale(re, im, B(c[2 * n]), B(c[2 * n + 1]));
+    re.store_aligned(z);
+    im.store_aligned(z + W);
+  }
+}
+
+/// Bluestein: a tile of size() elements that holds the sequence times the chirp (zeros behind it) becomes its `length()` bins in
+/// natural order.
+template <class T, class A>
+[[gnu::noinline]] void fft_bluestein(const FftPlan<T>& plan, T* z) {
+  fft_forward_parts<T, A>(plan, 0, z, 1);
+  fft_multiply<T, A>(z, plan.chirp_gains(), plan.size());
+  fft_inverse_parts<T, A>(plan, 0, z, 1);
+  fft_multiply<T, A>(z, plan.chirp(), plan.length());
+}
+
+/// Tiles of one block. As many groups as make 128 bytes of a row where their tiles fit the first-level cache, else 256 bytes
+/// (rows are then read whole more often, which counts when they come from memory), as long as they fit the second.
+template <class T, class A>
+struct FftBlock {
+  static constexpr Index W = lanes<T, A>;
+  Index groups, distance;  // the distance of tiles is no power of two, or they would share cache sets
+
+  FftBlock(const FftPlan<T>& plan, Index all) {
+    constexpr Index vector = W * static_cast<Index>(sizeof(T));
+    distance = plan.size() * 2 * W + 2 * W;
+    const Index tile = distance * static_cast<Index>(sizeof(T)), half = 128 / vector, fit = 512 * 1024 / tile;
+    groups = half * tile <= 36 * 1024 ? half : fit < 2 * half ? fit : 2 * half;
+    if (groups > all) groups = all;
+    if (groups < 1) groups = 1;
+  }
+  T* take(Workspace& ws) const { return ws.take<T>(groups * distance); }
+};
+
+/// How many of the groups [first, first + count) may be read or written without a detour: those whose channels all exist, in
+/// rows that are equally far apart.
+template <class T, class A>
+Index fft_direct(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& rows, Index first, Index count) {
+  constexpr Index W = lanes<std::remove_const_t<T>, A>;
+  const Index least = rows.a_channels < rows.b_channels ? rows.a_channels : rows.b_channels;
+  if (plan.bluestein() || rows.a_stride != rows.b_stride || least < W) return 0;
+  const Index whole = (least - W) / rows.step + 1 - first;
+  return whole < 0 ? 0 : whole < count ? whole : count;
+}
+
+/// The first forward level of groups [first, first + count), from rows to tiles.
+template <class T, class A>
+[[gnu::noinline]] void fft_enter(const FftPlan<T>& plan, const FftRows<const T>& rows, Index first, Index count, T* z,
+                                 Index distance) {
+  const FftStage& top = plan.stage(0);
+  const Index direct = fft_direct<const T, A>(plan, rows, first, count);
+  if (direct > 0) {
+    const FftSide<const T> from{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step};
+    fft_forward_level<T, A>(plan, top, from, z, distance, direct);
+  }
+  for (Index g = direct; g < count; ++g) {
+    fft_pack<T, A>(rows, first + g, plan.length(), plan.size(), nullptr, z + g * distance);
+    fft_forward_level<T, A>(plan, top, z + g * distance, 0, 1);
+  }
+}
+
+/// The last inverse level of groups [first, first + count), from tiles to rows. Where it must add, or a group is not direct,
+/// the tile is done in place first.
+template <class T, class A>
+[[gnu::noinline]] void fft_leave(const FftPlan<T>& plan, const FftRows<T>& rows, Index first, Index count, T* z, Index distance,
+                                 bool add) {
+  const FftStage& top = plan.stage(0);
+  const Index direct = add ? 0 : fft_direct<T, A>(plan, rows, first, count);
+  if (direct > 0) {
+    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step};
+    fft_inverse_level<T, A>(plan, top, z, distance, to, direct);
+  }
+  for (Index g = direct; g < count; ++g) {
+    fft_inverse_level<T, A>(plan, top, z + g * distance, 0, 1);
+    fft_unpack<T, A>(z + g * distance, rows, first + g, plan.length(), T(1), add);
+  }
+}
+
+/// Whether tiles hold a NaN or an infinity (or numbers whose sum overflows), seen from `elements` elements, `step` apart, whose
+/// sum holds every number of the tile. Then the two halves of the pair must be done apart, or what is wrong in one would reach
+/// the other.
+template <class T, class A>
+[[gnu::noinline]] bool fft_poisoned(const T* z, Index distance, Index count, Index elements, Index step) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  B re(T(0)), im(T(0));
+  for (Index g = 0; g < count; ++g) {
+    const T* p = z + g * distance;
+    for (Index n = 0; n < elements; ++n, p += step * 2 * W) {
+      re += B::load_aligned(p);
+      im += B::load_aligned(p + W);
+    }
+  }
+  const B sum = re + im;
+  return !(sum_lanes(sum - sum) == T(0));
+}
+
+}  // namespace simd::detail
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,179 @@
+/// @file   recops/simd/gemm_tiles.hpp
+/// @brief  The register tiles of gemm: a few rows of A times one or more panels of B, summed over k in order.
+///
+/// Every tile sums one element of C in one register lane from the first k to the last, so that the result of a row depends on
+/// neither the tile nor its place in it.
+#pragma once
+#include <recops/simd/gemm_pack.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+namespace detail {
+
+/// Rows of the tallest tile, and how many panels a tile of `rows` covers: as many accumulators as the registers hold, and
+/// at least eight chains, which is what hides the latency of an fma.
+template <class A>
+inline constexpr int tile_rows = registers<A> == 32 ? 12 : 6;
+template <class A>
+constexpr int tile_panels(int rows) {
+  if (registers<A> == 32) return rows <= 2 ? 4 : rows <= 6 ? 2 : 1;
+  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+}
+/// How many it covers where fewer are left, or where B comes from afar as one stream: a lone row would wait for its own sums, so
+/// that a panel too many costs it nothing.
+constexpr int narrow_panels(int rows) { return rows <= 2 ? 2 : 1; }
+
+/// Rows of the next of `tiles` tiles that share out `rows`: evenly (32 = 11 + 11 + 10), so that none is much slower than the
+/// rest. Four rows are the one height that leaves sixteen registers with no chain to spare: 8 = 5 + 3.
+template <class A>
+constexpr Index next_rows(Index rows, Index tiles) {
+  if (registers<A> == 16 && tiles == 2 && (rows == 8 || rows == 9)) return rows - 3;
+  return (rows + tiles - 1) / tiles;
+}
+
+/// The lowest of the tiles that `next_rows` makes.
+template <class A>
+constexpr Index lowest_tile(Index rows, Index tiles) {
+  Index lowest = rows;
+  for (; tiles > 0; --tiles) {
+    const Index next = next_rows<A>(rows, tiles);
+    lowest = next < lowest ? next : lowest;
+    rows -= next;
+  }
+  return lowest;
+}
+
+/// Keeps a vector that is used several times in its register: gcc would load it anew for each use, and loads are what a tile is
+/// short of.
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> in_register(Batch<T, A> v) {
+#if defined(__x86_64__)
+  auto x = static_cast<typename Batch<T, A>::register_type>(v);
+  asm("" : "+v"(x));
+  return x;
+#else
+  return v;
+#endif
+}
+
+/// How a panel's row is stored, and how it becomes two vectors. Other formats specialise it.
+template <class S, class T, class A>
+struct Stored {
+  RECOPS_INLINE static void load(const S* p, Batch<T, A>* out) {
+    out[0] = Batch<T, A>::load_unaligned(p);
+    out[1] = Batch<T, A>::load_unaligned(p + lanes<T, A>);
+  }
+};
+
+template <class T, class S>
+struct TileInput {
+  Index k = 0;
+  const T* a = nullptr;
+  Index row_stride = 0, col_stride = 0;
+  const S* b = nullptr;
+  Index k_step = 0, panel_stride = 0;  // from one k to the next, from one panel to the next
+  Index panels = 1;                    // that are there; a wider tile repeats the last one
+  Index ahead = 0;                     // elements of B to fetch ahead
+};
+
+/// sums[r * sums_stride + j] = sum over k of a(r, k) b(k, j), for whole panels.
+template <class T, class A, class S, int Rows, int Panels>
+[[gnu::noinline]] void tile(const TileInput<T, S>& in, T* sums, Index sums_stride) {
+  constexpr int W = static_cast<int>(lanes<T, A>), V = 2 * Panels;
+  constexpr int line = 64 / static_cast<int>(sizeof(S));
+  using B = Batch<T, A>;
+  B acc[Rows][V];
+  RECOPS_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
+  }
+  const S* b[Panels];
+  RECOPS_UNROLL
+  for (int v = 0; v < Panels; ++v) b[v] = in.b + (v < in.panels ? v : in.panels - 1) * in.panel_stride;
+  // One pointer to every third row, and hidden from the compiler: an offset or a pointer for each row would take all the integer
+  // registers, and more.
+  constexpr int groups = (Rows + 2) / 3;
+  const T* a[groups];
+  RECOPS_UNROLL
+  for (int g = 0; g < groups; ++g) a[g] = in.a + 3 * g * in.row_stride;
+  const Index row_bytes = in.row_stride * static_cast<Index>(sizeof(T)), k_step = in.k_step, ahead = in.ahead;
+  Index col_stride = in.col_stride;
+  asm("" : "+r"(col_stride));  // else gcc makes the loop twice, once for a stride of 1
+  const auto opaque = [&]() RECOPS_LAMBDA_INLINE {
+    RECOPS_UNROLL
+    for (int g = 0; g < groups; ++g) asm("" : "+r"(a[g]));
+  };
+  const auto fetch = [&](int panel, B* out) RECOPS_LAMBDA_INLINE {
+    Stored<S, T, A>::load(b[panel], out);
+    RECOPS_UNROLL
+    for (int x = 0; x < 2 * W; x += line) __builtin_prefetch(b[panel] + ahead + x);
+    b[panel] += k_step;
+    if constexpr (Rows > 1) {
+      out[0] = in_register(out[0]);
+      out[1] = in_register(out[1]);
+    }
+  };
+  const auto a_of = [&](int r) RECOPS_LAMBDA_INLINE {
+    return B(*reinterpret_cast<const T*>(reinterpret_cast<const char*>(a[r / 3]) + r % 3 * row_bytes));
+  };
+  if constexpr (Rows > tile_rows<A> / 2) {  // many rows, seldom still in L1
+    RECOPS_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      RECOPS_UNROLL
+      for (int x = 0; x < V * W; x += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(sums + r * sums_stride + x, 1);
+    }
+  }
+  for (Index p = in.k; p > 0; --p) {
+    opaque();
+    if constexpr (registers<A> == 32) {
+      B bv[V];
+      RECOPS_UNROLL
+      for (int v = 0; v < Panels; ++v) fetch(v, bv + 2 * v);
+      RECOPS_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const B av = a_of(r);
+        RECOPS_UNROLL
+        for (int v = 0; v < V; ++v) acc[r][v] = mul_add(av, bv[v], acc[r][v]);
+      }
+    } else {  // there is room for one panel, and for no a that is kept from one to the next
+      RECOPS_UNROLL
+      for (int v = 0; v < Panels; ++v) {
+        B bv[2];
+        fetch(v, bv);
+        RECOPS_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          const B av = a_of(r);
+          acc[r][2 * v] = mul_add(av, bv[0], acc[r][2 * v]);
+          acc[r][2 * v + 1] = mul_add(av, bv[1], acc[r][2 * v + 1]);
+        }
+        if constexpr (Panels > 1 && Rows > 1) opaque();
+      }
+    }
+    RECOPS_UNROLL
+    for (int g = 0; g < groups; ++g) a[g] += col_stride;
+  }
+  RECOPS_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) acc[r][v].store_unaligned(sums + r * sums_stride + v * W);
+  }
+}
+
+template <class T, class S>
+using Tile = void (*)(const TileInput<T, S>&, T*, Index);
+
+/// The tile of `rows` rows that covers `tile_panels` or `narrow_panels` panels at once.
+template <class T, class A, class S, int Rows = tile_rows<A>>
+Tile<T, S> tile_for(Index rows, bool wide) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return tile_for<T, A, S, Rows - 1>(rows, wide);
+  }
+  return wide ? tile<T, A, S, Rows, tile_panels<A>(Rows)> : tile<T, A, S, Rows, narrow_panels(Rows)>;
+}
+
+}  // namespace detail
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,109 @@
+/// @file   recops/simd/pool_rows.hpp
+/// @brief  Weighted sums of rows picked from a table by number, stored as float, double, BFloat16, Float16 or int8: what embedding
+///         bags are made of.
+///
+/// A row is read once, in the order of the ids, and summed in registers, in T. Tables beyond the cache are bound by the latency of
+/// memory: rows are fetched ahead, across the bounds of bags.
+#pragma once
+#include <recops/simd/convert.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+/// Rows of a table and which of them are wanted.
+template <class T, class S = T>
+struct PickedRows {
+  MatrixView<const S> table = {};    ///< [V, D]
+  const float* scales = nullptr;     ///< [V], of each row, or none
+  IndexView ids = {};                ///< [n], each in [0, V) or equal to `skip`
+  VectorView<const T> weights = {};  ///< [n], or empty: all 1
+  Index skip = -1;                   ///< an id that adds nothing and is not read
+};
+
+namespace detail {
+
+/// Rows fetched ahead, and from how many bytes of table on: below, all of it is in L2.
+inline constexpr Index rows_ahead = 16, cached_table_bytes = Index{1} << 20;
+
+template <class T, class A, class S>
+RECOPS_INLINE Batch<T, A> load_some_as(const S* p, Index n) {
+  alignas(64) S lane[lanes<T, A>] = {};
+  for (Index i = 0; i < n; ++i) lane[i] = p[i];
+  return load_as<T, A>(static_cast<const S*>(lane));
+}
+
+/// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one.
+template <class T, class A, int V, bool Weighted, class S>
+[[gnu::noinline]] void pool_columns(const PickedRows<T, S>& rows, Index first, Index last, Index col, Index rest, bool fetch,
+                                    T factor, T* out) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  B sum[V];
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) sum[v] = B(T(0));
+  const Index fetched = fetch ? rows.ids.size() - rows_ahead : 0;
+  for (Index i = first; i < last; ++i) {
+    if (i < fetched) {
+      const Index id = rows.ids[i + rows_ahead];
+      if (id != rows.skip) {
+        const auto* const p = reinterpret_cast<const char*>(rows.table.data() + id * rows.table.stride());
+        for (Index at = 0; at < rows.table.cols() * static_cast<Index>(sizeof(S)); at += 64) __builtin_prefetch(p + at);
+      }
+    }
+    const Index id = rows.ids[i];
+    if (id == rows.skip) continue;
+    const S* const row = rows.table.data() + id * rows.table.stride() + col;
+    if (V == 1 && rest > 0) {
+      T weight = Weighted && !rows.weights.empty() ? rows.weights[i] : T(1);
+      if (Weighted && rows.scales) weight *= static_cast<T>(rows.scales[id]);
+      sum[0] = mul_add(B(weight), load_some_as<T, A>(row, rest), sum[0]);
+    } else if constexpr (Weighted) {
+      T weight = rows.weights.empty() ? T(1) : rows.weights[i];
+      if (rows.scales) weight *= static_cast<T>(rows.scales[id]);
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) sum[v] = mul_add(B(weight), load_as<T, A>(row + v * W), sum[v]);
+    } else {
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) sum[v] = sum[v] + load_as<T, A>(row + v * W);
+    }
+  }
+  if (V == 1 && rest > 0) return store_first<T, A>(out + col, sum[0] * B(factor), rest);
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) (sum[v] * B(factor)).store_unaligned(out + col + v * W);
+}
+
+template <class T, class A, bool Weighted, class S>
+void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, T* out) {
+  constexpr Index W = lanes<T, A>;
+  const Index cols = rows.table.cols();
+  bool fetch = rows.table.rows() * rows.table.stride() * static_cast<Index>(sizeof(S)) > cached_table_bytes;
+  for (Index col = 0; col < cols; fetch = false) {
+    if (cols - col >= 4 * W) {
+      pool_columns<T, A, 4, Weighted>(rows, first, last, col, 0, fetch, factor, out);
+      col += 4 * W;
+    } else if (cols - col >= 2 * W) {
+      pool_columns<T, A, 2, Weighted>(rows, first, last, col, 0, fetch, factor, out);
+      col += 2 * W;
+    } else {
+      pool_columns<T, A, 1, Weighted>(rows, first, last, col, cols - col < W ? cols - col : 0, fetch, factor, out);
+      col += W;
+    }
+  }
+}
+
+}  // namespace detail
+
+/// out `[D]` = factor sum_i weight_i scale_id(i) row_id(i) over i in [first, last). No ids: zeros. A weight of 0 does not hide a NaN.
+template <class T, class A = DefaultArch, class S>
+void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, T* out) {
+  if (rows.weights.empty() && !rows.scales) {
+    detail::pool_rows<T, A, false>(rows, first, last, factor, out);
+  } else {
+    detail::pool_rows<T, A, true>(rows, first, last, factor, out);
+  }
+}
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops

@@ -1,0 +1,140 @@
+// Oracle: the definition of the transform in long double; what is put into tiles must come out again.
+#include <recops/simd/fft_stages.hpp>
+
+#include "support/architectures.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+using namespace recops_test;
+using namespace recops::simd::detail;
+using simd::FftPlan;
+
+TEMPLATE_TEST_CASE("forward levels leave bin k at its position, inverse levels undo them", "[simd][fft]", float, double) {
+  using T = TestType;
+  constexpr long double pi = 3.141592653589793238462643383279502884L;
+  Random random = random_stream(131);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    constexpr Index W = simd::lanes<T, A>;
+    // Every radix as a first and as a last level, several levels, generic primes.
+    for (const Index length : {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 21, 22, 49, 61, 66, 70, 80, 100, 121, 210, 256}) {
+      const FftPlan<T> plan(length);
+      REQUIRE_FALSE(plan.bluestein());
+      const auto mark = ws.mark();
+      T *const z = ws.take<T>(length * 2 * W), *const before = ws.take<T>(length * 2 * W);
+      for (Index i = 0; i < length * 2 * W; ++i) before[i] = z[i] = static_cast<T>(random.normal());
+      fft_forward_parts<T, A>(plan, 0, z, 1);
+      double worst = 0;
+      for (Index k = 0; k < length; k += 1 + length / 40) {
+        for (const Index lane : {Index{0}, W - 1}) {
+          long double re = 0, im = 0;
+          for (Index n = 0; n < length; ++n) {
+            const long double angle = -2 * pi * static_cast<long double>(k * n % length) / static_cast<long double>(length);
+            const long double x = before[n * 2 * W + lane], y = before[n * 2 * W + W + lane];
+            re += x * std::cos(angle) - y * std::sin(angle);
+            im += x * std::sin(angle) + y * std::cos(angle);
+          }
+          const T* const bin = z + plan.positions()[k] * 2 * W + lane;
+          worst = std::max({worst, std::abs(static_cast<double>(re - bin[0])), std::abs(static_cast<double>(im - bin[W]))});
+        }
+      }
+      const double eps = std::numeric_limits<T>::epsilon();
+      CAPTURE(length, worst);
+      REQUIRE(worst <= 8 * eps * std::sqrt(static_cast<double>(length)) * (1 + std::log2(static_cast<double>(length))));
+      fft_inverse_parts<T, A>(plan, 0, z, 1);
+      worst = 0;
+      for (Index i = 0; i < length * 2 * W; ++i)
+        worst = std::max(worst, std::abs(static_cast<double>(z[i] / static_cast<T>(length) - before[i])));
+      REQUIRE(worst <= 8 * eps * (1 + std::log2(static_cast<double>(length))));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("which groups are read without a detour", "[simd][fft]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    constexpr Index W = simd::lanes<T, A>;
+    const FftPlan<T> plan(12), chirped(67);
+    const Matrix<T> x(12, 5 * W + 1), y(12, 5 * W + 1), wide(12, 6 * W);
+    const MatrixView<const T> vx = x.view(), vy = y.view(), vw = wide.view();
+    const auto direct = [](const FftPlan<T>& p, const FftRows<const T>& rows) {
+      return fft_direct<const T, A>(p, rows, 0, fft_groups(rows));
+    };
+    CHECK(fft_groups(fft_two<A>(vx, vy)) == 6);
+    CHECK(direct(plan, fft_two<A>(vx, vy)) == 5);
+    CHECK(direct(chirped, fft_two<A>(vx, vy)) == 0);
+    CHECK(direct(plan, fft_two<A>(vx, vw.middle_cols(0, 5 * W + 1))) == 0);  // another stride
+    CHECK(fft_groups(fft_one<A>(vx)) == 3);                                  // 2 pairs of blocks, block 4 with the last channel
+    CHECK(direct(plan, fft_one<A>(vx)) == 2);
+    CHECK(direct(plan, fft_one<A>(vw)) == 3);
+    CHECK(direct(plan, fft_alone<A>(vx)) == 0);
+    CHECK(fft_groups(fft_one<A>(vx.middle_cols(0, 0))) == 0);
+    CHECK(fft_groups(fft_one<A>(vx.middle_cols(0, 1))) == 1);
+    CHECK(fft_direct<const T, A>(plan, fft_two<A>(vx, vy), 4, 2) == 1);
+    CHECK(fft_direct<const T, A>(plan, fft_two<A>(vx, vy), 5, 1) == 0);
+  });
+}
+
+TEMPLATE_TEST_CASE("what enters tiles leaves them, times the length; a NaN is seen", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(132);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index length : {1, 7, 12, 50}) {
+      for (const Index cols : {1, 9, 40}) {
+        const FftPlan<T> plan(length);
+        Matrix<T> x = random_matrix<T>(length, cols, random);
+        const Matrix<T> y = random_matrix<T>(length, cols, random);
+        Matrix<T> a(length, cols, T(1)), b(length, cols, T(1));
+        const auto rows = fft_two<A>(MatrixView<const T>(x), y.view());
+        const auto mark = ws.mark();
+        const FftBlock<T, A> block(plan, fft_groups(rows));
+        T* const z = block.take(ws);
+        for (const bool add : {false, true}) {
+          for (Index first = 0; first < fft_groups(rows); first += block.groups) {
+            const Index count = std::min(block.groups, fft_groups(rows) - first);
+            fft_enter<T, A>(plan, rows, first, count, z, block.distance);
+            REQUIRE_FALSE(fft_poisoned<T, A>(z, block.distance, count, plan.stage(0).span, 1));
+            for (Index g = 0; g < count; ++g) {
+              fft_forward_parts<T, A>(plan, 1, z + g * block.distance, plan.stage(0).radix);
+              fft_inverse_parts<T, A>(plan, 1, z + g * block.distance, plan.stage(0).radix);
+            }
+            fft_leave<T, A>(plan, fft_two<A>(a.view(), b.view()), first, count, z, block.distance, add);
+          }
+        }
+        for (Index i = 0; i < length * cols; ++i) {
+          REQUIRE(a.data()[i] == Approx(2 * static_cast<T>(length) * x.data()[i]).margin(1e-3));
+          REQUIRE(b.data()[i] == Approx(2 * static_cast<T>(length) * y.data()[i]).margin(1e-3));
+        }
+        for (const T poison : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity()}) {
+          for (Index n = 0; n < length; ++n) {
+            const T kept = std::exchange(x(n, cols - 1), poison);
+            bool seen = false;
+            for (Index first = 0; first < fft_groups(rows); first += block.groups) {
+              const Index count = std::min(block.groups, fft_groups(rows) - first);
+              fft_enter<T, A>(plan, rows, first, count, z, block.distance);
+              seen = seen || fft_poisoned<T, A>(z, block.distance, count, plan.stage(0).span, 1);
+            }
+            REQUIRE(seen);
+            x(n, cols - 1) = kept;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("scratch stays within its bounds", "[simd][fft]") {
+  for (const Index length : {1, 50, 1024, 4096, 50000}) {
+    const FftPlan<float> plan(length);
+    const FftBlock<float, simd::DefaultArch> block(plan, 1000);
+    const Index bytes = block.groups * block.distance * Index{sizeof(float)};
+    CAPTURE(length);
+    CHECK((block.groups >= 1 && (bytes <= 512 * 1024 || block.groups == 1)));
+    const FftBlock<float, simd::DefaultArch> one(plan, 1);
+    CHECK(one.groups == 1);
+  }
+}
