@@ -114,7 +114,7 @@ const EmbeddingBag<float>& layer() {
 template <class S>
 void add(const char* type, const std::string& tail) {
   register_case<float>("nn/embedding_bag/" + std::string(type) + tail, [] {
-    const Index row_bytes = cols * static_cast<Index>(sizeof(S)), copies = copies_for(bags * 20.0 * static_cast<double>(row_bytes));
+    const Index row_bytes = cols * static_cast<Index>(sizeof(S)), copies = copies_over(bags * 20.0 * static_cast<double>(row_bytes), dram_rotation_bytes);
     struct Data {
       FrozenEmbeddingBag<float, S> frozen = freeze(layer(), Weights<S>());
       Reads reads;
@@ -148,7 +148,7 @@ void add(const char* type, const std::string& tail) {
 
 void add_training(const std::string& tail) {
   register_case<float>("nn/embedding_bag_train/f32" + tail, [] {
-    const Index copies = copies_for(bags * 20.0 * cols * sizeof(float));
+    const Index copies = copies_over(bags * 20.0 * cols * sizeof(float), dram_rotation_bytes);
     struct Data {
       EmbeddingBag<float> bag = layer();
       EmbeddingBag<float> gradient = make_gradient(bag);

@@ -69,26 +69,30 @@ def loss_of(model, users, history, offsets, candidates, labels):
     return logits, torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0).sum()
 
 
-def microseconds(model, inputs, what):
-    """Of one call, the fastest of many: of the module and of its trace, whichever is faster."""
-    candidates = [lambda: model(*inputs)]
+class Call(torch.nn.Module):
+    """A model with some of its inputs fixed to None: a trace takes tensors only."""
+
+    def __init__(self, model, given):
+        super().__init__()
+        self.model, self.given = model, given
+
+    def forward(self, *tensors):
+        rest = iter(tensors)
+        return self.model(*(next(rest) if given else None for given in self.given))
+
+
+def microseconds(model, *inputs):
+    """Of one call, the fastest of many: of the module and of its frozen trace, whichever is faster."""
+    tensors = [x for x in inputs if x is not None]
+    calls = [lambda: model(*inputs)]
     try:
-        # A trace takes tensors only; without padding there is no mask.
-        class Call(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.model = model
-
-            def forward(self, *tensors):
-                return self.model(*tensors) if inputs[2] is not None else self.model(tensors[0], tensors[1], None, tensors[2])
-
-        tensors = tuple(x for x in inputs if x is not None)
-        traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(Call().eval(), tensors)))
-        candidates.append(lambda: traced(*tensors))
-    except Exception as error:  # a trace is an optimisation; the module is what counts
-        print(f"no trace of a {what}:", str(error).splitlines()[0])
+        call = Call(model, [x is not None for x in inputs]).eval()
+        traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(call, tensors)))
+        calls.append(lambda: traced(*tensors))
+    except Exception as error:  # the module is what counts
+        print("no trace:", str(error).splitlines()[0])
     best = float("inf")
-    for call in candidates:
+    for call in calls:
         end = time.perf_counter() + 1.5
         while time.perf_counter() < end:
             begin = time.perf_counter()
@@ -141,11 +145,10 @@ def main():
     one_user, one_history = torch.tensor([7 % o.users]), torch.randint(o.items, (1, o.longest))
     many = torch.randint(o.items, (1, 200))
     table, hidden = ranker.padded(history, offsets)
-    with torch.no_grad():
-        request = one_user, one_history, None, many
-        ranked = model(*request)
-        times = {"request": microseconds(model, request, "request"),
-                 "batch": microseconds(model, (users, table, hidden, candidates.unsqueeze(1)), "batch")}
+    with torch.inference_mode():
+        ranked = model(one_user, one_history, None, many)
+        times = {"request": microseconds(model, one_user, one_history, None, many),
+                 "batch": microseconds(model, users, table, hidden, candidates.unsqueeze(1))}
     small = lambda ids: ids.to(torch.int16 if o.items <= 32767 and o.users <= 32767 and len(history) <= 32767 else torch.int32)
     tensors = {"batch.users": small(users), "batch.history": small(history), "batch.offsets": small(offsets),
                "batch.candidates": small(candidates), "batch.labels": labels, "batch.logits": logits, "batch.loss": loss.reshape(1),

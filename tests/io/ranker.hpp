@@ -14,24 +14,13 @@
 
 namespace recops_test {
 
-/// Batch normalisation as PyTorch stores it, with its counter.
-template <class T>
-struct CountedNorm {
-  recops::BatchNorm<T> norm;
-  recops::Vector<std::int64_t> batches;
-
-  static constexpr auto fields() {
-    return std::tuple{recops::layer("", &CountedNorm::norm), recops::buffer("num_batches_tracked", &CountedNorm::batches)};
-  }
-};
-
 template <class T>
 struct Ranker {
   recops::EmbeddingBag<T> items;
   recops::MultiheadAttention<T> attention;
   recops::LayerNorm<T> norm;
   recops::ExpertBank<T> experts;
-  CountedNorm<T> batch_norm;
+  recops::BatchNorm<T> batch_norm;
   recops::Sequential<T, recops::Dense<T>, recops::Linear<T>> tower;
 
   explicit Ranker(std::uint64_t seed) : Ranker(recops::Random(seed)) {}
@@ -40,7 +29,7 @@ struct Ranker {
         attention(4, 2, random),
         norm(4),
         experts({.inputs = 4, .experts = 3, .outputs = 3, .hidden = {6}}, random),
-        batch_norm{recops::BatchNorm<T>(3), recops::Vector<std::int64_t>{-1}},
+        batch_norm(3),
         tower(recops::sequential<T>(recops::Dense<T>(3, 5, recops::Activation::relu, random), recops::Linear<T>(5, 1, random))) {}
 
   static constexpr auto fields() {

@@ -58,7 +58,7 @@ TEMPLATE_TEST_CASE("load reads a PyTorch model in every floating type", "[io][sa
     CHECK(report.loaded == 20);
     CHECK(report.missing.empty());
     CHECK(report.unused.empty());
-    CHECK(model.batch_norm.batches[0] == 3);
+    CHECK(model.batch_norm.batches_tracked[0] == 3);
     const auto same = [&](const std::string& name, const T* at, Index n) {
       CAPTURE(name);
       const auto expected = golden.values<T>(type + "." + name);
@@ -77,8 +77,8 @@ TEMPLATE_TEST_CASE("load reads a PyTorch model in every floating type", "[io][sa
       same(expert + ".2.weight", model.experts.weight.row(3 * e), 18);
       same(expert + ".2.bias", model.experts.bias.data() + 3 * e, 3);
     }
-    same("batch_norm.running_mean", model.batch_norm.norm.running_mean.data(), 3);
-    same("batch_norm.running_var", model.batch_norm.norm.running_variance.data(), 3);
+    same("batch_norm.running_mean", model.batch_norm.running_mean.data(), 3);
+    same("batch_norm.running_var", model.batch_norm.running_variance.data(), 3);
     same("tower.0.weight", std::get<0>(model.tower.layers).linear.weight.data(), 15);
     same("tower.2.weight", std::get<1>(model.tower.layers).weight.data(), 5);
     same("tower.2.bias", std::get<1>(model.tower.layers).bias.data(), 1);

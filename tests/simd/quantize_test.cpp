@@ -167,7 +167,7 @@ TEST_CASE("owners keep their memory, views have the shapes of their blocks", "[s
   CHECK((rows.codes.data() == before && rows.view().blocks() == 1 && rows.view().width() == 20));
 }
 
-TEST_CASE("wrong shapes are named", "[simd][quantize]") {
+TEST_CASE("wrong shapes of quantised rows are named", "[simd][quantize]") {
   const Matrix<float> x(4, 6, 1.0f);
   Matrix<std::int8_t> codes(4, 6), narrow(4, 5);
   Matrix<float> scales(4, 1), out(3, 6);

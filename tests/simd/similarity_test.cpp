@@ -266,7 +266,7 @@ TEMPLATE_TEST_CASE("zero rows, NaN and overflow stay in their row", "[simd][simi
   });
 }
 
-TEST_CASE("wrong shapes are named", "[simd][similarity]") {
+TEST_CASE("wrong shapes of scans are named", "[simd][similarity]") {
   const Matrix<float> rows(4, 3, 1.0f);
   const Vector<float> query(3, 1.0f), short_query(2, 1.0f);
   Vector<float> scores(4), few(3);

@@ -56,22 +56,28 @@ template <class T, class A>
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const std::int32_t* const at = plan.bluestein() ? nullptr : plan.positions();
-  const Index length = plan.length(), bins = plan.bins();
+  const Index length = plan.length(), bins = plan.bins(), whole = add ? 0 : fft_whole<A>(re);
   for (Index k = 0; k < bins; ++k) {
     const Index m = k == 0 ? 0 : length - k;
     const T *p = z + (at ? at[k] : k) * 2 * W, *q = z + (at ? at[m] : m) * 2 * W;
     const B half(T(0.5) * (k == m || m == 0 ? edge : interior));
+    const Index row = k * re.a_stride, row_b = k * re.b_stride, im_row = k * im.a_stride, im_row_b = k * im.b_stride;
     for (Index g = first; g < first + count; ++g, p += distance, q += distance) {
-      const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
       const B zr = B::load_aligned(p), zi = B::load_aligned(p + W), cr = B::load_aligned(q), ci = B::load_aligned(q + W);
-      if (na > 0) {
-        fft_put<T, A>(re.a + k * re.a_stride + g * re.step, (zr + cr) * half, na, add);
-        fft_put<T, A>(im.a + k * im.a_stride + g * re.step, (zi - ci) * half, na, add);
+      const B ar = (zr + cr) * half, ai = (zi - ci) * half, br = (zi + ci) * half, bi = (cr - zr) * half;
+      const Index d = g * re.step;
+      if (g < whole) {
+        ar.store_unaligned(re.a + row + d);
+        ai.store_unaligned(im.a + im_row + d);
+        br.store_unaligned(re.b + row_b + d);
+        bi.store_unaligned(im.b + im_row_b + d);
+        continue;
       }
-      if (nb > 0) {
-        fft_put<T, A>(re.b + k * re.b_stride + g * re.step, (zi + ci) * half, nb, add);
-        fft_put<T, A>(im.b + k * im.b_stride + g * re.step, (cr - zr) * half, nb, add);
-      }
+      const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
+      fft_put<T, A>(re.a + row + d, ar, na, add);
+      fft_put<T, A>(im.a + im_row + d, ai, na, add);
+      fft_put<T, A>(re.b + row_b + d, br, nb, add);
+      fft_put<T, A>(im.b + im_row_b + d, bi, nb, add);
     }
   }
 }
@@ -83,23 +89,30 @@ template <class T, class A>
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const std::int32_t* const at = plan.bluestein() ? nullptr : plan.positions();
-  const Index length = plan.length(), bins = plan.bins();
+  const Index length = plan.length(), bins = plan.bins(), whole = fft_whole<A>(re);
   const Index r = exchanged ? W : 0, i = W - r;
   for (Index k = 0; k < bins; ++k) {
     const Index m = k == 0 ? 0 : length - k;
     const bool single = k == m || m == 0;
     const B scale(single ? edge : interior);
     T *p = z + (at ? at[k] : k) * 2 * W, *q = z + (at ? at[m] : m) * 2 * W;
+    const Index row = k * re.a_stride, row_b = k * re.b_stride, im_row = k * im.a_stride, im_row_b = k * im.b_stride;
     for (Index g = first; g < first + count; ++g, p += distance, q += distance) {
-      const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
+      const Index d = g * re.step;
       B ar(T(0)), ai(T(0)), br(T(0)), bi(T(0));
-      if (na > 0) {
-        ar = scale * fft_load<T, A>(re.a + k * re.a_stride + g * re.step, na);
-        if (!single) ai = scale * fft_load<T, A>(im.a + k * im.a_stride + g * re.step, na);
-      }
-      if (nb > 0) {
-        br = scale * fft_load<T, A>(re.b + k * re.b_stride + g * re.step, nb);
-        if (!single) bi = scale * fft_load<T, A>(im.b + k * im.b_stride + g * re.step, nb);
+      if (g < whole && !single) {
+        ar = scale * B::load_unaligned(re.a + row + d);
+        ai = scale * B::load_unaligned(im.a + im_row + d);
+        br = scale * B::load_unaligned(re.b + row_b + d);
+        bi = scale * B::load_unaligned(im.b + im_row_b + d);
+      } else {
+        const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
+        ar = scale * fft_load<T, A>(re.a + row + d, na);
+        br = scale * fft_load<T, A>(re.b + row_b + d, nb);
+        if (!single) {
+          ai = scale * fft_load<T, A>(im.a + im_row + d, na);
+          bi = scale * fft_load<T, A>(im.b + im_row_b + d, nb);
+        }
       }
       (ar - bi).store_aligned(p + r);
       (ai + br).store_aligned(p + i);

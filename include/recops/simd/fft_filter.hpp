@@ -87,9 +87,9 @@ template <int R, class T, class A, class Gain>
   }
 }
 
-/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts.
+/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts. `ahead` makes `fft_filter_steps` steps a part.
 template <class T, class A, class Gain>
-void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain) {
+void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain, FftAhead& ahead) {
   constexpr Index W = lanes<T, A>;
   if (level == plan.stages()) return fft_apply<T, A>(z, plan.size(), gain);
   const FftStage& s = plan.stage(level);
@@ -118,9 +118,18 @@ void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain
   }
   for (Index p = 0; p < parts; ++p, z += elements * 2 * W, gain = gain.at(elements)) {
     fft_forward_level<T, A>(plan, s, z, 0, 1);
-    fft_filter_parts<T, A>(plan, level + 1, z, s.radix, gain);
+    ahead.step();
+    fft_filter_parts<T, A>(plan, level + 1, z, s.radix, gain, ahead);
+    ahead.step();
     fft_inverse_level<T, A>(plan, s, z, 0, 1);
+    ahead.step();
   }
+}
+
+/// Steps that `fft_filter_parts` makes of one part at a level.
+template <class T>
+Index fft_filter_steps(const FftPlan<T>& plan, int level) {
+  return level + 1 >= plan.stages() ? 0 : 3 + plan.stage(level).radix * fft_filter_steps(plan, level + 1);
 }
 
 /// Gains of a pair whose halves have gains of their own: separates the spectra, applies, joins them again.
@@ -186,13 +195,14 @@ struct FftGainBlocks {
 /// Filters groups [first, first + count). `gains(block)` is the gain of a block of channels.
 template <class T, class A, class Gains>
 void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out, const FftGainBlocks& blocks,
-                      const Gains& gains, Index first, Index count, bool add, T* z, Index distance) {
+                      const Gains& gains, Index first, Index count, bool add, T* z, Index distance, FftAhead& ahead) {
+  constexpr Index W = lanes<T, A>;
   fft_enter<T, A>(plan, in, first, count, z, distance);
   const FftStage& top = plan.stage(0);
   if (in.a_channels > 0 && in.b_channels > 0 && fft_poisoned<T, A>(z, distance, count, top.span, 1)) {
-    fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance);
+    fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance, ahead);
     return fft_filter_block<T, A>(plan, fft_side(in, 1), fft_side(out, 1), {blocks.b_first, blocks.b_first, blocks.step}, gains,
-                                  first, count, add, z, distance);
+                                  first, count, add, z, distance, ahead);
   }
   for (Index g = 0; g < count; ++g) {
     T* const tile = z + g * distance;
@@ -200,7 +210,12 @@ void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const 
     const bool paired = fft_channels(in.b_channels, in.step, first + g, 1) > 0;
     if (Gains::shared || a == b || !paired) {
       if (fft_channels(in.a_channels, in.step, first + g, 1) == 0) continue;  // a side done apart that has no such group
-      fft_filter_parts<T, A>(plan, 1, tile, top.radix, gains(a));
+      auto gain = gains(a);
+      const Index at_once = ahead.rows > 0 ? 1 : top.radix;
+      for (Index p = 0; p < top.radix; p += at_once, gain = gain.at(top.span)) {
+        fft_filter_parts<T, A>(plan, 1, tile + p * top.span * 2 * W, at_once, gain, ahead);
+        ahead.step();
+      }
     } else {
       fft_forward_parts<T, A>(plan, 1, tile, top.radix);
       fft_apply_apart<T, A>(plan, tile, gains(a).g, gains(b).g);
@@ -212,7 +227,7 @@ void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const 
 
 template <class T, class A, class Gains>
 [[gnu::noinline]] void fft_filter(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
-                                  const FftGainBlocks& blocks, const Gains& gains, bool add, Workspace& ws) {
+                                  const FftGainBlocks& blocks, const Gains& gains, bool add, FftAhead& ahead, Workspace& ws) {
   const Index groups = fft_groups(in);
   if (plan.length() == 0 || groups == 0) return;
   const auto mark = ws.mark();
@@ -220,8 +235,44 @@ template <class T, class A, class Gains>
   T* const z = block.take(ws);
   for (Index first = 0; first < groups; first += block.groups) {
     const Index count = groups - first < block.groups ? groups - first : block.groups;
-    fft_filter_block<T, A>(plan, in, out, blocks, gains, first, count, add, z, block.distance);
+    fft_filter_block<T, A>(plan, in, out, blocks, gains, first, count, add, z, block.distance, ahead);
   }
+}
+
+/// Sequences of the plan's length, one below the other, two at a time. `odd`: the blocks of the gains for the last one of an odd
+/// number.
+template <class T, class A, class Gains>
+[[gnu::noinline]] void fft_filter_batch(const FftPlan<T>& plan, MatrixView<const T> x, MatrixView<T> y, const FftGainBlocks& pair,
+                                        const FftGainBlocks& odd, const Gains& gains, bool add, Workspace& ws) {
+  const Index length = plan.length(), row = x.cols() * static_cast<Index>(sizeof(T));
+  if (length == 0 || x.empty()) return;
+  const bool distant = 2 * x.rows() * row > fft_near_bytes;
+  // Of whole cache lines, and not where they have just been read.
+  const bool lines = (reinterpret_cast<std::uintptr_t>(y.data()) | static_cast<std::uintptr_t>(row) |
+                      static_cast<std::uintptr_t>(y.stride()) * sizeof(T)) %
+                         64 ==
+                     0;
+  const bool around = distant && !add && lines && x.data() != y.data() && lanes<T, A> * sizeof(T) == 64;
+  const auto at = [length](auto m, Index b) { return m.middle_rows(b * length, length); };
+  const Index count = x.rows() / length;
+  const Index steps =
+      distant ? fft_groups(fft_two<A>(at(x, 0), at(x, 0))) * plan.stage(0).radix * (1 + fft_filter_steps(plan, 1)) : 1;
+  for (Index b = 0; b < count; b += 2) {
+    FftAhead ahead;
+    if (distant && b + 2 < count) ahead = FftAhead(at(x, b + 2), at(x, b + 3 < count ? b + 3 : b + 2), steps);
+    FftRows<T> out = b + 1 < count ? fft_two<A>(at(y, b), at(y, b + 1)) : fft_one<A>(at(y, b));
+    out.far = around;
+    const FftRows<const T> in = b + 1 < count ? fft_two<A>(at(x, b), at(x, b + 1)) : fft_one<A>(at(x, b));
+    fft_filter<T, A>(plan, in, out, b + 1 < count ? pair : odd, gains, add, ahead, ws);
+  }
+  if (around) fft_far_done();
+}
+/// Two sequences that lie anywhere.
+template <class T, class A, class Gains>
+void fft_filter_pair(const FftPlan<T>& plan, MatrixView<const T> x0, MatrixView<const T> x1, MatrixView<T> y0, MatrixView<T> y1,
+                     const FftGainBlocks& blocks, const Gains& gains, bool add, Workspace& ws) {
+  FftAhead nothing;
+  fft_filter<T, A>(plan, fft_two<A>(x0, x1), fft_two<A>(y0, y1), blocks, gains, add, nothing, ws);
 }
 
 /// The spectrum over size() of the circular kernel `w`, group by group: its rows around 0, for a convolution that does not
@@ -359,42 +410,54 @@ struct FftSharedGains {
   FftRealGain<T, A> operator()(Index) const { return {g}; }
 };
 
+template <class T>
+void fft_assert_batch(const FftPlan<T>& plan, MatrixView<const T> x, MatrixView<T> y) {
+  assert(x.rows() == y.rows() && x.cols() == y.cols());
+  assert(plan.length() == 0 ? x.rows() == 0 : x.rows() % plan.length() == 0);
+  (void)plan, (void)x, (void)y;
+}
+template <class T>
+void fft_assert_pair(const FftPlan<T>& plan, MatrixView<const T> x0, MatrixView<const T> x1, MatrixView<T> y0, MatrixView<T> y1) {
+  assert(x0.rows() == plan.length() && x1.rows() == plan.length() && y0.rows() == plan.length() && y1.rows() == plan.length());
+  assert(x0.cols() == x1.cols() && x0.cols() == y0.cols() && x0.cols() == y1.cols());
+  (void)plan, (void)x0, (void)x1, (void)y0, (void)y1;
+}
+
 }  // namespace detail
 
-/// y <- irfft(W . rfft(x)), or y += with `add`; x, y [L, D].
+/// y <- irfft(W . rfft(x)), or y += with `add`, of sequences one below the other: x, y [B L, D]. They are taken two at a time;
+/// where x and y together exceed 4 MB the next ones are fetched meanwhile and y goes around the caches.
 template <Real T, class A = DefaultArch>
 void fft_filter(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x, MatrixView<T> y, bool add,
                 Workspace& ws) {
-  assert(x.rows() == plan.length() && y.rows() == plan.length() && filter.length() == plan.length());
-  assert(x.cols() == filter.cols() && y.cols() == filter.cols());
-  detail::fft_filter<T, A>(plan, detail::fft_one<A>(x), detail::fft_one<A>(y), {0, 1, 2}, detail::FftFilterGains<T, A>{filter},
-                           add, ws);
+  detail::fft_assert_batch<T>(plan, x, y);
+  assert(filter.length() == plan.length() && x.cols() == filter.cols());
+  detail::fft_filter_batch<T, A>(plan, x, y, {0, 0, 1}, {0, 1, 2}, detail::FftFilterGains<T, A>{filter}, add, ws);
 }
-/// The same of two sequences at once.
+/// The same of two sequences [L, D] that lie anywhere.
 template <Real T, class A = DefaultArch>
 void fft_filter(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x0, MatrixView<const T> x1,
                 MatrixView<T> y0, MatrixView<T> y1, bool add, Workspace& ws) {
-  assert(x0.rows() == plan.length() && y0.rows() == plan.length() && filter.length() == plan.length());
-  assert(x0.cols() == filter.cols() && y0.cols() == filter.cols());
-  detail::fft_filter<T, A>(plan, detail::fft_two<A>(x0, x1), detail::fft_two<A>(y0, y1), {0, 0, 1},
-                           detail::FftFilterGains<T, A>{filter}, add, ws);
+  detail::fft_assert_pair<T>(plan, x0, x1, y0, y1);
+  assert(filter.length() == plan.length() && x0.cols() == filter.cols());
+  detail::fft_filter_pair<T, A>(plan, x0, x1, y0, y1, {0, 0, 1}, detail::FftFilterGains<T, A>{filter}, add, ws);
 }
-/// y <- irfft(g . rfft(x)) with real gains that all channels share, or y += with `add`. Its own adjoint: dx from dy is the same
-/// call.
+/// y <- irfft(g . rfft(x)) with real gains that all channels share, or y += with `add`; x, y [B L, D] as above. Its own adjoint:
+/// dx from dy is the same call.
 template <Real T, class A = DefaultArch>
 void fft_filter(const FftPlan<T>& plan, const FftGains<T, A>& gains, MatrixView<const T> x, MatrixView<T> y, bool add,
                 Workspace& ws) {
-  assert(x.rows() == plan.length() && y.rows() == plan.length() && gains.length() == plan.length() && x.cols() == y.cols());
-  detail::fft_filter<T, A>(plan, detail::fft_one<A>(x), detail::fft_one<A>(y), {0, 0, 0},
-                           detail::FftSharedGains<T, A>{gains.data()}, add, ws);
+  detail::fft_assert_batch<T>(plan, x, y);
+  assert(gains.length() == plan.length());
+  detail::fft_filter_batch<T, A>(plan, x, y, {0, 0, 0}, {0, 0, 0}, detail::FftSharedGains<T, A>{gains.data()}, add, ws);
 }
-/// The same of two sequences at once.
+/// The same of two sequences [L, D] that lie anywhere.
 template <Real T, class A = DefaultArch>
 void fft_filter(const FftPlan<T>& plan, const FftGains<T, A>& gains, MatrixView<const T> x0, MatrixView<const T> x1,
                 MatrixView<T> y0, MatrixView<T> y1, bool add, Workspace& ws) {
-  assert(x0.rows() == plan.length() && y0.rows() == plan.length() && gains.length() == plan.length());
-  detail::fft_filter<T, A>(plan, detail::fft_two<A>(x0, x1), detail::fft_two<A>(y0, y1), {0, 0, 0},
-                           detail::FftSharedGains<T, A>{gains.data()}, add, ws);
+  detail::fft_assert_pair<T>(plan, x0, x1, y0, y1);
+  assert(gains.length() == plan.length());
+  detail::fft_filter_pair<T, A>(plan, x0, x1, y0, y1, {0, 0, 0}, detail::FftSharedGains<T, A>{gains.data()}, add, ws);
 }
 
 /// Gathers dW over the sequences of a batch, in the order of the transforms; `add_to` brings it to the planes once. Sums run in

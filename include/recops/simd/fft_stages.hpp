@@ -14,12 +14,14 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace simd::detail {
 
-/// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles.
+/// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles. `far`: written around the
+/// caches.
 template <class T>
 struct FftSide {
   T* re;
   T* im;
   Index element, group;
+  bool far = false;
 };
 
 // Compilers would keep all multiples of a stride in registers, of which there are not enough, and spill them; the same with the
@@ -32,54 +34,69 @@ RECOPS_INLINE P fft_opaque(P p) {
   return p;
 }
 
-// Decimation in frequency: butterfly, then twiddles, from rows or tiles to tiles that are `distance` apart, which may be the
-// same. One call does element j of every group before element j + 1, so that rows of memory are read whole.
-template <int R, bool in_place, class T, class A>
+/// From real to imaginary parts, in bytes: one pointer and this in a register address both planes.
+template <class T>
+RECOPS_INLINE std::uintptr_t fft_plane(const T* re, const T* im) {
+  return reinterpret_cast<std::uintptr_t>(im) - reinterpret_cast<std::uintptr_t>(re);
+}
+template <class T>
+RECOPS_INLINE T* fft_imaginary(T* re, std::uintptr_t plane) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(re) + plane);
+}
+
+/// Stores around the caches, where a vector is a cache line (p is aligned); else an ordinary store.
+template <class T, class A>
+RECOPS_INLINE void fft_store_far(T* p, Batch<T, A> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_stream_ps(p, v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_stream_pd(p, v);
+  } else
+#endif
+    v.store_unaligned(p);
+}
+/// Before anyone else may read what was stored so.
+RECOPS_INLINE void fft_far_done() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+// Decimation in frequency: butterfly, then twiddles, from rows or tiles to tiles that are `distance` apart; from a tile to
+// itself, too. One call does element j of every group before element j + 1, so that rows of memory are read whole.
+template <int R, class T, class A>
 [[gnu::noinline]] void fft_forward_level(FftSide<const T> in, T* z, Index distance, Index span, Index groups, const T* w) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const Index in_step = span * in.element, step = span * 2 * W;
+  const std::uintptr_t plane = fft_plane(in.re, in.im);
   for (Index j = span; j > 0; --j) {
-    const T *gr = in.re, *gi = in.im;
+    const T* row = in.re;
     T* tile = z;
     for (Index g = groups; g > 0; --g) {
       const T* const v = fft_opaque(w);
       B re[R], im[R];
-      if constexpr (in_place) {
-        const T* p = tile;
-        RECOPS_UNROLL
-        for (int q = 0; q < R; ++q) {
-          re[q] = B::load_aligned(p);
-          im[q] = B::load_aligned(p + W);
-          p = fft_opaque(p + step);
-        }
-      } else {
-        const T *pr = gr, *pi = gi;
-        RECOPS_UNROLL
-        for (int q = 0; q < R; ++q) {
-          re[q] = B::load_unaligned(pr);
-          im[q] = B::load_unaligned(pi);
-          pr = fft_opaque(pr + in_step);
-          pi = fft_opaque(pi + in_step);
-        }
-        gr += in.group;
-        gi += in.group;
+      const T* p = row;
+      RECOPS_UNROLL
+      for (int q = 0; q < R; ++q) {
+        re[q] = B::load_unaligned(p);
+        im[q] = B::load_unaligned(fft_imaginary(p, plane));
+        p = fft_opaque(p + in_step);
       }
       butterfly<R, T, A>(re, im);
       T* s = tile;
       RECOPS_UNROLL
-      for (int p = 0; p < R; ++p) {
-        if (p > 0) complex_scale(re[p], im[p], B(v[2 * p - 2]), B(v[2 * p - 1]));
-        re[p].store_aligned(s);
-        im[p].store_aligned(s + W);
+      for (int q = 0; q < R; ++q) {
+        if (q > 0) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
+        re[q].store_aligned(s);
+        im[q].store_aligned(s + W);
         s = fft_opaque(s + step);
       }
+      row += in.group;
       tile += distance;
     }
-    if constexpr (!in_place) {
-      in.re += in.element;
-      in.im += in.element;
-    }
+    in.re += in.element;
     z += 2 * W;
     w += 2 * (R - 1);
   }
@@ -87,13 +104,14 @@ template <int R, bool in_place, class T, class A>
 
 // Decimation in time: twiddles, then butterfly, from tiles to rows or tiles. The planes are exchanged, which makes it the
 // inverse.
-template <int R, bool in_place, class T, class A>
+template <int R, class T, class A>
 [[gnu::noinline]] void fft_inverse_level(T* z, Index distance, FftSide<T> out, Index span, Index groups, const T* w) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const Index out_step = span * out.element, step = span * 2 * W;
+  const std::uintptr_t plane = fft_plane(out.re, out.im);
   for (Index j = span; j > 0; --j) {
-    T *gr = out.re, *gi = out.im, *tile = z;
+    T *row = out.re, *tile = z;
     for (Index g = groups; g > 0; --g) {
       const T* const v = fft_opaque(w);
       B re[R], im[R];
@@ -106,32 +124,26 @@ template <int R, bool in_place, class T, class A>
         p = fft_opaque(p + step);
       }
       butterfly<R, T, A>(re, im);
-      if constexpr (in_place) {
-        T* s = tile;
+      T* s = row;
+      if (out.far) {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          im[q].store_aligned(s);
-          re[q].store_aligned(s + W);
-          s = fft_opaque(s + step);
+          fft_store_far(s, im[q]);
+          fft_store_far(fft_imaginary(s, plane), re[q]);
+          s = fft_opaque(s + out_step);
         }
       } else {
-        T *pr = gr, *pi = gi;
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          im[q].store_unaligned(pr);
-          re[q].store_unaligned(pi);
-          pr = fft_opaque(pr + out_step);
-          pi = fft_opaque(pi + out_step);
+          im[q].store_unaligned(s);
+          re[q].store_unaligned(fft_imaginary(s, plane));
+          s = fft_opaque(s + out_step);
         }
-        gr += out.group;
-        gi += out.group;
       }
+      row += out.group;
       tile += distance;
     }
-    if constexpr (!in_place) {
-      out.re += out.element;
-      out.im += out.element;
-    }
+    out.re += out.element;
     z += 2 * W;
     w += 2 * (R - 1);
   }
@@ -202,36 +214,32 @@ template <class T, class A>
   const T* const w = plan.twiddles(s);
   switch (s.radix) {
     case 1:
-      return fft_forward_level<1, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<1, T, A>(in, z, distance, s.span, groups, w);
     case 2:
-      return fft_forward_level<2, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<2, T, A>(in, z, distance, s.span, groups, w);
     case 3:
-      return fft_forward_level<3, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<3, T, A>(in, z, distance, s.span, groups, w);
     case 4:
-      return fft_forward_level<4, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<4, T, A>(in, z, distance, s.span, groups, w);
     case 5:
-      return fft_forward_level<5, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<5, T, A>(in, z, distance, s.span, groups, w);
     case 6:
-      return fft_forward_level<6, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<6, T, A>(in, z, distance, s.span, groups, w);
     case 7:
-      return fft_forward_level<7, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<7, T, A>(in, z, distance, s.span, groups, w);
     case 8:
-      return fft_forward_level<8, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<8, T, A>(in, z, distance, s.span, groups, w);
     case 10:
-      return fft_forward_level<10, false, T, A>(in, z, distance, s.span, groups, w);
+      return fft_forward_level<10, T, A>(in, z, distance, s.span, groups, w);
     default:
       return fft_prime_level<T, A>(s.radix, false, in, FftSide<T>{z, z + W, 2 * W, distance}, s.span, groups, w, plan.roots(s));
   }
 }
 
-/// The same in place; the radices that long sequences have in the middle have code of their own for that.
+/// The same in place.
 template <class T, class A>
-[[gnu::noinline]] void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
   constexpr Index W = lanes<T, A>;
-  const T* const w = plan.twiddles(s);
-  if (s.radix == 4) return fft_forward_level<4, true, T, A>({}, z, distance, s.span, groups, w);
-  if (s.radix == 5) return fft_forward_level<5, true, T, A>({}, z, distance, s.span, groups, w);
-  if (s.radix == 8) return fft_forward_level<8, true, T, A>({}, z, distance, s.span, groups, w);
   fft_forward_level<T, A>(plan, s, FftSide<const T>{z, z + W, 2 * W, distance}, z, distance, groups);
 }
 
@@ -243,23 +251,23 @@ template <class T, class A>
   const T* const w = plan.twiddles(s);
   switch (s.radix) {
     case 1:
-      return fft_inverse_level<1, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<1, T, A>(z, distance, out, s.span, groups, w);
     case 2:
-      return fft_inverse_level<2, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<2, T, A>(z, distance, out, s.span, groups, w);
     case 3:
-      return fft_inverse_level<3, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<3, T, A>(z, distance, out, s.span, groups, w);
     case 4:
-      return fft_inverse_level<4, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<4, T, A>(z, distance, out, s.span, groups, w);
     case 5:
-      return fft_inverse_level<5, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<5, T, A>(z, distance, out, s.span, groups, w);
     case 6:
-      return fft_inverse_level<6, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<6, T, A>(z, distance, out, s.span, groups, w);
     case 7:
-      return fft_inverse_level<7, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<7, T, A>(z, distance, out, s.span, groups, w);
     case 8:
-      return fft_inverse_level<8, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<8, T, A>(z, distance, out, s.span, groups, w);
     case 10:
-      return fft_inverse_level<10, false, T, A>(z, distance, out, s.span, groups, w);
+      return fft_inverse_level<10, T, A>(z, distance, out, s.span, groups, w);
     default:
       return fft_prime_level<T, A>(s.radix, true, FftSide<const T>{z + W, z, 2 * W, distance},
                                    FftSide<T>{out.im, out.re, out.element, out.group}, s.span, groups, w, plan.roots(s));
@@ -268,12 +276,8 @@ template <class T, class A>
 
 /// The same in place.
 template <class T, class A>
-[[gnu::noinline]] void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
   constexpr Index W = lanes<T, A>;
-  const T* const w = plan.twiddles(s);
-  if (s.radix == 4) return fft_inverse_level<4, true, T, A>(z, distance, {}, s.span, groups, w);
-  if (s.radix == 5) return fft_inverse_level<5, true, T, A>(z, distance, {}, s.span, groups, w);
-  if (s.radix == 8) return fft_inverse_level<8, true, T, A>(z, distance, {}, s.span, groups, w);
   fft_inverse_level<T, A>(plan, s, z, distance, FftSide<T>{z, z + W, 2 * W, distance}, groups);
 }
 
@@ -314,6 +318,7 @@ struct FftRows {
   Index a_stride = 0, b_stride = 0;
   Index a_channels = 0, b_channels = 0;
   Index step = 0;
+  bool far = false;  ///< written around the caches
 };
 
 /// Two sequences of D channels each.
@@ -366,6 +371,39 @@ RECOPS_INLINE void fft_put(T* p, Batch<T, A> v, Index n, bool add) {
     store_first<T, A>(p, v, n);
   }
 }
+
+/// Sequences whose bytes, read and written, are more than this are taken to come from memory: what comes next is fetched while
+/// registers work, and what nobody reads before the caches have forgotten it is written around them.
+inline constexpr Index fft_near_bytes = Index{4} << 20;
+
+/// Rows that will be read next, fetched a few at a time between levels, so that memory is busy while registers are.
+struct FftAhead {
+  const char *a = nullptr, *b = nullptr;
+  Index a_stride = 0, b_stride = 0, bytes = 0;  ///< of a row
+  Index rows = 0;                               ///< that are left
+  Index each = 0;                               ///< a step
+
+  FftAhead() = default;
+  /// The rows of one sequence or two, in `steps` steps.
+  template <class T>
+  FftAhead(MatrixView<const T> x, MatrixView<const T> y, Index steps)
+      : a(reinterpret_cast<const char*>(x.data())),
+        b(reinterpret_cast<const char*>(y.data())),
+        a_stride(x.stride() * static_cast<Index>(sizeof(T))),
+        b_stride(y.stride() * static_cast<Index>(sizeof(T))),
+        bytes(x.cols() * static_cast<Index>(sizeof(T))),
+        rows(x.rows()),
+        each((x.rows() + steps - 1) / steps) {}
+
+  [[gnu::noinline]] void step() {
+    for (Index n = each < rows ? each : rows; n > 0; --n, --rows, a += a_stride, b += b_stride) {
+      for (Index i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(a + i);
+        __builtin_prefetch(b + i);
+      }
+    }
+  }
+};
 
 /// Rows of group `g` to a tile, zeros where there are none, times the chirp where there is one.
 template <class T, class A>
@@ -438,14 +476,20 @@ struct FftBlock {
   T* take(Workspace& ws) const { return ws.take<T>(groups * distance); }
 };
 
-/// How many of the groups [first, first + count) may be read or written without a detour: those whose channels all exist, in
-/// rows that are equally far apart.
+/// Groups, from the first on, both of whose vectors of channels are whole.
+template <class A, class T>
+Index fft_whole(const FftRows<T>& rows) {
+  const Index least = rows.a_channels < rows.b_channels ? rows.a_channels : rows.b_channels;
+  constexpr Index W = lanes<std::remove_const_t<T>, A>;
+  return least < W ? 0 : (least - W) / rows.step + 1;
+}
+
+/// How many of the groups [first, first + count) may be read or written without a detour: those that are whole, in rows that are
+/// equally far apart.
 template <class T, class A>
 Index fft_direct(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& rows, Index first, Index count) {
-  constexpr Index W = lanes<std::remove_const_t<T>, A>;
-  const Index least = rows.a_channels < rows.b_channels ? rows.a_channels : rows.b_channels;
-  if (plan.bluestein() || rows.a_stride != rows.b_stride || least < W) return 0;
-  const Index whole = (least - W) / rows.step + 1 - first;
+  if (plan.bluestein() || rows.a_stride != rows.b_stride) return 0;
+  const Index whole = fft_whole<A>(rows) - first;
   return whole < 0 ? 0 : whole < count ? whole : count;
 }
 
@@ -473,7 +517,7 @@ template <class T, class A>
   const FftStage& top = plan.stage(0);
   const Index direct = add ? 0 : fft_direct<T, A>(plan, rows, first, count);
   if (direct > 0) {
-    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step};
+    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step, rows.far};
     fft_inverse_level<T, A>(plan, top, z, distance, to, direct);
   }
   for (Index g = direct; g < count; ++g) {

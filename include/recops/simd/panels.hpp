@@ -130,17 +130,17 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
   }
 }
 
-/// Multiplies lane l of a panel by factors[l]; a factor of 0 gives exactly 0, whatever was there.
+/// Multiplies lane l of a panel by factors[l]; a factor of 0 gives exactly 0, whatever was there, and a NaN gives NaN.
 template <class T, class A = DefaultArch>
 void scale_panel(T* panel, Index cols, const T* factors) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>, P = panel_width<T>;
   for (Index v = 0; v < P; v += W) {
     const B factor = B::load_aligned(factors + v), zero(T(0));
-    const auto keep = factor != zero;
+    const auto drop = factor == zero;  // xsimd 8.1 takes NaN != x for false
     for (Index d = 0; d < cols; ++d) {
       T* const p = panel + d * P + v;
-      xsimd::select(keep, factor * B::load_aligned(p), zero).store_aligned(p);
+      xsimd::select(drop, zero, factor * B::load_aligned(p)).store_aligned(p);
     }
   }
 }

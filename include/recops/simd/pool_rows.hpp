@@ -5,6 +5,7 @@
 /// A row is read once, in the order of the ids, and summed in registers, in T. Tables beyond the cache are bound by the latency of
 /// memory: rows are fetched ahead, across the bounds of bags.
 #pragma once
+#include <cstdint>
 #include <recops/simd/convert.hpp>
 
 namespace recops {
@@ -23,8 +24,18 @@ struct PickedRows {
 
 namespace detail {
 
-/// Rows fetched ahead, and from how many bytes of table on: below, all of it is in L2.
-inline constexpr Index rows_ahead = 16, cached_table_bytes = Index{1} << 20;
+/// A table below so many bytes is all in L2. Beyond, rows are fetched ahead: some 16 KB on their way keep the memory busy.
+inline constexpr Index cached_table_bytes = Index{1} << 20, bytes_ahead = 16384;
+
+/// Ids between the row that is read and the one that is fetched; 0: none is.
+template <class S>
+Index rows_ahead(MatrixView<const S> table) {
+  constexpr Index size = static_cast<Index>(sizeof(S));
+  if (table.rows() * table.stride() * size <= cached_table_bytes) return 0;
+  Index ahead = 128;
+  while (ahead > 16 && ahead * table.cols() * size > bytes_ahead) ahead /= 2;
+  return ahead;
+}
 
 template <class T, class A, class S>
 RECOPS_INLINE Batch<T, A> load_some_as(const S* p, Index n) {
@@ -33,27 +44,32 @@ RECOPS_INLINE Batch<T, A> load_some_as(const S* p, Index n) {
   return load_as<T, A>(static_cast<const S*>(lane));
 }
 
-/// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one.
+/// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one. The same columns of the row `ahead` ids later
+/// are fetched, unless that is 0.
 template <class T, class A, int V, bool Weighted, class S>
-[[gnu::noinline]] void pool_columns(const PickedRows<T, S>& rows, Index first, Index last, Index col, Index rest, bool fetch,
+[[gnu::noinline]] void pool_columns(const PickedRows<T, S>& rows, Index first, Index last, Index col, Index rest, Index ahead,
                                     T factor, T* out) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   B sum[V];
   RECOPS_UNROLL
   for (int v = 0; v < V; ++v) sum[v] = B(T(0));
-  const Index fetched = fetch ? rows.ids.size() - rows_ahead : 0;
+  const IndexView ids = rows.ids;
+  const S* const table = rows.table.data() + col;
+  const Index stride = rows.table.stride(), skip = rows.skip, fetched = ahead > 0 ? ids.size() - ahead : 0;
   for (Index i = first; i < last; ++i) {
-    if (i < fetched) {
-      const Index id = rows.ids[i + rows_ahead];
-      if (id != rows.skip) {
-        const auto* const p = reinterpret_cast<const char*>(rows.table.data() + id * rows.table.stride());
-        for (Index at = 0; at < rows.table.cols() * static_cast<Index>(sizeof(S)); at += 64) __builtin_prefetch(p + at);
-      }
+    if (i < fetched) {  // also what is skipped, wherever that would lie: asking costs more
+      const auto id = static_cast<std::uintptr_t>(ids[i + ahead]);
+      const auto row = reinterpret_cast<std::uintptr_t>(table) + id * static_cast<std::uintptr_t>(stride) * sizeof(S);
+      RECOPS_UNROLL
+      for (int x = 0; x < V * static_cast<int>(W * sizeof(S)); x += 64)
+        __builtin_prefetch(reinterpret_cast<const void*>(row + static_cast<std::uintptr_t>(x)));
+      if (Weighted && rows.scales)
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(rows.scales) + id * sizeof(float)));
     }
-    const Index id = rows.ids[i];
-    if (id == rows.skip) continue;
-    const S* const row = rows.table.data() + id * rows.table.stride() + col;
+    const Index id = ids[i];
+    if (id == skip) continue;
+    const S* const row = table + id * stride;
     if (V == 1 && rest > 0) {
       T weight = Weighted && !rows.weights.empty() ? rows.weights[i] : T(1);
       if (Weighted && rows.scales) weight *= static_cast<T>(rows.scales[id]);
@@ -77,16 +93,16 @@ template <class T, class A, bool Weighted, class S>
 void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, T* out) {
   constexpr Index W = lanes<T, A>;
   const Index cols = rows.table.cols();
-  bool fetch = rows.table.rows() * rows.table.stride() * static_cast<Index>(sizeof(S)) > cached_table_bytes;
-  for (Index col = 0; col < cols; fetch = false) {
+  const Index ahead = rows_ahead(rows.table);
+  for (Index col = 0; col < cols;) {
     if (cols - col >= 4 * W) {
-      pool_columns<T, A, 4, Weighted>(rows, first, last, col, 0, fetch, factor, out);
+      pool_columns<T, A, 4, Weighted>(rows, first, last, col, 0, ahead, factor, out);
       col += 4 * W;
     } else if (cols - col >= 2 * W) {
-      pool_columns<T, A, 2, Weighted>(rows, first, last, col, 0, fetch, factor, out);
+      pool_columns<T, A, 2, Weighted>(rows, first, last, col, 0, ahead, factor, out);
       col += 2 * W;
     } else {
-      pool_columns<T, A, 1, Weighted>(rows, first, last, col, cols - col < W ? cols - col : 0, fetch, factor, out);
+      pool_columns<T, A, 1, Weighted>(rows, first, last, col, cols - col < W ? cols - col : 0, ahead, factor, out);
       col += W;
     }
   }

@@ -89,13 +89,14 @@ RECOPS_INLINE T max_of(const Scores& score, Index n) {
   return max_lane(m);
 }
 
-/// sum_i of e^(x_i - shift); with `Store` these go to p.
-template <class T, class A, bool Store, class Scores>
-RECOPS_INLINE T exponentials(const Scores& score, T shift, [[maybe_unused]] T* p, Index n) {
-  using B = Batch<T, A>;
-  const B top(shift), to_log2(static_cast<T>(1.44269504088896340736L));
-  return sum_of<T, A, 4>(n, [=](Index i, B acc, Index count) RECOPS_LAMBDA_INLINE {
-    const B e = simd::exp2((score(i, count) - top) * to_log2);
+template <class T>
+inline constexpr T log2_of_e = static_cast<T>(1.44269504088896340736L);
+
+/// sum_i of 2^(to_log2(x_i)); with `Store` these go to p.
+template <class T, class A, bool Store, class Scores, class F>
+RECOPS_INLINE T powers_of_two(const Scores& score, [[maybe_unused]] T* p, Index n, F to_log2) {
+  return sum_of<T, A, 4>(n, [=](Index i, Batch<T, A> acc, Index count) RECOPS_LAMBDA_INLINE {
+    const Batch<T, A> e = simd::exp2(to_log2(score(i, count)));
     if constexpr (Store) {
       if (count == lanes<T, A>) {
         e.store_unaligned(p + i);
@@ -105,6 +106,37 @@ RECOPS_INLINE T exponentials(const Scores& score, T shift, [[maybe_unused]] T* p
     }
     return acc + e;
   });
+}
+
+/// sum_i of e^(x_i - shift); with `Store` these go to p.
+template <class T, class A, bool Store, class Scores>
+RECOPS_INLINE T exponentials(const Scores& score, T shift, T* p, Index n) {
+  const Batch<T, A> top(shift), scale(log2_of_e<T>);
+  return powers_of_two<T, A, Store>(score, p, n, [=](Batch<T, A> x) RECOPS_LAMBDA_INLINE { return (x - top) * scale; });
+}
+
+/// The same without looking for the maximum first: the largest of a few scores is a good enough shift if no other exceeds it by
+/// much, which their sum tells. Writes log sum_j exp(x_j) and returns the sum; 0 if another way has to be taken.
+template <class A, bool Store>
+RECOPS_INLINE float exponentials_at_once(const float* x, float* p, Index n, float& log_sum_exp) {
+  using B = Batch<float, A>;
+  if (n < 2 * lanes<float, A>) return 0;
+  float some[8];
+  RECOPS_UNROLL
+  for (int k = 0; k < 8; ++k) some[k] = x[(n - 1) * k / 7];  // both ends, as either may be padding
+  RECOPS_UNROLL
+  for (int half = 4; half > 0; half /= 2) {
+    RECOPS_UNROLL
+    for (int k = 0; k < half; ++k) some[k] = std::max(some[k], some[k + half]);
+  }
+  const float base = some[0] * log2_of_e<float>;
+  const B scale(log2_of_e<float>), negative(-base);
+  const float total = powers_of_two<float, A, Store>(AllScores<float, A>{x}, p, n, [=](B v)
+                                                         RECOPS_LAMBDA_INLINE { return mul_add(v, scale, negative); });
+  if (!(total >= 0.5f && total < 0x1p30f)) return 0;
+  log_sum_exp = static_cast<float>(static_cast<double>(base) / static_cast<double>(log2_of_e<float>) +
+                                   std::log(static_cast<double>(total)));
+  return total;
 }
 
 /// The sum of a row whose maximum is -infinity: 0, or NaN if one is in it.
@@ -139,6 +171,15 @@ RECOPS_INLINE T softmax(const Scores& score, T m, T* p, Index n) {
 /// p_i = exp(x_i - max) / sum_j exp(x_j - max); p may be x. Returns log sum_j exp(x_j).
 template <class T, class A = DefaultArch>
 T softmax(const T* x, T* p, Index n) {
+  if constexpr (std::is_same_v<T, float>) {
+    float log_sum_exp = 0;
+    if (x != p) {
+      if (const float total = detail::exponentials_at_once<A, true>(x, p, n, log_sum_exp); total != 0) {
+        simd::scale<T, A>(1 / total, p, p, n);
+        return log_sum_exp;
+      }
+    }
+  }
   return detail::softmax<T, A>(detail::AllScores<T, A>{x}, simd::max<T, A>(x, n), p, n);
 }
 /// The same in place.
@@ -173,6 +214,10 @@ void softmax_rows(MatrixView<const T> x, MatrixView<T> p, VectorView<T> log_sum_
 /// log sum_i exp(x_i)
 template <class T, class A = DefaultArch>
 T log_sum_exp(const T* x, Index n) {
+  if constexpr (std::is_same_v<T, float>) {
+    float result = 0;
+    if (detail::exponentials_at_once<A, false>(x, nullptr, n, result) != 0) return result;
+  }
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const detail::AllScores<T, A> score{x};
   const T m = simd::max<T, A>(x, n);
