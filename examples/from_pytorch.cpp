@@ -1,10 +1,11 @@
 /// A model trained in PyTorch is served here, and one trained here opens there.
 ///
-/// The model ranks candidates for a user with a history: embeddings, multi-head target attention, a mixture of experts with a gate
-/// per task, and a tower per task. `examples/pytorch/train.py` trains it in PyTorch and writes its weights, some inputs, its outputs,
-/// gradients and times. This program loads them, must find the same outputs and gradients, freezes the model in three formats and
-/// times it. Then it trains a model of its own and writes what `examples/pytorch/check.py` loads into PyTorch. Without arguments it
-/// takes the files in examples/pytorch/data; where they are not, only what it trains itself. docs/from_pytorch.md walks through it.
+/// The model ranks candidates for a user with a history: embeddings, multi-head target attention, a mixture of experts with a
+/// gate per task, and a tower per task. `examples/pytorch/train.py` trains it in PyTorch and writes its weights, some inputs, its
+/// outputs, gradients and times. This program loads them, must find the same outputs and gradients, freezes the model in three
+/// formats and times it. Then it trains a model of its own and writes what `examples/pytorch/check.py` loads into PyTorch.
+/// Without arguments it takes the files in examples/pytorch/data; where they are not, only what it trains itself.
+/// docs/from_pytorch.md walks through it.
 #include <chrono>
 #include <cmath>
 #include <cstdio>

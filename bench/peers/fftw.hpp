@@ -1,8 +1,11 @@
 /// @file   bench/peers/fftw.hpp
-/// @brief  FFTW in single precision: real transform and back, planned with patience beforehand.
+/// @brief  FFTW in single precision: real transform and back, planned with patience beforehand, on the case's own data.
 #pragma once
+#include <algorithm>
+#include <functional>
 #include <memory>
 #include <recops/core/views.hpp>
+#include <vector>
 
 #include "support/child.hpp"
 #if defined(RECOPS_BENCH_FFTW)
@@ -11,14 +14,19 @@
 
 namespace recops_bench {
 
-/// `rows` transforms of `length` and back, unscaled. `contiguous`: each row by itself (a transpose that costs nothing); else
-/// along the middle axis of [rows / channels, length, channels], as the data lie.
-inline Peer fftw_round_trip([[maybe_unused]] Index rows, [[maybe_unused]] Index length, [[maybe_unused]] Index channels = 1,
-                            [[maybe_unused]] bool contiguous = true) {
+/// What is transformed: `batch` times [length, channels], and where copy i of it lies.
+struct FftwData {
+  Index batch = 0, length = 0, channels = 0;
+  std::function<float*(Index copy)> x = {}, y = {};
+};
+
+/// x to spectra to y, unscaled; calls visit the same copies as the kernel. `contiguous`: the numbers are taken as rows of
+/// `length` (transposes that cost nothing); else along the middle axis, as the data lie. Planned with PATIENT on an eighth of the
+/// batch where all of it would take minutes: the plan is then carried out eight times.
+inline Peer fftw_round_trip([[maybe_unused]] const FftwData& d, [[maybe_unused]] bool contiguous) {
   const char* const name = contiguous ? "fftw" : "fftw_strided";
 #if defined(RECOPS_BENCH_FFTW)
   struct Plans {
-    float* x = nullptr;
     fftwf_complex* f = nullptr;
     fftwf_plan there = nullptr, back = nullptr;
     Plans() = default;
@@ -26,29 +34,26 @@ inline Peer fftw_round_trip([[maybe_unused]] Index rows, [[maybe_unused]] Index 
     ~Plans() {
       fftwf_destroy_plan(there);
       fftwf_destroy_plan(back);
-      fftwf_free(x);
       fftwf_free(f);
     }
   };
   const auto p = std::make_shared<Plans>();
-  const std::size_t bins = static_cast<std::size_t>(length / 2 + 1), n = static_cast<std::size_t>(rows);
-  p->x = fftwf_alloc_real(n * static_cast<std::size_t>(length));
-  p->f = fftwf_alloc_complex(n * bins);
-  const unsigned effort = length >= 512 ? FFTW_MEASURE : FFTW_PATIENT;
-  const int l = static_cast<int>(length), b = static_cast<int>(bins), c = contiguous ? 1 : static_cast<int>(channels);
+  const Index parts = d.length >= 512 && d.batch % 8 == 0 ? 8 : 1, batch = d.batch / parts;
+  const Index numbers = batch * d.length * d.channels, bins = d.length / 2 + 1, spectra = batch * bins * d.channels;
+  p->f = fftwf_alloc_complex(static_cast<std::size_t>(spectra * parts));
+  const int l = static_cast<int>(d.length), k = static_cast<int>(bins), c = contiguous ? 1 : static_cast<int>(d.channels);
+  const int rows = static_cast<int>(batch * d.channels) / c;
   const fftwf_iodim inner{l, c, c};
-  const fftwf_iodim outer[2] = {{static_cast<int>(rows) / c, l * c, b * c}, {c, 1, 1}};
-  const fftwf_iodim outer_back[2] = {{static_cast<int>(rows) / c, b * c, l * c}, {c, 1, 1}};
-  p->there = fftwf_plan_guru_dft_r2c(1, &inner, 2, outer, p->x, p->f, effort | FFTW_DESTROY_INPUT);
-  p->back = fftwf_plan_guru_dft_c2r(1, &inner, 2, outer_back, p->f, p->x, effort | FFTW_DESTROY_INPUT);
-  for (std::size_t i = 0; i < n * static_cast<std::size_t>(length); ++i) p->x[i] = static_cast<float>(i % 17) * 1e-3f;
+  const fftwf_iodim outer[2] = {{rows, l * c, k * c}, {c, 1, 1}}, outer_back[2] = {{rows, k * c, l * c}, {c, 1, 1}};
+  const std::vector<float> kept(d.x(0), d.x(0) + numbers);  // planning writes
+  p->there = fftwf_plan_guru_dft_r2c(1, &inner, 2, outer, d.x(0), p->f, FFTW_PATIENT);
+  p->back = fftwf_plan_guru_dft_c2r(1, &inner, 2, outer_back, p->f, d.y(0), FFTW_PATIENT | FFTW_DESTROY_INPUT);
+  std::copy(kept.begin(), kept.end(), d.x(0));
   Peer peer;
   peer.name = name;
-  peer.run = [p, n, length](Index) {
-    fftwf_execute(p->there);
-    fftwf_execute(p->back);
-    // Unscaled, values grow by `length` in every call: start anew before they overflow.
-    if (!(p->x[0] < 1e20f)) std::fill_n(p->x, n * static_cast<std::size_t>(length), 1e-3f);
+  peer.run = [p, d, parts, numbers, spectra](Index copy) {
+    for (Index i = 0; i < parts; ++i) fftwf_execute_dft_r2c(p->there, d.x(copy) + i * numbers, p->f + i * spectra);
+    for (Index i = 0; i < parts; ++i) fftwf_execute_dft_c2r(p->back, p->f + i * spectra, d.y(copy) + i * numbers);
   };
   return peer;
 #else

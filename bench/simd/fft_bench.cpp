@@ -2,7 +2,7 @@
 ///
 ///     taskset -c 1 build/bench/bench/recops_bench_simd_fft
 ///
-/// `fft_round_trip`: forward, one real gain per bin, inverse, in one sweep, two sequences at a time. `fft_filter`: the same
+/// `fft_round_trip`: forward, one real gain per bin, inverse, in one sweep over the batch. `fft_filter`: the same
 /// with complex gains per bin and channel. `fft_planes`: rfft to two planes, irfft from them, as two sweeps. `fft_single`: the
 /// filter, one sequence at a time. Peers: `fftw`, transforms of contiguous rows (as if the transposes it would need cost
 /// nothing) there and back, without any gain; `fftw_strided`, along the axis as the data lie; `scipy`; `memcpy` of the input to
@@ -12,10 +12,8 @@
 #include <recops/core/random.hpp>
 #include <recops/simd/fft_filter.hpp>
 
+#include "peers/fftw.hpp"
 #include "support/paired.hpp"
-#if defined(RECOPS_BENCH_FFTW)
-#include <fftw3.h>
-#endif
 
 using namespace recops;
 using namespace recops_bench;
@@ -52,9 +50,9 @@ struct Data {
   MatrixView<const T> in(Index copy, Index b) { return MatrixView<const T>(x[copy] + b * length * cols, length, cols); }
   MatrixView<T> out(Index copy, Index b) { return MatrixView<T>(y[copy] + b * length * cols, length, cols); }
   template <class Gains>
-  void pairs(const Gains& g, Index copy) {
-    for (Index b = 0; b < batch; b += 2)
-      simd::fft_filter<T>(plan, g, in(copy, b), in(copy, b + 1), out(copy, b), out(copy, b + 1), false, ws);
+  void all(const Gains& g, Index copy) {
+    simd::fft_filter<T>(plan, g, MatrixView<const T>(x[copy], batch * length, cols), MatrixView<T>(y[copy], batch * length, cols),
+                        false, ws);
   }
   void singles(Index copy) {
     for (Index b = 0; b < batch; ++b) simd::fft_filter<T>(plan, filter, in(copy, b), out(copy, b), false, ws);
@@ -71,46 +69,6 @@ struct Data {
   }
 };
 
-/// FFTW on the same copies of the data, x to spectra to y. `contiguous`: the numbers of a batch as 64 * 64 rows of L; else
-/// along the middle axis of [64, L, 64].
-template <class T>
-Peer fftw([[maybe_unused]] const std::shared_ptr<Data<T>>& d, bool contiguous) {
-  const char* const name = contiguous ? "fftw" : "fftw_strided";
-#if defined(RECOPS_BENCH_FFTW)
-  struct Plans {
-    fftwf_complex* f = nullptr;
-    fftwf_plan there = nullptr, back = nullptr;
-    Plans() = default;
-    Plans(const Plans&) = delete;
-    ~Plans() {
-      fftwf_destroy_plan(there);
-      fftwf_destroy_plan(back);
-      fftwf_free(f);
-    }
-  };
-  const auto p = std::make_shared<Plans>();
-  p->f = fftwf_alloc_complex(static_cast<std::size_t>(batch * cols * d->bins));
-  const unsigned effort = d->length >= 512 ? FFTW_MEASURE : FFTW_PATIENT;
-  const int l = static_cast<int>(d->length), k = static_cast<int>(d->bins), c = contiguous ? 1 : static_cast<int>(cols);
-  const fftwf_iodim inner{l, c, c};
-  const fftwf_iodim outer[2] = {{static_cast<int>(batch * cols) / c, l * c, k * c}, {c, 1, 1}};
-  const fftwf_iodim outer_back[2] = {{static_cast<int>(batch * cols) / c, k * c, l * c}, {c, 1, 1}};
-  const std::vector<float> kept(d->x[0], d->x[0] + batch * cols * d->length);  // planning writes
-  p->there = fftwf_plan_guru_dft_r2c(1, &inner, 2, outer, d->x[0], p->f, effort);
-  p->back = fftwf_plan_guru_dft_c2r(1, &inner, 2, outer_back, p->f, d->y[0], effort | FFTW_DESTROY_INPUT);
-  std::copy(kept.begin(), kept.end(), d->x[0]);
-  Peer peer;
-  peer.name = name;
-  peer.run = [p, d](Index i) {
-    fftwf_execute_dft_r2c(p->there, d->x[i], p->f);
-    fftwf_execute_dft_c2r(p->back, p->f, d->y[i]);
-  };
-  return peer;
-#else
-  return skipped_peer(name, "libfftw3-dev");
-#endif
-}
-
 enum class Kind { round_trip, filter, single, planes };
 
 template <class T>
@@ -124,10 +82,10 @@ void add(const std::string& name, Kind kind, Index length) {
     c.flops = numbers * (5 * std::log2(static_cast<double>(length)) + (kind == Kind::filter || kind == Kind::single ? 6 : 0));
     switch (kind) {
       case Kind::round_trip:
-        c.kernel = [d](Index i) { d->pairs(d->gains, i); };
+        c.kernel = [d](Index i) { d->all(d->gains, i); };
         break;
       case Kind::filter:
-        c.kernel = [d](Index i) { d->pairs(d->filter, i); };
+        c.kernel = [d](Index i) { d->all(d->filter, i); };
         break;
       case Kind::single:
         c.kernel = [d](Index i) { d->singles(i); };
@@ -142,8 +100,9 @@ void add(const std::string& name, Kind kind, Index length) {
                          benchmark::ClobberMemory();
                        }});
     if constexpr (std::is_same_v<T, float>) {
-      c.peers.push_back(fftw<T>(d, true));
-      c.peers.push_back(fftw<T>(d, false));
+      const FftwData data{batch, length, cols, [d](Index i) { return d->x[i]; }, [d](Index i) { return d->y[i]; }};
+      c.peers.push_back(fftw_round_trip(data, true));
+      c.peers.push_back(fftw_round_trip(data, false));
     }
     c.peers.push_back(python_peer(
         "scipy", kind == Kind::filter || kind == Kind::single ? "fft_filter" : "fft_round_trip",

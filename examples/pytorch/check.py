@@ -26,10 +26,12 @@ def main():
     theirs, _ = ranker.load_file(folder / "gradient.safetensors")
     data = {name: tensor if tensor.is_floating_point() else tensor.long() for name, tensor in data.items()}
 
-    logits, loss = train.loss_of(model, *(data["batch." + name] for name in ("users", "history", "offsets", "candidates", "labels")))
+    inputs = [data["batch." + name] for name in ("users", "history", "offsets", "candidates", "labels")]
+    logits, loss = train.loss_of(model, *inputs)
     loss.backward()
     with torch.no_grad():
-        ranked = model(data["request.users"], data["request.history"].unsqueeze(0), None, data["request.candidates"].unsqueeze(0))[0]
+        history, candidates = data["request.history"].unsqueeze(0), data["request.candidates"].unsqueeze(0)
+        ranked = model(data["request.users"], history, None, candidates)[0]
     gradients = dict(model.named_parameters())
     same_names = gradients.keys() == theirs.keys()
     differences = {

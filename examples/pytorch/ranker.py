@@ -2,6 +2,7 @@
 
 `examples/from_pytorch.cpp` has the same model; the names of its parameters are those of this state_dict.
 """
+import itertools
 import json
 import struct
 
@@ -45,11 +46,12 @@ class Ranker(nn.Module):
 
 def like(state, heads):
     """A Ranker with the sizes of a state_dict; the number of heads is not in it."""
-    count = lambda prefix: len({name.split(".")[2 if prefix.startswith("mmoe") else 1]
-                                for name in state if name.startswith(prefix + ".")})
+    def count(pattern):
+        return next(n for n in itertools.count() if pattern.format(n) not in state)
+
     items, width = state["item.weight"].shape
-    return Ranker(items, state["user.weight"].shape[0], width, heads, count("mmoe.experts"),
-                  state["mmoe.experts.0.weight"].shape[0], state["towers.0.0.weight"].shape[0], count("towers"))
+    return Ranker(items, state["user.weight"].shape[0], width, heads, count("mmoe.experts.{}.weight"),
+                  state["mmoe.experts.0.weight"].shape[0], state["towers.0.0.weight"].shape[0], count("towers.{}.0.weight"))
 
 
 def padded(ids, offsets):
@@ -74,7 +76,8 @@ def save_file(tensors, path, metadata=None):
     header, data = {"__metadata__": {"format": "pt", **(metadata or {})}}, b""
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):  # aligned by their order
         numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(numbers)]}
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(numbers)]}
         data += numbers
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import time
+import warnings
 
 # One thread, and a BLAS that uses the whole processor: an OpenBLAS older than it would fall back to a narrow set.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -87,7 +88,9 @@ def microseconds(model, *inputs):
     calls = [lambda: model(*inputs)]
     try:
         call = Call(model, [x is not None for x in inputs]).eval()
-        traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(call, tensors)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer versions would rather be asked for something else
+            traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(call, tensors)))
         calls.append(lambda: traced(*tensors))
     except Exception as error:  # the module is what counts
         print("no trace:", str(error).splitlines()[0])
@@ -151,7 +154,8 @@ def main():
                  "batch": microseconds(model, users, table, hidden, candidates.unsqueeze(1))}
     small = lambda ids: ids.to(torch.int16 if o.items <= 32767 and o.users <= 32767 and len(history) <= 32767 else torch.int32)
     tensors = {"batch.users": small(users), "batch.history": small(history), "batch.offsets": small(offsets),
-               "batch.candidates": small(candidates), "batch.labels": labels, "batch.logits": logits, "batch.loss": loss.reshape(1),
+               "batch.candidates": small(candidates), "batch.labels": labels,
+               "batch.logits": logits, "batch.loss": loss.reshape(1),
                "request.users": small(one_user), "request.history": small(one_history[0]),
                "request.offsets": small(torch.tensor([0, o.longest])), "request.candidates": small(many[0]),
                "request.logits": ranked[0]}

@@ -59,7 +59,7 @@ struct Silu {
 };
 struct Tanh {
   static constexpr const char* name = "tanh";
-  static constexpr double bound[3] = {5.0, 5.0, 6.8};
+  static constexpr double bound[3] = {7.2, 7.2, 7.8};
   template <class T, class A>
   static void run(const T* x, T* y) {
     simd::tanh<T, A>(x, y, chunk);
@@ -95,7 +95,7 @@ struct Softplus {
 };
 struct Erf {
   static constexpr const char* name = "erf";
-  static constexpr double bound[3] = {2.4, 2.4, 3.0};
+  static constexpr double bound[3] = {4.2, 2.4, 3.0};
   template <class T, class A>
   static void run(const T* x, T* y) {
     simd::erf<T, A>(x, y, chunk);
@@ -105,7 +105,7 @@ struct Erf {
 struct Gelu {
   static constexpr const char* name = "gelu";
   static constexpr double bound[3] = {9, 9, 9};
-  static bool counts(float x) { return !(x < -6); }
+  static bool counts(float x) { return !(x < -3); }
   template <class T, class A>
   static void run(const T* x, T* y) {
     simd::gelu<T, A>(x, y, chunk);
@@ -114,8 +114,8 @@ struct Gelu {
 };
 struct GeluTail : Gelu {
   static constexpr const char* name = "gelu_tail";
-  static constexpr double bound[3] = {80, 80, 80};
-  static bool counts(float x) { return x < -6; }
+  static constexpr double bound[3] = {160, 60, 60};
+  static bool counts(float x) { return x < -3; }
 };
 struct Sin {
   static constexpr const char* name = "sin";

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "simd/elementwise_golden.hpp"
 #include "support/architectures.hpp"
 #include "support/numbers.hpp"
 
@@ -159,4 +160,11 @@ TEMPLATE_TEST_CASE("activations touch n numbers and no more", "[simd][activation
       }
     }
   });
+}
+
+TEMPLATE_TEST_CASE("silu as SciPy has them", "[simd][activation][golden]", float, double) {
+  using T = TestType;
+  constexpr bool single = std::is_same_v<T, float>;
+  check_golden<T>("silu", "x", single ? 4.5 : 7.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::silu<T, decltype(arch)>(x, y, n); });
 }

@@ -141,6 +141,74 @@ TEMPLATE_TEST_CASE("a filter is a circular convolution, of one sequence and of t
   });
 }
 
+TEMPLATE_TEST_CASE("sequences one below the other are pairs, small or from memory", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(127);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    FftFilter<T, A> filter;
+    FftGains<T, A> gains;
+    // The oracle: the calls of two sequences and of one, which are tested above; the very same bits.
+    const auto check = [&](Index length, Index cols, Index count, Index stride) {
+      CAPTURE(length, cols, count, stride);
+      const FftPlan<T> plan(length);
+      const Gains<T> w(plan.bins(), cols, random);
+      filter.prepare(plan, w.view(), ws);
+      const Vector<T> band(plan.bins(), T(0.75));
+      gains.prepare(plan, VectorView<const T>(band), ws);
+      const Matrix<T> x = random_matrix<T>(count * length, cols, random);
+      Matrix<T> expected(count * length, cols), storage(count * length, stride, T(3)), same = x;
+      const auto at = [length](auto m, Index b) { return m.middle_rows(b * length, length); };
+      const MatrixView<T> y = storage.view().middle_cols(0, cols);
+      for (const bool complex : {true, false}) {
+        const auto run = [&](auto&&... views) {
+          if (complex)
+            simd::fft_filter<T, A>(plan, filter, views..., ws);
+          else
+            simd::fft_filter<T, A>(plan, gains, views..., ws);
+        };
+        for (Index b = 0; b < count; b += 2) {
+          if (b + 1 < count)
+            run(at(x.view(), b), at(x.view(), b + 1), at(expected.view(), b), at(expected.view(), b + 1), false);
+          else
+            run(at(x.view(), b), at(expected.view(), b), false);
+        }
+        const auto differing = [&](MatrixView<const T> got) {
+          Index n = 0;
+          for (Index i = 0; i < got.rows(); ++i)
+            for (Index d = 0; d < cols; ++d) n += got(i, d) != expected(i, d);
+          return n;
+        };
+        run(x.view(), y, false);
+        REQUIRE(differing(y) == 0);
+        same = x;
+        run(same.view(), same.view(), false);
+        REQUIRE(differing(same.view()) == 0);
+        storage.fill(T(0));
+        run(x.view(), y, true);
+        REQUIRE(differing(y) == 0);
+        for (Index i = 0; i < y.rows(); ++i)
+          for (Index d = cols; d < stride; ++d) REQUIRE(storage(i, d) == T(0));
+      }
+    };
+    for (const Index count : {0, 1, 2, 3, 6}) {
+      check(50, 19, count, 19);
+      check(7, 64, count, 80);
+      check(67, 3, count, 3);
+    }
+    // More than 4 MB: rows of whole cache lines, others, and lengths of one, two, three and four levels.
+    check(200, 64, sizeof(T) == 4 ? 43 : 21, 64);
+    check(200, 64, sizeof(T) == 4 ? 42 : 22, 67);
+    if (std::is_same_v<A, simd::DefaultArch>) {
+      check(8, 64, 1100, 64);
+      check(50, 37, 300, 37);
+      check(67, 64, 128, 64);
+      check(1024, 48, sizeof(T) == 4 ? 11 : 6, 48);
+    }
+  });
+}
+
 TEMPLATE_TEST_CASE("gains that all channels share", "[simd][fft]", float, double) {
   using T = TestType;
   Random random = random_stream(122);

@@ -138,3 +138,37 @@ TEST_CASE("scratch stays within its bounds", "[simd][fft]") {
     CHECK(one.groups == 1);
   }
 }
+
+TEST_CASE("rows are fetched in as many steps as were announced", "[simd][fft]") {
+  const Matrix<float> x(23, 40);
+  for (const Index steps : {1, 4, 23, 60}) {
+    FftAhead ahead(x.view(), x.view(), steps);
+    Index taken = 0;
+    for (; ahead.rows > 0; ++taken) {
+      const Index before = ahead.rows;
+      ahead.step();
+      REQUIRE(ahead.rows < before);
+    }
+    CAPTURE(steps);
+    CHECK((taken <= steps && taken * (ahead.each) >= 23));
+    CHECK(ahead.a == reinterpret_cast<const char*>(x.data() + 23 * x.view().stride()));
+    ahead.step();  // nothing is left
+    CHECK(ahead.rows == 0);
+  }
+  FftAhead nothing;
+  nothing.step();
+  CHECK(nothing.rows == 0);
+}
+
+TEMPLATE_TEST_CASE("what is written around the caches arrives", "[simd][fft]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    constexpr Index W = simd::lanes<T, A>;
+    alignas(64) T v[2 * W], to[2 * W] = {};
+    for (Index i = 0; i < 2 * W; ++i) v[i] = static_cast<T>(i + 1);
+    for (Index i = 0; i < 2 * W; i += W) fft_store_far<T, A>(to + i, simd::Batch<T, A>::load_aligned(v + i));
+    fft_far_done();
+    for (Index i = 0; i < 2 * W; ++i) REQUIRE(to[i] == v[i]);
+  });
+}

@@ -62,7 +62,7 @@ TEMPLATE_TEST_CASE("gemm with stored weights stays within its bound", "[simd][ge
               if constexpr (coded) {
                 const double s = static_cast<double>(b.scale[j]);
                 held = s * std::nearbyint(static_cast<double>(weight(j, p) / b.scale[j]));
-                bound(i, j) += most / 254 * (1 + 0x1p-22) * std::abs(x);
+                bound(i, j) += (most / 254 * (1 + 0x1p-16) + 0x1p-142) * std::abs(x);
               } else {
                 held = static_cast<double>(static_cast<float>(BFloat16(weight(j, p))));
                 bound(i, j) += 0x1p-8 * std::abs(x * w);
@@ -146,6 +146,27 @@ TEST_CASE("int8 weights: scales, codes and what is not a number", "[simd][gemm][
     simd::gemm_packed<float, A>(simd::plain(a.view()), codes.data(), 8, {.column_scale = scale}, c, ws);
     for (Index i = 0; i < 3; ++i)
       for (Index j = 0; j < 8; ++j) CHECK(std::isnan(c(i, j)) == (j == 2 || j == 3));
+  });
+}
+
+TEST_CASE("int8 weights halfway between two codes stay within the bound", "[simd][gemm][quantized]") {
+  // Found by search: the quotient, rounded to float, falls to the far side, and costs 2^-17 of the bound.
+  const Matrix<float> b{{0x1.41c21p+0f, 0x1.7c357ap+0f, 0x1.dc7d14p+0f}, {0x1.ca919p-1f, 0x1.08f2ep+0f, 0x1.fa80ecp-1f}};
+  const Matrix<float> a{{0.0f, 1.0f}};
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    std::vector<std::int8_t> codes(static_cast<std::size_t>(simd::packed_size<float, A>(2, 3)));
+    float scale[3];
+    simd::pack<float, A>(simd::plain(b.view()), codes.data(), scale);
+    Matrix<float> c(1, 3);
+    Workspace ws;
+    simd::gemm_packed<float, A>(simd::plain(a.view()), codes.data(), 3, {.column_scale = scale}, c, ws);
+    for (Index j = 0; j < 3; ++j) {
+      const double error = std::abs(static_cast<double>(c(0, j)) - static_cast<double>(b(1, j)));
+      const double most = static_cast<double>(b(0, j));
+      CHECK(error <= most / 254 * (1 + 0x1p-16) + 0x1p-24 * most);
+      CHECK(error >= most / 254 * (1 - 0x1p-14));
+    }
   });
 }
 

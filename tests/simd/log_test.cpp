@@ -4,6 +4,7 @@
 #include <bit>
 #include <vector>
 
+#include "simd/elementwise_golden.hpp"
 #include "support/architectures.hpp"
 #include "support/numbers.hpp"
 
@@ -93,4 +94,15 @@ TEMPLATE_TEST_CASE("logarithms touch n numbers and no more, in place too", "[sim
       }
     }
   });
+}
+
+TEMPLATE_TEST_CASE("log, log1p, softplus as SciPy has them", "[simd][log][golden]", float, double) {
+  using T = TestType;
+  constexpr bool single = std::is_same_v<T, float>;
+  check_golden<T>("log", "positive", single ? 1.3 : 2.5,
+                  [](auto arch, const T* x, T* y, Index n) { simd::log<T, decltype(arch)>(x, y, n); });
+  check_golden<T>("log1p", "above", single ? 1.6 : 3.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::log1p<T, decltype(arch)>(x, y, n); });
+  check_golden<T>("softplus", "x", single ? 3.6 : 5.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::softplus<T, decltype(arch)>(x, y, n); });
 }

@@ -4,6 +4,7 @@
 #include <bit>
 #include <vector>
 
+#include "simd/elementwise_golden.hpp"
 #include "support/architectures.hpp"
 #include "support/numbers.hpp"
 
@@ -115,8 +116,7 @@ TEMPLATE_TEST_CASE("exp never falls by more than its error", "[simd][math]", flo
   });
 }
 
-TEMPLATE_TEST_CASE("sigmoid is within 6 ulp, tanh 7, through the denormals, and never beyond 1", "[simd][math]", float,
-                   double) {
+TEMPLATE_TEST_CASE("sigmoid is within 6 ulp, tanh 8, through the denormals, and never beyond 1", "[simd][math]", float, double) {
   using T = TestType;
   const T low = std::is_same_v<T, float> ? T(-104.5) : T(-746);
   std::vector<T> x;
@@ -133,7 +133,7 @@ TEMPLATE_TEST_CASE("sigmoid is within 6 ulp, tanh 7, through the denormals, and 
       inside = inside && y[i] >= 0 && y[i] <= 1 && std::abs(t[i]) <= 1;
     }
     CHECK(worst[0] <= 6);
-    CHECK(worst[1] <= 7);
+    CHECK(worst[1] <= 8);
     CHECK(inside);
   });
 }
@@ -152,4 +152,15 @@ TEMPLATE_TEST_CASE("exp2 has a small relative error, and takes minus infinity", 
     const std::vector<T> ends = apply<T, decltype(arch)>(std::vector<T>{-infinity_, nan, 0, T(-5000), T(-1e30)}, exp2_of);
     CHECK((ends[0] == 0 && std::isnan(ends[1]) && ends[2] == 1 && ends[3] == 0 && ends[4] == 0));
   });
+}
+
+TEMPLATE_TEST_CASE("exp, sigmoid, tanh as SciPy has them", "[simd][math][golden]", float, double) {
+  using T = TestType;
+  constexpr bool single = std::is_same_v<T, float>;
+  check_golden<T>("exp", "x", single ? 2.0 : 3.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::exp<T, decltype(arch)>(x, y, n); });
+  check_golden<T>("sigmoid", "x", single ? 4.0 : 5.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::sigmoid<T, decltype(arch)>(x, y, n); });
+  check_golden<T>("tanh", "x", single ? 7.8 : 5.0,
+                  [](auto arch, const T* x, T* y, Index n) { simd::tanh<T, decltype(arch)>(x, y, n); });
 }

@@ -1,6 +1,8 @@
 // Oracle: plain loops in double over the same rows. Numbers are small multiples of 1/4, so products and sums are exact.
 #include <recops/simd/panels.hpp>
 
+#include <cmath>
+
 #include "support/architectures.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
@@ -47,6 +49,9 @@ TEMPLATE_TEST_CASE("pack_panel puts rows side by side and sums their squares", "
         for (Index l = 0; l < P; ++l) {
           for (Index d = 0; d < cols; ++d) CHECK(panel[d * P + l] == (l < rows ? x(l, d) * factors[l] : T(0)));
         }
+        factors[P - 1] = std::numeric_limits<T>::quiet_NaN();
+        simd::scale_panel<T, A>(panel.data(), cols, factors.data());
+        for (Index d = 0; d < cols; ++d) CHECK(std::isnan(panel[d * P + P - 1]));
       }
     }
   });

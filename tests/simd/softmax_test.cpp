@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "simd/elementwise_golden.hpp"
 #include "support/architectures.hpp"
 #include "support/numbers.hpp"
 
@@ -251,4 +252,73 @@ TEST_CASE("softmax of the rows of a strided matrix", "[simd][softmax]") {
     CHECK(simd::softmax(x.view().row(r), row.data(), 19) == lse[r]);
     for (Index i = 0; i < 19; ++i) CHECK(row[i] == p(r, i));
   }
+}
+
+TEMPLATE_TEST_CASE("softmax and log-sum-exp as SciPy has them, in place and not", "[simd][softmax][golden]", float, double) {
+  using T = TestType;
+  const Golden golden("elementwise");
+  const std::vector<T> x = golden.values<T>("rows");
+  const std::vector<double> p = golden.values<double>("softmax"), lse = golden.values<double>("log_sum_exp");
+  const Index rows = golden.shape("rows")[0], n = golden.shape("rows")[1];
+  const double eps = static_cast<double>(std::numeric_limits<T>::epsilon());
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (Index r = 0; r < rows; ++r) {
+      const T* row = x.data() + r * n;
+      Vector<T> apart(n), same(n);
+      std::copy_n(row, n, same.data());
+      const double exact = lse[static_cast<std::size_t>(r)];
+      for (const T got :
+           {simd::softmax<T, A>(row, apart.data(), n), simd::softmax<T, A>(same.data(), n), simd::log_sum_exp<T, A>(row, n)})
+        REQUIRE(static_cast<double>(got) == Approx(exact).epsilon(4 * eps).margin(4 * eps));
+      for (Index i = 0; i < n; ++i) {
+        const double right = p[static_cast<std::size_t>(r * n + i)];
+        const double most = (20 - std::log(std::max(right, 1e-300))) * eps * right + (right < 1e-37 ? 1e-37 : 0);
+        CAPTURE(r, i, apart[i], same[i], right);
+        REQUIRE(std::abs(static_cast<double>(apart[i]) - right) <= most);
+        REQUIRE(std::abs(static_cast<double>(same[i]) - right) <= most);
+      }
+    }
+  });
+}
+
+// Rows that are written elsewhere have a shorter way, which must give way where it does not reach.
+TEMPLATE_TEST_CASE("softmax into another row: any scores, anywhere", "[simd][softmax]", float, double) {
+  using T = TestType;
+  constexpr T none = -std::numeric_limits<T>::infinity(), largest = std::numeric_limits<T>::max();
+  Random random = random_stream(17);
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index n : {31, 32, 33, 63, 64, 65, 100, 257, 5000}) {
+      const Vector<T> noise = random_vector<T>(n, random);
+      for (const T high : {T(0), T(10), T(19), T(21), T(60), T(100), T(500), T(1e30), largest, -largest, none}) {
+        for (const T rest : {T(0), T(-1e30), T(3000), none}) {
+          for (const Index at : {Index{0}, Index{3}, n / 2, n - 2, n - 1}) {
+            Vector<T> x(n), p(n, T(7)), same(n);
+            for (Index i = 0; i < n; ++i) x[i] = same[i] = i == at ? high : rest + noise[i];
+            const T lse = simd::softmax<T, A>(x.data(), p.data(), n), again = simd::softmax<T, A>(same.data(), n);
+            CAPTURE(n, high, rest, at, lse, again);
+            REQUIRE((lse == again || lse == Approx(again).epsilon(1e-6).margin(1e-6)));
+            REQUIRE((simd::log_sum_exp<T, A>(x.data(), n) == again ||
+                     simd::log_sum_exp<T, A>(x.data(), n) == Approx(again).epsilon(1e-6).margin(1e-6)));
+            double worst = 0;
+            for (Index i = 0; i < n; ++i) worst = std::max(worst, static_cast<double>(std::abs(p[i] - same[i])));
+            REQUIRE(worst <= 1e-5);
+          }
+        }
+      }
+    }
+    for (const T poison : {not_a_number<T>, infinity<T>}) {
+      for (const Index n : {32, 100}) {
+        for (Index bad = 0; bad < n; ++bad) {
+          for (const T rest : {T(1), none}) {
+            Vector<T> x(n, rest), p(n);
+            x[bad] = poison;
+            REQUIRE((std::isnan(simd::softmax<T, A>(x.data(), p.data(), n)) && std::isnan(simd::log_sum_exp<T, A>(x.data(), n))));
+            for (const T v : p) REQUIRE(std::isnan(v));
+          }
+        }
+      }
+    }
+  });
 }

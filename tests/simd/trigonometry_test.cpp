@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "simd/elementwise_golden.hpp"
 #include "support/architectures.hpp"
 #include "support/numbers.hpp"
 
@@ -69,5 +70,17 @@ TEMPLATE_TEST_CASE("turns: quarters are exact, whole turns change nothing", "[si
           {worst, static_cast<double>(std::abs(s[0] - std::sin(angle))), static_cast<double>(std::abs(c[0] - std::cos(angle)))});
     }
     CHECK(worst <= 1.5 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+  });
+}
+
+TEMPLATE_TEST_CASE("sine and cosine as NumPy has them", "[simd][trigonometry][golden]", float, double) {
+  using T = TestType;
+  check_golden<T>("sin", "angles", 4, [](auto arch, const T* x, T* y, Index n) {
+    std::vector<T> other(static_cast<std::size_t>(n));
+    simd::sincos<T, decltype(arch)>(x, y, other.data(), n);
+  });
+  check_golden<T>("cos", "angles", 4, [](auto arch, const T* x, T* y, Index n) {
+    std::vector<T> other(static_cast<std::size_t>(n));
+    simd::sincos<T, decltype(arch)>(x, other.data(), y, n);
   });
 }

@@ -58,6 +58,11 @@ struct Dense {
   }
   void backward(MatrixView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, Dense& gradient,
                 Workspace& ws) const {
+    backward(x, dy, saved, dx, false, gradient, ws);
+  }
+  /// With `fresh` dx holds nothing yet and is written.
+  void backward(MatrixView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, bool fresh, Dense& gradient,
+                Workspace& ws) const {
     constexpr const char* name = "Dense::backward";
     const Matrix<T>& before = normed ? saved.n : saved.z;
     check_shape(name, "saved", saved.z.view(), x.rows(), linear.weight.rows());
@@ -78,9 +83,9 @@ struct Dense {
       const MatrixView<T> dz = ws.matrix<T>(dy.rows(), dy.cols());
       for (Index b = 0; b < dz.rows(); ++b) std::fill_n(dz.row(b), dz.cols(), T(0));
       norm.backward(saved.z, d, saved.norm, dz, gradient.norm, ws);
-      linear.backward(x, dz, {}, dx, gradient.linear, ws);
+      through(x, dz, dx, fresh, gradient.linear, ws);
     } else {
-      linear.backward(x, d, {}, dx, gradient.linear, ws);
+      through(x, d, dx, fresh, gradient.linear, ws);
     }
   }
   /// Folds the statistics of a training step into the norm's running ones, where it has any.
@@ -92,6 +97,10 @@ struct Dense {
     check_shape("Dense", "x", x, any_size, linear.weight.cols());
     check_shape("Dense", "y", y, x.rows(), linear.weight.rows());
     if (!linear.bias.empty()) check_size("Dense", "bias", VectorView<const T>(linear.bias), linear.weight.rows());
+  }
+  void through(MatrixView<const T> x, MatrixView<const T> dz, MatrixView<T> dx, bool fresh, Linear<T>& gradient,
+               Workspace& ws) const {
+    detail::linear_backward<T>(x, linear.weight, dz, dx, fresh, gradient.weight, gradient.bias, ws);
   }
   void activate(MatrixView<const T> z, MatrixView<T> y) const {
     for (Index b = 0; b < y.rows(); ++b) simd::activate(activation, z.row(b), y.row(b), y.cols());

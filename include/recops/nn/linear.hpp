@@ -21,9 +21,11 @@ void linear(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const 
   simd::gemm<T>(simd::plain(x), simd::transposed(weight), {.bias = bias.empty() ? nullptr : bias.data()}, y, ws);
 }
 
-/// Adds dy W to dx, dy^T x to dweight and the column sums of dy to dbias, each unless empty.
+namespace detail {
+
+/// `linear_backward`; with `fresh` dx holds nothing yet and is written.
 template <Real T>
-void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixView<const T> dy, MatrixView<T> dx,
+void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixView<const T> dy, MatrixView<T> dx, bool fresh,
                      MatrixView<T> dweight, VectorView<T> dbias, Workspace& ws) {
   check_shape("linear_backward", "weight", weight, any_size, any_size);
   check_shape("linear_backward", "x", x, any_size, weight.cols());
@@ -31,7 +33,7 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixVi
   if (!dx.empty()) check_shape("linear_backward", "dx", dx, x.rows(), weight.cols());
   if (!dweight.empty()) check_shape("linear_backward", "dweight", dweight, weight.rows(), weight.cols());
   if (!dbias.empty()) check_size("linear_backward", "dbias", dbias, weight.rows());
-  if (!dx.empty()) simd::gemm<T>(simd::plain(dy), simd::plain(weight), {.accumulate = true}, dx, ws);
+  if (!dx.empty()) simd::gemm<T>(simd::plain(dy), simd::plain(weight), {.accumulate = !fresh}, dx, ws);
   if (!dweight.empty()) simd::gemm<T>(simd::transposed(dy), simd::plain(x), {.accumulate = true}, dweight, ws);
   if (dbias.empty()) return;
   const auto mark = ws.mark();
@@ -41,6 +43,15 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixVi
     for (Index b = start; b < std::min(start + 512, dy.rows()); ++b) simd::add(dy.row(b), sum, dbias.size());
     simd::add(sum, dbias.data(), dbias.size());
   }
+}
+
+}  // namespace detail
+
+/// Adds dy W to dx, dy^T x to dweight and the column sums of dy to dbias, each unless empty.
+template <Real T>
+void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixView<const T> dy, MatrixView<T> dx,
+                     MatrixView<T> dweight, VectorView<T> dbias, Workspace& ws) {
+  detail::linear_backward<T>(x, weight, dy, dx, false, dweight, dbias, ws);
 }
 
 /// Fully connected layer with PyTorch's layout, names and initialisation.

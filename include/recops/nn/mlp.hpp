@@ -78,18 +78,15 @@ struct Mlp {
     }
     const auto mark = ws.mark();
     const auto input = [&](std::size_t i) { return i == 0 ? x : saved.outputs[i - 1].view(); };
-    const auto gradient_of = [&](std::size_t i) {  // of the input of layer i
-      if (i == 0) return dx;
-      const MatrixView<T> d = ws.matrix<T>(x.rows(), input(i).cols());
-      std::fill_n(d.data(), d.rows() * d.cols(), T(0));
-      return d;
+    const auto gradient_of = [&](std::size_t i) {  // of the input of layer i: all but the first are written, not added to
+      return i == 0 ? dx : ws.matrix<T>(x.rows(), input(i).cols());
     };
     MatrixView<T> d = gradient_of(hidden.size());
-    last.backward(input(hidden.size()), dy, saved.last, d, gradient.last, ws);
+    last.backward(input(hidden.size()), dy, saved.last, d, !hidden.empty(), gradient.last, ws);
     for (std::size_t i = hidden.size(); i-- > 0;) {
       const MatrixView<const T> dout = d;
       d = gradient_of(i);
-      hidden[i].backward(input(i), dout, saved.hidden[i], d, gradient.hidden[i], ws);
+      hidden[i].backward(input(i), dout, saved.hidden[i], d, i > 0, gradient.hidden[i], ws);
     }
   }
   /// Folds the statistics of a training step into the norms' running ones.

@@ -12,6 +12,7 @@
 /// Errors      Error if shapes or options disagree; outputs untouched.
 /// Reference   Vaswani et al., arXiv 1706.03762; names and initialisation as torch.nn.MultiheadAttention.
 #pragma once
+#include <array>
 #include <recops/nn/linear.hpp>
 #include <recops/nn/scaled_dot_product_attention.hpp>
 
@@ -201,7 +202,7 @@ struct MultiheadAttention {
 
   /// What backward needs, reused step after step.
   struct Saved {
-    Matrix<T> q, kv;        ///< [total_N, E], [total_L, 2E]
+    Matrix<T> q, kv;        ///< [total_N, E], [total_L, 2E]; of self-attention none, [total, 3E]
     Matrix<T> attended;     ///< [total_N, E], before the output projection
     Matrix<T> log_sum_exp;  ///< [total_N, H]
   };
@@ -241,14 +242,20 @@ struct MultiheadAttention {
     const AttentionOptions o = check("MultiheadAttention", queries, keys, values, key_mask, "y", y);
     const auto w = detail::attention_weights<const T>(*this);
     const Index e = embed(), n = queries.values().rows();
-    saved.q.resize(n, e);
-    saved.kv.resize(keys.values().rows(), 2 * e);
+    const bool joint = one_input(queries, keys, values, key_mask);
+    saved.q.resize(joint ? 0 : n, e);
+    saved.kv.resize(keys.values().rows(), joint ? 3 * e : 2 * e);
     saved.attended.resize(n, e);
     saved.log_sum_exp.resize(n, o.heads);
-    linear<T>(queries.values(), w.weight[0], w.bias[0], saved.q, ws);
-    project(keys, values, saved.kv, ws);
-    scaled_dot_product_attention<T>(queries.with_values(std::as_const(saved.q).view()), part(keys, saved.kv, 0),
-                                    part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, ws);
+    if (joint) {
+      linear<T>(queries.values(), in_proj_weight, in_proj_bias, saved.kv, ws);
+    } else {
+      linear<T>(queries.values(), w.weight[0], w.bias[0], saved.q, ws);
+      project(keys, values, saved.kv, ws);
+    }
+    const auto [q, k, v] = projected<const T>(saved.q.view(), saved.kv.view(), joint);
+    scaled_dot_product_attention<T>(queries.with_values(q), keys.with_values(k), values.with_values(v), {}, o, saved.attended,
+                                    saved.log_sum_exp, ws);
     out_proj.forward(saved.attended, y, ws);
   }
   /// Adds to dqueries, dkeys, dvalues (each unless empty; they may be the same view where the inputs are) and to `gradient`.
@@ -258,8 +265,9 @@ struct MultiheadAttention {
     const char* const name = "MultiheadAttention::backward";
     const AttentionOptions o = check(name, queries, keys, values, key_mask, "dy", dy);
     const Index e = embed(), n = queries.values().rows(), l = keys.values().rows();
-    check_shape(name, "saved", saved.q.view(), n, e);
-    check_shape(name, "saved", saved.kv.view(), l, 2 * e);
+    const bool joint = one_input(queries, keys, values, key_mask);
+    check_shape(name, "saved", saved.q.view(), joint ? 0 : n, e);
+    check_shape(name, "saved", saved.kv.view(), l, joint ? 3 * e : 2 * e);
     check_shape(name, "saved", saved.attended.view(), n, e);
     check_shape(name, "saved", saved.log_sum_exp.view(), n, o.heads);
     if (!dqueries.empty()) check_shape(name, "dqueries", dqueries, n, e);
@@ -272,11 +280,17 @@ struct MultiheadAttention {
       std::fill_n(m.data(), rows * cols, T(0));
       return m;
     };
-    const MatrixView<T> dattended = zeros(n, e), dq = zeros(n, e), dkv = zeros(l, 2 * e);
-    out_proj.backward(saved.attended, dy, {}, dattended, gradient.out_proj, ws);
-    scaled_dot_product_attention_backward<T>(queries.with_values(saved.q.view()), part(keys, saved.kv, 0),
-                                             part(keys, saved.kv, 1), {}, o, saved.attended, saved.log_sum_exp, dattended, {}, dq,
-                                             dkv.middle_cols(0, e), dkv.middle_cols(e, e), {}, ws);
+    const MatrixView<T> dattended = ws.matrix<T>(n, e), dkv = zeros(l, joint ? 3 * e : 2 * e);
+    const auto [dq, dk, dv] = projected<T>(joint ? MatrixView<T>() : zeros(n, e), dkv, joint);
+    const auto [q, k, v] = projected<const T>(saved.q.view(), saved.kv.view(), joint);
+    detail::linear_backward<T>(saved.attended, out_proj.weight, dy, dattended, true, gradient.out_proj.weight,
+                               gradient.out_proj.bias, ws);
+    scaled_dot_product_attention_backward<T>(queries.with_values(q), keys.with_values(k), values.with_values(v), {}, o,
+                                             saved.attended, saved.log_sum_exp, dattended, {}, dq, dk, dv, {}, ws);
+    if (joint && dqueries.data() == dkeys.data() && dkeys.data() == dvalues.data()) {
+      linear_backward<T>(queries.values(), in_proj_weight, dkv, dqueries, gradient.in_proj_weight, gradient.in_proj_bias, ws);
+      return;
+    }
     const auto w = detail::attention_weights<const T>(*this);
     const auto g = detail::attention_weights<T>(gradient);
     linear_backward<T>(queries.values(), w.weight[0], dq, dqueries, g.weight[0], g.bias[0], ws);
@@ -288,8 +302,8 @@ struct MultiheadAttention {
         key_mask[i] != 0 ? std::copy_n(x.row(i), x.cols(), copy.row(i)) : std::fill_n(copy.row(i), x.cols(), T(0));
       return MatrixView<const T>(copy);
     };
-    linear_backward<T>(seen(keys.values()), w.weight[1], dkv.middle_cols(0, e), dkeys, g.weight[1], g.bias[1], ws);
-    linear_backward<T>(seen(values.values()), w.weight[2], dkv.middle_cols(e, e), dvalues, g.weight[2], g.bias[2], ws);
+    linear_backward<T>(seen(keys.values()), w.weight[1], dk, dkeys, g.weight[1], g.bias[1], ws);
+    linear_backward<T>(seen(values.values()), w.weight[2], dv, dvalues, g.weight[2], g.bias[2], ws);
   }
 
   /// Candidates over a history: keys = values = history.
@@ -335,6 +349,18 @@ struct MultiheadAttention {
     const auto w = detail::attention_weights<const T>(*this);
     linear<T>(keys.values(), w.weight[1], w.bias[1], kv.middle_cols(0, e), ws);
     linear<T>(values.values(), w.weight[2], w.bias[2], kv.middle_cols(e, e), ws);
+  }
+  /// Queries, keys and values are the same rows and none is hidden: one product projects them, and one takes their gradients back.
+  bool one_input(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                 VectorView<const std::uint8_t> key_mask) const {
+    return !in_proj_weight.empty() && key_mask.empty() && queries.values().rows() == keys.values().rows() &&
+           detail::same_rows(queries, keys) && detail::same_rows(keys, values);
+  }
+  /// Projected queries, keys and values, as `Saved` holds them.
+  template <class U>
+  std::array<MatrixView<U>, 3> projected(MatrixView<U> q, MatrixView<U> kv, bool joint) const {
+    const Index e = embed(), at = joint ? e : 0;
+    return {joint ? kv.middle_cols(0, e) : q, kv.middle_cols(at, e), kv.middle_cols(at + e, e)};
   }
   JaggedView<const T> part(JaggedView<const T> keys, MatrixView<const T> kv, int which) const {
     return keys.with_values(kv.middle_cols(which * embed(), embed()));

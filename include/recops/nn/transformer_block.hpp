@@ -64,7 +64,7 @@ struct TransformerBlock {
     typename MultiheadAttention<T>::Saved attention;
     typename Norm::Saved norm1, norm2;
     Matrix<T> first, middle, second;  ///< [total, E]: norm1's output (input if it comes after), h, and norm2's likewise
-    Matrix<T> z, hidden;              ///< [total, F]: before the activation; after it and dropout
+    Matrix<T> z, hidden;              ///< [total, F]: before the activation, where backward needs it; after it and dropout
     typename Dropout<T>::Saved dropout[3];
   };
 
@@ -93,15 +93,20 @@ struct TransformerBlock {
     check("TransformerBlock", x, MatrixView<const T>(y));
     const MatrixView<const T> rows = x.values();
     for (Matrix<T>* m : {&saved.first, &saved.middle, &saved.second}) m->resize(rows.rows(), rows.cols());
-    for (Matrix<T>* m : {&saved.z, &saved.hidden}) m->resize(rows.rows(), linear1.weight.rows());
+    saved.z.resize(keeps_input() ? rows.rows() : 0, linear1.weight.rows());
+    saved.hidden.resize(rows.rows(), linear1.weight.rows());
     const auto attend = [&](MatrixView<const T> in) {
       self_attn.forward(x.with_values(in), y, saved.attention, step.child(0), ws);
       drop(0, y, saved, step, ws);
     };
     const auto feed_saved = [&](MatrixView<const T> in) {
-      linear1.forward(in, saved.z, ws);
-      for (Index b = 0; b < in.rows(); ++b)
-        simd::activate(options.activation, saved.z.row(b), saved.hidden.row(b), saved.z.cols());
+      if (keeps_input()) {
+        linear1.forward(in, saved.z, ws);
+        for (Index b = 0; b < in.rows(); ++b)
+          simd::activate(options.activation, saved.z.row(b), saved.hidden.row(b), saved.z.cols());
+      } else {
+        feed1(in, saved.hidden, ws);
+      }
       drop(1, saved.hidden, saved, step, ws);
       linear2.forward(saved.hidden, y, ws);
       drop(2, y, saved, step, ws);
@@ -130,7 +135,8 @@ struct TransformerBlock {
     const Index n = rows.rows(), width = rows.cols(), hidden = linear1.weight.rows();
     if (!dx.empty()) check_shape(name, "dx", dx, n, width);
     for (const Matrix<T>* m : {&saved.first, &saved.middle, &saved.second}) check_shape(name, "saved", m->view(), n, width);
-    for (const Matrix<T>* m : {&saved.z, &saved.hidden}) check_shape(name, "saved", m->view(), n, hidden);
+    check_shape(name, "saved", saved.z.view(), keeps_input() ? n : 0, hidden);
+    check_shape(name, "saved", saved.hidden.view(), n, hidden);
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const auto zeros = [&] {
@@ -142,17 +148,17 @@ struct TransformerBlock {
     const auto feed_backward = [&](MatrixView<const T> in, MatrixView<const T> dout, MatrixView<T> din) {
       const auto inner = ws.mark();
       const MatrixView<T> dh = ws.matrix<T>(n, hidden);
-      std::fill_n(dh.data(), n * hidden, T(0));
-      linear2.backward(saved.hidden, undrop(2, dout, saved, ws), {}, dh, gradient.linear2, ws);
+      detail::linear_backward<T>(saved.hidden, linear2.weight, undrop(2, dout, saved, ws), dh, true, gradient.linear2.weight,
+                                 gradient.linear2.bias, ws);
       const MatrixView<const T> kept = undrop(1, dh, saved, ws);
       T* const a = ws.take<T>(hidden);
       for (Index b = 0; b < n; ++b) {
-        const T* activated = saved.hidden.row(b);
+        const T *activated = saved.hidden.row(b), *z = keeps_input() ? saved.z.row(b) : activated;
         if (options.dropout > 0) {  // what was kept of it is scaled
-          simd::activate(options.activation, saved.z.row(b), a, hidden);
+          simd::activate(options.activation, z, a, hidden);
           activated = a;
         }
-        simd::activate_backward(options.activation, saved.z.row(b), activated, kept.row(b), dh.row(b), hidden);
+        simd::activate_backward(options.activation, z, activated, kept.row(b), dh.row(b), hidden);
       }
       linear1.backward(in, dh, {}, din, gradient.linear1, ws);
     };
@@ -171,9 +177,7 @@ struct TransformerBlock {
     } else {
       const MatrixView<T> dfirst = zeros();
       norm2.backward(saved.second, dy, saved.norm2, dh, gradient.norm2, ws);
-      const MatrixView<T> dout = ws.matrix<T>(n, width);  // dh is added to while its old value is read
-      for (Index b = 0; b < n; ++b) std::copy_n(dh.row(b), width, dout.row(b));
-      feed_backward(saved.middle, dout, dh);
+      feed_backward(saved.middle, dh, dh);  // read before it is added to
       norm1.backward(saved.first, dh, saved.norm1, dfirst, gradient.norm1, ws);
       attend_backward(rows, dfirst, dx);
       if (!dx.empty()) add(dfirst, dx);
@@ -184,6 +188,7 @@ struct TransformerBlock {
   void check(const char* name, JaggedView<const T> x, MatrixView<const T> y) const {
     check_jagged(name, "x", x, any_size, any_size);
     check_shape(name, "y", y, x.values().rows(), output_cols(x.cols()));
+    if (!linear1.bias.empty()) check_size(name, "linear1.bias", VectorView<const T>(linear1.bias), linear1.weight.rows());
   }
   static void add(MatrixView<const T> x, MatrixView<T> y) {
     for (Index b = 0; b < y.rows(); ++b) simd::add(x.row(b), y.row(b), y.cols());
@@ -199,9 +204,18 @@ struct TransformerBlock {
   void feed(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     const auto mark = ws.mark();
     const MatrixView<T> hidden = ws.matrix<T>(x.rows(), linear1.weight.rows());
-    linear1.forward(x, hidden, ws);
-    for (Index b = 0; b < hidden.rows(); ++b) simd::activate(options.activation, hidden.row(b), hidden.row(b), hidden.cols());
+    feed1(x, hidden, ws);
     linear2.forward(hidden, y, ws);
+  }
+  /// hidden = activation(x W1^T + b1)
+  void feed1(MatrixView<const T> x, MatrixView<T> hidden, Workspace& ws) const {
+    simd::gemm<T>(simd::plain(x), simd::transposed(linear1.weight.view()),
+                  {.bias = linear1.bias.empty() ? nullptr : linear1.bias.data(), .activation = options.activation}, hidden, ws);
+  }
+  /// Whether the activation's derivative takes more than what came out of it.
+  bool keeps_input() const {
+    const Activation f = options.activation;
+    return options.dropout > 0 || f == Activation::silu || f == Activation::gelu || f == Activation::softplus;
   }
   void drop(Index which, MatrixView<T> m, Saved& saved, const Step& step, Workspace& ws) const {
     if (options.dropout > 0) Dropout<T>(options.dropout).forward(m, m, saved.dropout[which], step.child(1 + which), ws);

@@ -84,8 +84,8 @@ void order_lower_halves(const double* x, Index n, Order order, std::uint64_t* wo
   }
 }
 
-inline constexpr Index cached_words = Index{1}
-                                      << 17;  ///< sorting more of them at once runs out of cache and address translations
+/// Sorting more of them at once runs out of cache and address translations.
+inline constexpr Index cached_words = Index{1} << 17;
 
 /// Calls `f(begin, count, words)` with the words of x in order, for the places from `begin` on: once, or part after part. Their
 /// lower halves are the indices, the upper ones keys (float) or of no use (double). Equal numbers are in one part. Scratch for

@@ -253,7 +253,9 @@ CertifiedSelection certified_top_k(VectorView<const float> query, MatrixView<con
         const Index first = b * x.width, width = cols - first < x.width ? cols - first : x.width;
         per_scale[b] = detail::at_least(detail::code_error(q + first, width, cols, 0));
       }
-      detail::score_tiles<detail::tile_dots, float, A>(q, 1, 0, x, x.count, detail::InOrder{},
+      // Not `InOrder`: the tiles that want one scale a row need not be compiled once more.
+      const auto at = [](Index i) RECOPS_LAMBDA_INLINE { return i; };
+      detail::score_tiles<detail::tile_dots, float, A>(q, 1, 0, x, x.count, at,
                                                        [&](Index, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
                                                          alignas(64) float error[lanes<float, A>] = {};
                                                          for (Index r = 0; r < height; ++r) {

@@ -66,18 +66,24 @@ template <class T, class A>
       const B zr = B::load_aligned(p), zi = B::load_aligned(p + W), cr = B::load_aligned(q), ci = B::load_aligned(q + W);
       const B ar = (zr + cr) * half, ai = (zi - ci) * half, br = (zi + ci) * half, bi = (cr - zr) * half;
       const Index d = g * re.step;
+      T *const pa = re.a + row + d, *const qa = im.a + im_row + d, *const pb = re.b + row_b + d, *const qb = im.b + im_row_b + d;
       if (g < whole) {
-        ar.store_unaligned(re.a + row + d);
-        ai.store_unaligned(im.a + im_row + d);
-        br.store_unaligned(re.b + row_b + d);
-        bi.store_unaligned(im.b + im_row_b + d);
+        ar.store_unaligned(pa);
+        ai.store_unaligned(qa);
+        br.store_unaligned(pb);
+        bi.store_unaligned(qb);
         continue;
       }
+      alignas(64) T part[4 * W];
+      ar.store_aligned(part);
+      ai.store_aligned(part + W);
+      br.store_aligned(part + 2 * W);
+      bi.store_aligned(part + 3 * W);
       const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
-      fft_put<T, A>(re.a + row + d, ar, na, add);
-      fft_put<T, A>(im.a + im_row + d, ai, na, add);
-      fft_put<T, A>(re.b + row_b + d, br, nb, add);
-      fft_put<T, A>(im.b + im_row_b + d, bi, nb, add);
+      fft_put_from<T, A>(pa, part, na, add);
+      fft_put_from<T, A>(qa, part + W, na, add);
+      fft_put_from<T, A>(pb, part + 2 * W, nb, add);
+      fft_put_from<T, A>(qb, part + 3 * W, nb, add);
     }
   }
 }
@@ -99,20 +105,24 @@ template <class T, class A>
     const Index row = k * re.a_stride, row_b = k * re.b_stride, im_row = k * im.a_stride, im_row_b = k * im.b_stride;
     for (Index g = first; g < first + count; ++g, p += distance, q += distance) {
       const Index d = g * re.step;
-      B ar(T(0)), ai(T(0)), br(T(0)), bi(T(0));
-      if (g < whole && !single) {
-        ar = scale * B::load_unaligned(re.a + row + d);
-        ai = scale * B::load_unaligned(im.a + im_row + d);
-        br = scale * B::load_unaligned(re.b + row_b + d);
-        bi = scale * B::load_unaligned(im.b + im_row_b + d);
-      } else {
+      const T *pa = re.a + row + d, *qa = im.a + im_row + d, *pb = re.b + row_b + d, *qb = im.b + im_row_b + d;
+      alignas(64) T part[4 * W];
+      if (g >= whole) {
         const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
-        ar = scale * fft_load<T, A>(re.a + row + d, na);
-        br = scale * fft_load<T, A>(re.b + row_b + d, nb);
-        if (!single) {
-          ai = scale * fft_load<T, A>(im.a + im_row + d, na);
-          bi = scale * fft_load<T, A>(im.b + im_row_b + d, nb);
-        }
+        fft_load_to<T, A>(part, pa, na);
+        fft_load_to<T, A>(part + W, qa, na);
+        fft_load_to<T, A>(part + 2 * W, pb, nb);
+        fft_load_to<T, A>(part + 3 * W, qb, nb);
+        pa = part;
+        qa = part + W;
+        pb = part + 2 * W;
+        qb = part + 3 * W;
+      }
+      const B ar = scale * B::load_unaligned(pa), br = scale * B::load_unaligned(pb);
+      B ai(T(0)), bi(T(0));
+      if (!single) {
+        ai = scale * B::load_unaligned(qa);
+        bi = scale * B::load_unaligned(qb);
       }
       (ar - bi).store_aligned(p + r);
       (ai + br).store_aligned(p + i);
@@ -126,8 +136,9 @@ template <class T, class A>
 
 /// Spectra of groups [first, first + count) of rows. Apart where one of a pair holds a NaN.
 template <class T, class A>
-void fft_spectrum_block(const FftPlan<T>& plan, const FftRows<const T>& rows, const FftRows<T>& re, const FftRows<T>& im,
-                        Index first, Index count, T edge, T interior, bool add, T* z, Index distance) {
+[[gnu::noinline]] void fft_spectrum_block(const FftPlan<T>& plan, const FftRows<const T>& rows, const FftRows<T>& re,
+                                          const FftRows<T>& im, Index first, Index count, T edge, T interior, bool add, T* z,
+                                          Index distance) {
   if (plan.bluestein()) {
     for (Index g = 0; g < count; ++g) {
       fft_pack<T, A>(rows, first + g, plan.length(), plan.size(), plan.chirp(), z + g * distance);
@@ -148,8 +159,9 @@ void fft_spectrum_block(const FftPlan<T>& plan, const FftRows<const T>& rows, co
 
 /// Rows of groups [first, first + count) from spectra.
 template <class T, class A>
-void fft_synthesis_block(const FftPlan<T>& plan, const FftRows<const T>& re, const FftRows<const T>& im, const FftRows<T>& rows,
-                         Index first, Index count, T edge, T interior, bool add, T* z, Index distance) {
+[[gnu::noinline]] void fft_synthesis_block(const FftPlan<T>& plan, const FftRows<const T>& re, const FftRows<const T>& im,
+                                           const FftRows<T>& rows, Index first, Index count, T edge, T interior, bool add, T* z,
+                                           Index distance) {
   constexpr Index W = lanes<T, A>;
   const bool chirped = plan.bluestein();
   fft_join<T, A>(plan, z, distance, chirped, re, im, first, count, edge, interior);

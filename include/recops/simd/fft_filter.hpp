@@ -8,8 +8,13 @@
 /// and Nyquist dropped as irfft would. The last forward level, the gains and the first inverse level then stay in registers.
 /// Where the plan is Bluestein's the filter is applied as a convolution of the longer size: two transforms instead of four.
 ///
-/// Shapes      x, y [L, D], W [K, D] in two planes or [K]; any row strides. y may be x itself; else they do not overlap.
-/// Pairs       as in fft.hpp: two sequences of one length together cost half. One alone is done by pairs of blocks of channels.
+/// Shapes      x, y [B L, D], B sequences one below the other, or two of [L, D]; W [K, D] in two planes or [K]; any row strides.
+///             y may be x itself; else they do not overlap.
+/// Pairs       as in fft.hpp: two sequences of one length together cost half. The last of an odd number is done by pairs of
+///             blocks of channels. Which sequences make a pair changes their rounding errors.
+/// Memory      where x and y are more than 4 MB together, the next sequences are fetched while registers work, and y is written
+///             around the caches (AVX-512, rows of whole cache lines, not in place, not added). Who reads y at once and has
+///             caches that hold it may prefer calls of fewer sequences.
 /// Edge cases  L = 0 or D = 0: nothing happens. A NaN or infinity stays in its sequence and channel.
 /// Precision   |y - exact| <= 5e-7 (1 + log2(L) / 10) max|W| |x| in float (Euclidean norms); a pair's errors relate to its
 ///             larger one.
@@ -91,7 +96,7 @@ template <int R, class T, class A, class Gain>
 template <class T, class A, class Gain>
 void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain, FftAhead& ahead) {
   constexpr Index W = lanes<T, A>;
-  if (level == plan.stages()) return fft_apply<T, A>(z, plan.size(), gain);
+  if (level == plan.stages()) return fft_apply<T, A>(z, parts, gain);
   const FftStage& s = plan.stage(level);
   const Index elements = s.radix * s.span;
   if (level + 1 == plan.stages()) {
@@ -194,8 +199,9 @@ struct FftGainBlocks {
 
 /// Filters groups [first, first + count). `gains(block)` is the gain of a block of channels.
 template <class T, class A, class Gains>
-void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out, const FftGainBlocks& blocks,
-                      const Gains& gains, Index first, Index count, bool add, T* z, Index distance, FftAhead& ahead) {
+[[gnu::noinline]] void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
+                                        const FftGainBlocks& blocks, const Gains& gains, Index first, Index count, bool add, T* z,
+                                        Index distance, FftAhead& ahead) {
   constexpr Index W = lanes<T, A>;
   fft_enter<T, A>(plan, in, first, count, z, distance);
   const FftStage& top = plan.stage(0);
@@ -304,8 +310,8 @@ class FftFilter {
   /// that one `fft_filter` computes the gradient of x.
   void prepare(const FftPlan<T>& plan, FftPlanes<const T> gains, Workspace& ws, bool conjugate = false) {
     constexpr Index W = lanes<T, A>;
-    const Index size = plan.size(), length = plan.length(), bins = plan.bins(), cols = gains.re.cols();
-    assert(gains.re.rows() == bins && gains.im.rows() == bins && gains.im.cols() == cols);
+    const Index size = plan.size(), length = plan.length(), cols = gains.re.cols();
+    assert(gains.re.rows() == plan.bins() && gains.im.rows() == plan.bins() && gains.im.cols() == cols);
     length_ = length;
     cols_ = cols;
     gains_.resize((cols + W - 1) / W * size * 2 * W);
@@ -315,29 +321,14 @@ class FftFilter {
       const MatrixView<T> kernel = ws.matrix<T>(length, cols);
       irfft<T, A>(plan, gains, kernel, FftNorm::backward, ws);
       detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), gains_.data());
-      if (conjugate)
-        for (Index i = W; i < gains_.size(); i += 2 * W)
-          for (Index l = 0; l < W; ++l) gains_[i + l] = -gains_[i + l];
-      return;
+    } else {
+      const detail::FftRows<const T> re = detail::fft_alone<A>(gains.re), im = detail::fft_alone<A>(gains.im);
+      const T scale = T(1) / static_cast<T>(length);
+      detail::fft_join<T, A>(plan, gains_.data(), size * 2 * W, false, re, im, 0, detail::fft_groups(re), scale, scale);
     }
-    using B = Batch<T, A>;
-    const B scale(T(1) / static_cast<T>(length));
-    const B sign(conjugate ? T(-1) : T(1));
-    const std::int32_t* const at = plan.positions();
-    for (Index d = 0; d < cols; d += W) {
-      T* const z = gains_.data() + d * size * 2;
-      const Index n = cols - d < W ? cols - d : W;
-      for (Index k = 0; k < bins; ++k) {
-        const Index m = k == 0 ? 0 : length - k;
-        T *p = z + at[k] * 2 * W, *q = z + at[m] * 2 * W;
-        const B re = scale * detail::fft_load<T, A>(gains.re.row(k) + d, n);
-        const B im = k == m || k == 0 ? B(T(0)) : scale * sign * detail::fft_load<T, A>(gains.im.row(k) + d, n);
-        re.store_aligned(q);
-        (-im).store_aligned(q + W);
-        re.store_aligned(p);
-        im.store_aligned(p + W);
-      }
-    }
+    if (conjugate)
+      for (Index i = W; i < gains_.size(); i += 2 * W)
+        for (Index l = 0; l < W; ++l) gains_[i + l] = -gains_[i + l];
   }
 
   /// L and D of what it filters.

@@ -185,21 +185,21 @@ class FftPlan {
     std::vector<std::int32_t> positions;
     /// What is there already for a size: the twiddles of a radix (key), roots (-1), positions (-2).
     struct Entry {
-      Index size = 0, key = 0, at = 0, next = -1;
+      Index size = 0, key = 0, at = 0, next = 0;
     };
     std::vector<Entry> entries;
-    std::vector<Index> first;  // entry of a size, or -1
+    std::vector<Index> first;  // one more than the entry of a size, or 0
     Index bytes() const { return static_cast<Index>(numbers.size() * sizeof(T) + positions.size() * sizeof(std::int32_t)); }
     [[gnu::noinline, gnu::cold]] Index find(Index size, Index key) const {
       if (size >= static_cast<Index>(first.size())) return -1;
-      for (Index e = first[static_cast<std::size_t>(size)]; e >= 0; e = entries[static_cast<std::size_t>(e)].next)
-        if (entries[static_cast<std::size_t>(e)].key == key) return entries[static_cast<std::size_t>(e)].at;
+      for (Index e = first[static_cast<std::size_t>(size)]; e > 0; e = entries[static_cast<std::size_t>(e - 1)].next)
+        if (entries[static_cast<std::size_t>(e - 1)].key == key) return entries[static_cast<std::size_t>(e - 1)].at;
       return -1;
     }
     [[gnu::noinline, gnu::cold]] void insert(Index size, Index key, Index at) {
-      if (size >= static_cast<Index>(first.size())) first.resize(static_cast<std::size_t>(size + 1), -1);
+      if (size >= static_cast<Index>(first.size())) first.resize(static_cast<std::size_t>(size + 1));
       entries.push_back({size, key, at, first[static_cast<std::size_t>(size)]});
-      first[static_cast<std::size_t>(size)] = static_cast<Index>(entries.size()) - 1;
+      first[static_cast<std::size_t>(size)] = static_cast<Index>(entries.size());
     }
     [[gnu::noinline, gnu::cold]] void push(double c, double s) {
       numbers.push_back(static_cast<T>(c));

@@ -63,97 +63,66 @@ RECOPS_INLINE void fft_far_done() {
 #endif
 }
 
-// Decimation in frequency: butterfly, then twiddles, from rows or tiles to tiles that are `distance` apart; from a tile to
-// itself, too. One call does element j of every group before element j + 1, so that rows of memory are read whole.
-template <int R, class T, class A>
-[[gnu::noinline]] void fft_forward_level(FftSide<const T> in, T* z, Index distance, Index span, Index groups, const T* w) {
-  using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>;
-  const Index in_step = span * in.element, step = span * 2 * W;
-  const std::uintptr_t plane = fft_plane(in.re, in.im);
-  for (Index j = span; j > 0; --j) {
-    const T* row = in.re;
-    T* tile = z;
-    for (Index g = groups; g > 0; --g) {
-      const T* const v = fft_opaque(w);
-      B re[R], im[R];
-      const T* p = row;
-      RECOPS_UNROLL
-      for (int q = 0; q < R; ++q) {
-        re[q] = B::load_unaligned(p);
-        im[q] = B::load_unaligned(fft_imaginary(p, plane));
-        p = fft_opaque(p + in_step);
-      }
-      butterfly<R, T, A>(re, im);
-      T* s = tile;
-      RECOPS_UNROLL
-      for (int q = 0; q < R; ++q) {
-        if (q > 0) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
-        re[q].store_aligned(s);
-        im[q].store_aligned(s + W);
-        s = fft_opaque(s + step);
-      }
-      row += in.group;
-      tile += distance;
-    }
-    in.re += in.element;
-    z += 2 * W;
-    w += 2 * (R - 1);
-  }
-}
+/// Where the twiddles of a level go: after the butterfly (forward, decimation in frequency), before it (inverse, decimation in
+/// time), or nowhere (they are all 1).
+enum class FftTwist { none, after, before };
 
-// Decimation in time: twiddles, then butterfly, from tiles to rows or tiles. The planes are exchanged, which makes it the
-// inverse.
+// Butterflies and twiddles from rows or tiles to rows or tiles, which may be the same. One call does element j of every group
+// before element j + 1, so that rows of memory are read and written whole.
 template <int R, class T, class A>
-[[gnu::noinline]] void fft_inverse_level(T* z, Index distance, FftSide<T> out, Index span, Index groups, const T* w) {
+RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w,
+                                  FftTwist twist) {
   using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>;
-  const Index out_step = span * out.element, step = span * 2 * W;
-  const std::uintptr_t plane = fft_plane(out.re, out.im);
-  for (Index j = span; j > 0; --j) {
-    T *row = out.re, *tile = z;
-    for (Index g = groups; g > 0; --g) {
+  const Index in_step = span * in.element, out_step = span * out.element;
+  const std::uintptr_t in_plane = fft_plane(in.re, in.im), out_plane = fft_plane(out.re, out.im);
+  const bool far = out.far;
+  const T* from = in.re;
+  T* to = out.re;
+  for (Index j = span; j > 0; --j, from += in.element, to += out.element, w += 2 * (R - 1)) {
+    const T* p = from;
+    T* s = to;
+    for (Index g = groups; g > 0; --g, p += in.group, s += out.group) {
       const T* const v = fft_opaque(w);
       B re[R], im[R];
-      const T* p = tile;
+      const auto turn = [&]() RECOPS_LAMBDA_INLINE {
+        RECOPS_UNROLL
+        for (int q = 1; q < R; ++q) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
+      };
+      const T* x = p;
       RECOPS_UNROLL
       for (int q = 0; q < R; ++q) {
-        re[q] = B::load_aligned(p + W);
-        im[q] = B::load_aligned(p);
-        if (q > 0) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
-        p = fft_opaque(p + step);
+        re[q] = B::load_unaligned(x);
+        im[q] = B::load_unaligned(fft_imaginary(x, in_plane));
+        x = fft_opaque(x + in_step);
       }
+      if (twist == FftTwist::before) turn();
       butterfly<R, T, A>(re, im);
-      T* s = row;
-      if (out.far) {
+      if (twist == FftTwist::after) turn();
+      T* y = s;
+      if (far) {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          fft_store_far(s, im[q]);
-          fft_store_far(fft_imaginary(s, plane), re[q]);
-          s = fft_opaque(s + out_step);
+          fft_store_far(y, re[q]);
+          fft_store_far(fft_imaginary(y, out_plane), im[q]);
+          y = fft_opaque(y + out_step);
         }
       } else {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          im[q].store_unaligned(s);
-          re[q].store_unaligned(fft_imaginary(s, plane));
-          s = fft_opaque(s + out_step);
+          re[q].store_unaligned(y);
+          im[q].store_unaligned(fft_imaginary(y, out_plane));
+          y = fft_opaque(y + out_step);
         }
       }
-      row += out.group;
-      tile += distance;
     }
-    out.re += out.element;
-    z += 2 * W;
-    w += 2 * (R - 1);
   }
 }
 
-/// The same for any odd radix and both directions: pairs x_j, x_(r-j) make sums and differences, each pair of results takes a
+/// The same for any odd radix: pairs x_j, x_(r-j) make sums and differences, each pair of results takes a
 /// row of cosines and sines.
 template <class T, class A>
-[[gnu::noinline]] void fft_prime_level(int radix, bool inverse, FftSide<const T> in, FftSide<T> out, Index span, Index groups,
-                                       const T* w, const T* roots) {
+[[gnu::noinline]] void fft_prime_level(int radix, FftTwist twist, const FftSide<const T>& in, const FftSide<T>& out, Index span,
+                                       Index groups, const T* w, const T* roots) {
   using B = Batch<T, A>;
   constexpr int most = fft_largest_prime / 2 + 1;
   assert(radix % 2 == 1 && radix <= fft_largest_prime);
@@ -166,10 +135,10 @@ template <class T, class A>
       const auto load = [&](Index q, B& re, B& im) RECOPS_LAMBDA_INLINE {
         re = B::load_unaligned(gr + q * span * in.element);
         im = B::load_unaligned(gi + q * span * in.element);
-        if (inverse && q > 0) complex_scale(re, im, B(w[2 * q - 2]), B(w[2 * q - 1]));
+        if (twist == FftTwist::before && q > 0) complex_scale(re, im, B(w[2 * q - 2]), B(w[2 * q - 1]));
       };
       const auto store = [&](Index p, B re, B im) RECOPS_LAMBDA_INLINE {
-        if (!inverse && p > 0) complex_scale(re, im, B(w[2 * p - 2]), B(w[2 * p - 1]));
+        if (twist == FftTwist::after && p > 0) complex_scale(re, im, B(w[2 * p - 2]), B(w[2 * p - 1]));
         re.store_unaligned(hr + p * span * out.element);
         im.store_unaligned(hi + p * span * out.element);
       };
@@ -206,79 +175,74 @@ template <class T, class A>
   }
 }
 
-/// One level, from a side to `groups` tiles that are `distance` apart.
-template <class T, class A>
-[[gnu::noinline]] void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, FftSide<const T> in, T* z, Index distance,
-                                         Index groups) {
-  constexpr Index W = lanes<T, A>;
-  const T* const w = plan.twiddles(s);
-  switch (s.radix) {
-    case 1:
-      return fft_forward_level<1, T, A>(in, z, distance, s.span, groups, w);
-    case 2:
-      return fft_forward_level<2, T, A>(in, z, distance, s.span, groups, w);
-    case 3:
-      return fft_forward_level<3, T, A>(in, z, distance, s.span, groups, w);
-    case 4:
-      return fft_forward_level<4, T, A>(in, z, distance, s.span, groups, w);
-    case 5:
-      return fft_forward_level<5, T, A>(in, z, distance, s.span, groups, w);
-    case 6:
-      return fft_forward_level<6, T, A>(in, z, distance, s.span, groups, w);
-    case 7:
-      return fft_forward_level<7, T, A>(in, z, distance, s.span, groups, w);
-    case 8:
-      return fft_forward_level<8, T, A>(in, z, distance, s.span, groups, w);
-    case 10:
-      return fft_forward_level<10, T, A>(in, z, distance, s.span, groups, w);
-    default:
-      return fft_prime_level<T, A>(s.radix, false, in, FftSide<T>{z, z + W, 2 * W, distance}, s.span, groups, w, plan.roots(s));
+// The usual radices are compiled for each place of the twiddles, the rest once for all.
+template <int R, FftTwist twist, class T, class A>
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w) {
+  fft_level_body<R, T, A>(in, out, span, groups, w, twist);
+}
+template <int R, class T, class A>
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w,
+                                 FftTwist twist) {
+  if constexpr (R == 2 || R == 3 || R == 6 || R == 7) {
+    fft_level_body<R, T, A>(in, out, span, groups, w, twist);
+  } else if (twist == FftTwist::none && R >= 8) {
+    fft_level<R, FftTwist::none, T, A>(in, out, span, groups, w);
+  } else if (twist == FftTwist::before) {
+    fft_level<R, FftTwist::before, T, A>(in, out, span, groups, w);
+  } else {
+    fft_level<R, FftTwist::after, T, A>(in, out, span, groups, w);  // `none`: they are all 1
   }
 }
 
-/// The same in place.
+/// One level of a plan. Forward: butterflies of `in`, twiddles. Inverse: `in` and `out` with their planes exchanged.
 template <class T, class A>
-void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
-  constexpr Index W = lanes<T, A>;
-  fft_forward_level<T, A>(plan, s, FftSide<const T>{z, z + W, 2 * W, distance}, z, distance, groups);
-}
-
-/// One inverse level, from tiles to a side.
-template <class T, class A>
-[[gnu::noinline]] void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, FftSide<T> out,
-                                         Index groups) {
-  constexpr Index W = lanes<T, A>;
+[[gnu::noinline]] void fft_level(const FftPlan<T>& plan, const FftStage& s, const FftSide<const T>& in, const FftSide<T>& out,
+                                 Index groups, FftTwist twist) {
   const T* const w = plan.twiddles(s);
+  if (s.span == 1) twist = FftTwist::none;
   switch (s.radix) {
-    case 1:
-      return fft_inverse_level<1, T, A>(z, distance, out, s.span, groups, w);
     case 2:
-      return fft_inverse_level<2, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<2, T, A>(in, out, s.span, groups, w, twist);
     case 3:
-      return fft_inverse_level<3, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<3, T, A>(in, out, s.span, groups, w, twist);
     case 4:
-      return fft_inverse_level<4, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<4, T, A>(in, out, s.span, groups, w, twist);
     case 5:
-      return fft_inverse_level<5, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<5, T, A>(in, out, s.span, groups, w, twist);
     case 6:
-      return fft_inverse_level<6, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<6, T, A>(in, out, s.span, groups, w, twist);
     case 7:
-      return fft_inverse_level<7, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<7, T, A>(in, out, s.span, groups, w, twist);
     case 8:
-      return fft_inverse_level<8, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<8, T, A>(in, out, s.span, groups, w, twist);
     case 10:
-      return fft_inverse_level<10, T, A>(z, distance, out, s.span, groups, w);
+      return fft_level<10, T, A>(in, out, s.span, groups, w, twist);
     default:
-      return fft_prime_level<T, A>(s.radix, true, FftSide<const T>{z + W, z, 2 * W, distance},
-                                   FftSide<T>{out.im, out.re, out.element, out.group}, s.span, groups, w, plan.roots(s));
+      return fft_prime_level<T, A>(s.radix, twist, in, out, s.span, groups, w, plan.roots(s));
   }
 }
 
-/// The same in place.
+/// Tiles that are `distance` apart.
 template <class T, class A>
-void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
-  constexpr Index W = lanes<T, A>;
-  fft_inverse_level<T, A>(plan, s, z, distance, FftSide<T>{z, z + W, 2 * W, distance}, groups);
+RECOPS_INLINE FftSide<T> fft_tiles(T* z, Index distance) {
+  constexpr Index W = lanes<std::remove_const_t<T>, A>;
+  return {z, z + W, 2 * W, distance};
+}
+template <class T>
+RECOPS_INLINE FftSide<T> fft_exchanged(const FftSide<T>& s) {
+  return {s.im, s.re, s.element, s.group, s.far};
+}
+
+/// A forward level of tiles in place.
+template <class T, class A>
+[[gnu::noinline]] void fft_forward_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+  fft_level<T, A>(plan, s, fft_tiles<const T, A>(z, distance), fft_tiles<T, A>(z, distance), groups, FftTwist::after);
+}
+/// An inverse level of tiles in place.
+template <class T, class A>
+[[gnu::noinline]] void fft_inverse_level(const FftPlan<T>& plan, const FftStage& s, T* z, Index distance, Index groups) {
+  fft_level<T, A>(plan, s, fft_exchanged(fft_tiles<const T, A>(z, distance)), fft_exchanged(fft_tiles<T, A>(z, distance)), groups,
+                  FftTwist::before);
 }
 
 /// The forward levels from `level` on, in place, of `parts` consecutive parts that start at `z` (one part at level 0, the radix
@@ -341,7 +305,7 @@ FftRows<T> fft_alone(MatrixView<T> x) {
 }
 /// One side of such a pairing, with zeros as the other: 0 the real parts, 1 the imaginary ones.
 template <class T>
-FftRows<T> fft_side(const FftRows<T>& rows, int side) {
+[[gnu::noinline]] FftRows<T> fft_side(const FftRows<T>& rows, int side) {
   return side == 0 ? FftRows<T>{rows.a, nullptr, rows.a_stride, 0, rows.a_channels, 0, rows.step}
                    : FftRows<T>{rows.b, nullptr, rows.b_stride, 0, rows.b_channels, 0, rows.step};
 }
@@ -370,6 +334,15 @@ RECOPS_INLINE void fft_put(T* p, Batch<T, A> v, Index n, bool add) {
     if (add) v = v + load_first<T, A>(p, n);
     store_first<T, A>(p, v, n);
   }
+}
+// The same through memory (one whole vector, aligned), for places that are many or seldom reached.
+template <class T, class A>
+[[gnu::noinline]] void fft_load_to(T* to, const T* p, Index n) {
+  fft_load<T, A>(p, n).store_aligned(to);
+}
+template <class T, class A>
+[[gnu::noinline]] void fft_put_from(T* p, const T* v, Index n, bool add) {
+  fft_put<T, A>(p, Batch<T, A>::load_aligned(v), n, add);
 }
 
 /// Sequences whose bytes, read and written, are more than this are taken to come from memory: what comes next is fetched while
@@ -465,7 +438,7 @@ struct FftBlock {
   static constexpr Index W = lanes<T, A>;
   Index groups, distance;  // the distance of tiles is no power of two, or they would share cache sets
 
-  FftBlock(const FftPlan<T>& plan, Index all) {
+  [[gnu::noinline]] FftBlock(const FftPlan<T>& plan, Index all) {
     constexpr Index vector = W * static_cast<Index>(sizeof(T));
     distance = plan.size() * 2 * W + 2 * W;
     const Index tile = distance * static_cast<Index>(sizeof(T)), half = 128 / vector, fit = 512 * 1024 / tile;
@@ -501,7 +474,7 @@ template <class T, class A>
   const Index direct = fft_direct<const T, A>(plan, rows, first, count);
   if (direct > 0) {
     const FftSide<const T> from{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step};
-    fft_forward_level<T, A>(plan, top, from, z, distance, direct);
+    fft_level<T, A>(plan, top, from, fft_tiles<T, A>(z, distance), direct, FftTwist::after);
   }
   for (Index g = direct; g < count; ++g) {
     fft_pack<T, A>(rows, first + g, plan.length(), plan.size(), nullptr, z + g * distance);
@@ -518,7 +491,7 @@ template <class T, class A>
   const Index direct = add ? 0 : fft_direct<T, A>(plan, rows, first, count);
   if (direct > 0) {
     const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step, rows.far};
-    fft_inverse_level<T, A>(plan, top, z, distance, to, direct);
+    fft_level<T, A>(plan, top, fft_exchanged(fft_tiles<const T, A>(z, distance)), fft_exchanged(to), direct, FftTwist::before);
   }
   for (Index g = direct; g < count; ++g) {
     fft_inverse_level<T, A>(plan, top, z + g * distance, 0, 1);

@@ -5,7 +5,7 @@
 /// Against the float weights |error| of (A B)_ij is at most, besides gemm's own roundings,
 ///
 ///     bfloat16    2^-8 · Σ_k |a_ik b_kj|                          each weight rounded to nearest, ties to even
-///     int8        max_k |b_kj| / 254 · Σ_k |a_ik|   (1 + 2^-22)   one scale per column, scale_j = max_k |b_kj| / 127
+///     int8        (max_k |b_kj| / 254 · (1 + 2^-16) + 2^-142) · Σ_k |a_ik|   one scale per column, scale_j = max_k |b_kj| / 127
 ///
 /// A NaN or infinity in a weight makes its own column NaN in int8; in bfloat16 it is kept as it is.
 #pragma once

@@ -57,7 +57,10 @@ RECOPS_INLINE Batch<T, A> log_of(Batch<T, A> k, Batch<T, A> f) {
   if constexpr (std::is_same_v<T, float>) {
     constexpr float c[] = {-0.5f,        0.333334506f,  -0.250001013f, 0.199908137f,  -0.16647099f,
                            0.144786075f, -0.131631956f, 0.104658023f,  -0.0450845584f};
-    return mul_add(k, B(0.693147181f), mul_add(polynomial(f, c), f * f, f));
+    // In pairs: a shorter chain than one by one.
+    const B w = f * f, p = mul_add(mul_add(f, B(c[3]), B(c[2])), w, mul_add(f, B(c[1]), B(c[0])));
+    const B q = mul_add(mul_add(w, B(c[8]), mul_add(f, B(c[7]), B(c[6]))), w, mul_add(f, B(c[5]), B(c[4])));
+    return mul_add(k, B(0.693147181f), mul_add(mul_add(q, w * w, p), w, f));
   } else {
     // With s = f / (2 + f): log(1 + f) = log(1 + s) - log(1 - s) = f - f^2/2 + s (f^2/2 + series in s^2).
     constexpr double c[] = {0.66666666666666596, 0.40000000000056668, 0.28571428555827172, 0.22222224297009538,
@@ -95,6 +98,14 @@ RECOPS_INLINE Batch<T, A> log1p(Batch<T, A> x) {
   const B one(T(1)), u = one + x;
   const auto [m, k] = detail::log_parts(u);
   // What rounding took from u, in units of 2^k; far from 0 it does not count.
+#if RECOPS_AVX512
+  if constexpr (detail::avx512<A> && std::is_same_v<T, float>) {
+    const B high = xsimd::max(one, x), low = xsimd::min(one, x);
+    const B lost = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(0x1p30f), _CMP_LT_OQ), low, u - high);
+    const B f = (m - one) + B(_mm512_scalef_ps(lost, xsimd::min(B(60.0f), -k)));
+    return detail::log_of(k, f) | (x & B(-0.0f));  // the sign is that of x, at -0 too
+  }
+#endif
   const B lost = xsimd::select(u < B(T(2)), x - (u - one), one - (u - x)), near = xsimd::min(B(T(60)), xsimd::max(B(T(-60)), k));
   const B y = detail::log_of(k, (m - one) + detail::scale_by_power(lost, -near));
   const B ends = detail::log_ends(u, xsimd::select(u == B(std::numeric_limits<T>::infinity()), u, y));

@@ -37,13 +37,6 @@ Index rows_ahead(MatrixView<const S> table) {
   return ahead;
 }
 
-template <class T, class A, class S>
-RECOPS_INLINE Batch<T, A> load_some_as(const S* p, Index n) {
-  alignas(64) S lane[lanes<T, A>] = {};
-  for (Index i = 0; i < n; ++i) lane[i] = p[i];
-  return load_as<T, A>(static_cast<const S*>(lane));
-}
-
 /// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one. The same columns of the row `ahead` ids later
 /// are fetched, unless that is 0.
 template <class T, class A, int V, bool Weighted, class S>
@@ -73,7 +66,7 @@ template <class T, class A, int V, bool Weighted, class S>
     if (V == 1 && rest > 0) {
       T weight = Weighted && !rows.weights.empty() ? rows.weights[i] : T(1);
       if (Weighted && rows.scales) weight *= static_cast<T>(rows.scales[id]);
-      sum[0] = mul_add(B(weight), load_some_as<T, A>(row, rest), sum[0]);
+      sum[0] = mul_add(B(weight), load_first_as<T, A>(row, rest), sum[0]);
     } else if constexpr (Weighted) {
       T weight = rows.weights.empty() ? T(1) : rows.weights[i];
       if (rows.scales) weight *= static_cast<T>(rows.scales[id]);

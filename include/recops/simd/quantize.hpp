@@ -146,9 +146,9 @@ constexpr Index query_code_limit(Index cols) {
 }
 
 /// Quantises `query` [cols] into `codes` [query_codes_size(cols)]: scale = max |query| / query_code_limit(cols), so that integer
-/// products never overflow. A query that holds NaN or infinity has the scale NaN and codes 0. At most 2^24 columns.
+/// products never overflow. A query that holds NaN or infinity has the scale NaN and codes 0. Fewer than 2^24 columns.
 inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_t* codes) {
-  assert(cols <= Index{1} << 24);
+  assert(cols < Index{1} << 24);
   float most = 0;
   bool finite = true;
   for (Index i = 0; i < cols; ++i) {

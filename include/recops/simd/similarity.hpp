@@ -465,24 +465,38 @@ RECOPS_INLINE Batch<T, A> cosine_of(Batch<T, A> dot, Batch<T, A> inverse, Batch<
 template <class T, class A, class Source, class At>
 void cosine_scores(const T* queries, Index n_queries, Index query_stride, const Source& x, Index count, const At& at,
                    const T* norms, T* scores, Index score_stride) {
-  constexpr Index W = lanes<T, A>;
+  constexpr Index W = lanes<T, A>, some = 32;
   using B = Batch<T, A>;
-  const auto put = [=](Index n, Index i, Index height, B dots, B lengths) RECOPS_LAMBDA_INLINE {
+  const auto inverse_of = [=](Index n) {
     const T* q = queries + n * query_stride;
-    store_upto(scores + n * score_stride + i, cosine_of(dots, B(inverse_norm(dot<T, A>(q, q, x.cols))), lengths), height);
+    return inverse_norm(dot<T, A>(q, q, x.cols));
+  };
+  T inverse[some];  // of the first queries; seldom are there more
+  for (Index n = 0; n < some && n < n_queries; ++n) inverse[n] = inverse_of(n);
+  const auto put = [&](Index n, Index i, Index height, B dots, B lengths) RECOPS_LAMBDA_INLINE {
+    store_upto(scores + n * score_stride + i, cosine_of(dots, B(n < some ? inverse[n] : inverse_of(n)), lengths), height);
   };
   if (norms != nullptr) {
     score_tiles<tile_dots, T, A>(queries, n_queries, query_stride, x, count, at,
-                                 [=](Index n, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
+                                 [&](Index n, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
                                    alignas(64) T lengths[W] = {};
                                    for (Index r = 0; r < height; ++r) lengths[r] = norms[at(i + r)];
                                    put(n, i, height, dots, B::load_aligned(lengths));
                                  });
   } else {
     score_tiles<tile_dots | tile_squares, T, A>(queries, n_queries, query_stride, x, count, at,
-                                                [=](Index n, Index i, Index height, B dots, B squares)
+                                                [&](Index n, Index i, Index height, B dots, B squares)
                                                     RECOPS_LAMBDA_INLINE { put(n, i, height, dots, B(xsimd::sqrt(squares))); });
   }
+}
+
+/// The integer products of rows first .. first + height - 1, fewer than a tile.
+template <class A>
+[[gnu::noinline]] Words<A> last_int_tile(const std::int16_t* q, const CodeRows& x, Index first, Index height) {
+  constexpr int W = int_lanes<A>;
+  const std::int8_t* row[W];
+  for (int r = 0; r < W; ++r) row[r] = x.data + (r < height ? first + r : first + height - 1) * x.stride;
+  return int_tile<A>(q, Scattered<std::int8_t>{row}, x.cols, Ahead{});
 }
 
 /// Scaled integer products: `emit(i, height, products)` for every tile, products in lanes, before the scales of the rows.
@@ -497,12 +511,8 @@ RECOPS_INLINE void int_products(const QuantizedQuery& q, const CodeRows& x, cons
     const Ahead ahead = far ? look_ahead(rows.first, x.cols, x.stride, 2 * W, W < 4 ? W : 4) : Ahead{};
     emit(i, W, scale * xsimd::to_float(int_tile<A>(q.codes, rows, x.cols, ahead)));
   }
-  if (const Index height = x.count - i; height > 0) {
-    const std::int8_t* row[W];
-    const Scattered<std::int8_t> rows{row};
-    for (int r = 0; r < W; ++r) row[r] = x.data + (r < height ? i + r : x.count - 1) * x.stride;
-    emit(i, height, scale * xsimd::to_float(int_tile<A>(q.codes, rows, x.cols, Ahead{})));
-  }
+  if (const Index height = x.count - i; height > 0)
+    emit(i, height, scale * xsimd::to_float(last_int_tile<A>(q.codes, x, i, height)));
 }
 
 /// What functions over rows take, as what tiles read.

@@ -5,7 +5,9 @@
 /// and the log-sum-exp -infinity. A NaN or +infinity makes its whole row NaN, and no other. A weight p is within
 /// (20 + |log p|) units of the last place; float weights below 1e-38 may become 0.
 ///
-/// Three passes over the row: maximum; exponentials and their sum; scale. While a row fits the cache, the second costs.
+/// Three passes over the row: maximum; exponentials and their sum; scale. A row of floats that is not overwritten needs the first
+/// only where its largest entry exceeds eight others, spread evenly, by more than 14, or where a NaN or infinity shifts it: then the
+/// second is done twice.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -115,8 +117,9 @@ RECOPS_INLINE T exponentials(const Scores& score, T shift, T* p, Index n) {
   return powers_of_two<T, A, Store>(score, p, n, [=](Batch<T, A> x) RECOPS_LAMBDA_INLINE { return (x - top) * scale; });
 }
 
-/// The same without looking for the maximum first: the largest of a few scores is a good enough shift if no other exceeds it by
-/// much, which their sum tells. Writes log sum_j exp(x_j) and returns the sum; 0 if another way has to be taken.
+/// The same in one pass: any entry may be the shift if no other exceeds it by much, which the sum tells. Returns the sum and writes
+/// log sum_j exp(x_j); returns 0, having written only to p, where the maximum has to be found first (in particular, wherever a
+/// NaN or infinity is at work).
 template <class A, bool Store>
 RECOPS_INLINE float exponentials_at_once(const float* x, float* p, Index n, float& log_sum_exp) {
   using B = Batch<float, A>;
@@ -131,9 +134,13 @@ RECOPS_INLINE float exponentials_at_once(const float* x, float* p, Index n, floa
   }
   const float base = some[0] * log2_of_e<float>;
   const B scale(log2_of_e<float>), negative(-base);
-  const float total = powers_of_two<float, A, Store>(AllScores<float, A>{x}, p, n, [=](B v)
-                                                         RECOPS_LAMBDA_INLINE { return mul_add(v, scale, negative); });
+  const float total = powers_of_two<float, A, Store>(AllScores<float, A>{x}, p, n, [=](B v) RECOPS_LAMBDA_INLINE {
+    const B y = mul_add(v, scale, negative);
+    if constexpr (avx512<A>) return y;
+    return xsimd::min(B(100.0f), y);  // what exp2 takes; in this order a NaN passes
+  });
   if (!(total >= 0.5f && total < 0x1p30f)) return 0;
+  // The shift is what `base` is, not the entry it came from.
   log_sum_exp = static_cast<float>(static_cast<double>(base) / static_cast<double>(log2_of_e<float>) +
                                    std::log(static_cast<double>(total)));
   return total;

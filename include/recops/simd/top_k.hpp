@@ -178,13 +178,19 @@ class TopK {
 
   /// How many scores of the buffer are at least `x`; NaN is not.
   Index count_at_least(T x) const {
+    constexpr Index most = Index{1} << 20;  // a float counts to 2^24
     const B bound(x), one(T(1)), zero(T(0));
-    B count[4] = {zero, zero, zero, zero};
-    for (Index i = 0; i < size_; i += group) {
-      RECOPS_UNROLL
-      for (int u = 0; u < 4; ++u) count[u] = count[u] + xsimd::select(B::load_aligned(scores_ + i + u * W) >= bound, one, zero);
+    Index total = 0;
+    for (Index i = 0; i < size_;) {
+      const Index end = size_ - i < most ? size_ : i + most;
+      B count[4] = {zero, zero, zero, zero};
+      for (; i < end; i += group) {
+        RECOPS_UNROLL
+        for (int u = 0; u < 4; ++u) count[u] = count[u] + xsimd::select(B::load_aligned(scores_ + i + u * W) >= bound, one, zero);
+      }
+      total += static_cast<Index>(sum_lanes((count[0] + count[1]) + (count[2] + count[3])));
     }
-    return static_cast<Index>(sum_lanes((count[0] + count[1]) + (count[2] + count[3])));
+    return total;
   }
 
   /// The largest score of the buffer, or the least that is at least `from`, with the sign turned.

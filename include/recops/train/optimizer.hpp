@@ -22,6 +22,13 @@ enum class Run : unsigned char {
   sparse_row,  ///< a row of a table whose gradient is by rows: updated lazily
 };
 
+/// Fetches a row of a table that is about to be updated.
+template <class T>
+void fetch_row(const Matrix<T>& table, Index row) {
+  const T* const p = table.row(row);
+  for (Index at = 0; at < table.cols(); at += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(p + at, 1);
+}
+
 /// Calls `f(run, p, g, n, s...)` for every run of `n` parameters with their gradients and states. Checks every shape before the
 /// first call.
 template <class L, class F, class... States>
@@ -50,8 +57,14 @@ void update_parameters(const char* operation, L& layer, const L& gradient, F&& f
           return;  // a counter among the buffers
         } else if constexpr (IsTable<std::remove_cvref_t<decltype(p)>>::value) {
           const Index touched = g.values.empty() ? 0 : g.values.rows();
+          constexpr Index ahead = 8;  // the rows are scattered over tables that no cache holds
           for (Index r = 0; r < touched; ++r) {
             const Index row = g.by_rows ? static_cast<Index>(g.rows[r]) : r;
+            if (g.by_rows && r + ahead < touched) {
+              const Index next = static_cast<Index>(g.rows[r + ahead]);
+              fetch_row(p.values, next);
+              (fetch_row(s.values, next), ...);
+            }
             f(g.by_rows ? Run::sparse_row : Run::table_row, p.values.row(row), g.values.row(r), g.values.cols(),
               s.values.row(row)...);
           }
