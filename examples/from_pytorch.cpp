@@ -154,37 +154,12 @@ class Trainer {
   std::vector<Mlp<float>::Saved> towers_;
 };
 
-/// The mixture with weights in a narrow format: the experts, which are most of it, as one wide product.
-template <class S>
-class NarrowMmoe {
- public:
-  explicit NarrowMmoe(const Mmoe<float>& layer)
-      : experts_(layer.experts.weight, layer.experts.bias, layer.experts.options.activation),
-        gates_(layer.gates.weight, layer.gates.bias, Activation::none),
-        map_(layer.gates.map) {}
-  void forward(MatrixView<const float> x, MatrixView<float> y, Workspace& ws) const {
-    const auto mark = ws.mark();
-    const MatrixView<float> experts = ws.matrix<float>(x.rows(), experts_.output_cols(x.cols())),
-                            gates = ws.matrix<float>(x.rows(), map_.size());
-    experts_.forward(x, experts, ws);
-    gates_.forward(x, gates, ws);
-    for (Index r = 0; r < x.rows(); ++r)
-      for (Index t = 0; t < map_.tasks(); ++t) simd::softmax(gates.row(r) + map_.begin(t), map_.count(t));
-    gate_mix<float>(experts, gates, map_, y, ws);
-  }
-
- private:
-  FrozenDense<float, S> experts_;
-  FrozenDense<float> gates_;
-  GateMap map_;
-};
-
 /// The serving form: weights packed for the kernels in float, BFloat16 or std::int8_t. Immutable; threads may share it.
 template <class S>
 struct FrozenRanker {
   FrozenEmbeddingBag<float, S> item, user;
   FrozenMultiheadAttention<float, S> attention;
-  std::conditional_t<std::is_same_v<S, float>, FrozenMmoe<float>, NarrowMmoe<S>> mmoe;
+  FrozenMmoe<float, S> mmoe;
   std::vector<decltype(freeze(Mlp<float>(), Weights<S>()))> towers;
 
   explicit FrozenRanker(const Ranker& model) : item(model.item), user(model.user), attention(model.attention), mmoe(model.mmoe) {

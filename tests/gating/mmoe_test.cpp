@@ -511,3 +511,20 @@ TEST_CASE("Mmoe refuses parameters and gradients that do not fit each other, bef
   CHECK(refused([](auto& g) { g.gates.hidden.clear(); }) ==
         "visit: gates.hidden: expected as many children in every value, got different numbers");
 }
+
+TEST_CASE("frozen in fewer bits it is close to the layer", "[gating][mmoe]") {
+  Random random = random_stream(611);
+  Workspace ws;
+  for (const ExpertNorm norm : {ExpertNorm::none, ExpertNorm::layer, ExpertNorm::batch}) {
+    const Mmoe<float> layer({.inputs = 40, .experts = 3, .outputs = 24, .tasks = 2, .norm = norm}, random);
+    const Matrix<float> x = random_matrix<float>(37, 40, random);
+    Matrix<float> y(37, 48), half(37, 48), eighth(37, 48);
+    layer.forward(x, y, ws);
+    freeze(layer, Weights<BFloat16>()).forward(x, half, ws);
+    freeze(layer, Weights<std::int8_t>()).forward(x, eighth, ws);
+    CHECK(max_difference(y.view(), half.view()) < 0.05);
+    CHECK(max_difference(y.view(), eighth.view()) < 0.1);
+    CHECK(max_difference(y.view(), half.view()) > 0);
+    CHECK(max_difference(half.view(), eighth.view()) > 0);
+  }
+}

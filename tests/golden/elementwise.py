@@ -35,7 +35,10 @@ with np.errstate(all="ignore"):
         "silu": np.where(wide == -infinity, 0.0, wide * special.expit(wide)),
         "softplus": np.logaddexp(0.0, wide),
         "erf": special.erf(wide),
-        "gelu": np.where(wide == -infinity, 0.0, wide * special.ndtr(wide)),
+        # With erfcx: special.ndtr loses digits far below 0.
+        "gelu": np.where(wide < 0, np.where(wide == -infinity, 0.0,
+                                            wide * 0.5 * np.exp(-wide * wide / 2) * special.erfcx(-wide * 0.5 ** 0.5)),
+                         wide * special.ndtr(wide)),
         "log": np.log(positive.astype(np.float64)),
         "log1p": special.log1p(above.astype(np.float64)),
         "sin": np.sin(angles.astype(np.float64)),

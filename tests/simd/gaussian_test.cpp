@@ -48,7 +48,7 @@ TEMPLATE_TEST_CASE("erf and gelu are within a few ulp, their slope within a few 
     }
     CHECK(worst[0] <= 4.2);
     CHECK(worst[1] <= (single ? 12 : 9));
-    CHECK(worst[3] <= (single ? 2e-5 : 3e-15));
+    CHECK(worst[3] <= (single ? 1.2e-5 : 3e-15));
     CHECK(worst[2] <= (single ? 4e-7 : 8e-16));
   });
 }
@@ -79,6 +79,6 @@ TEMPLATE_TEST_CASE("erf, gelu as SciPy has them", "[simd][gaussian][golden]", fl
   constexpr bool single = std::is_same_v<T, float>;
   check_golden<T>("erf", "x", single ? 4.2 : 5.0,
                   [](auto arch, const T* x, T* y, Index n) { simd::erf<T, decltype(arch)>(x, y, n); });
-  check_golden<T>("gelu", "x", single ? 30.0 : 16.0,
+  check_golden<T>("gelu", "x", single ? 160.0 : 9.0,
                   [](auto arch, const T* x, T* y, Index n) { simd::gelu<T, decltype(arch)>(x, y, n); });
 }

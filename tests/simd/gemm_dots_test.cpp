@@ -1,4 +1,5 @@
-// Oracle: inner products in double. Error bound: a lane sums at most 64 products, lanes and blocks are added in trees and in turn.
+// Oracle: inner products in double. Error bound: a lane sums at most 64 products, lanes and blocks are added in trees and in
+// turn.
 #include <recops/simd/gemm_dots.hpp>
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// Oracle: the product in double of A with the float weights, within the bounds of the header; and with the stored weights, decoded
-// one by one, within gemm's own roundings.
+// Oracle: the product in double of A with the float weights, within the bounds of the header; and with the stored weights,
+// decoded one by one, within gemm's own roundings.
 #include <recops/simd/gemm_quantized.hpp>
 
 #include <cstring>

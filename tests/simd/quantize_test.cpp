@@ -1,4 +1,5 @@
-// Oracles: the definition in double, number by number; numpy's float16 and PyTorch's bfloat16 and per-channel int8 (golden/storage.py).
+// Oracles: the definition in double, number by number; numpy's float16 and PyTorch's bfloat16 and per-channel int8
+// (golden/storage.py).
 #include <recops/simd/quantize.hpp>
 
 #include <bit>

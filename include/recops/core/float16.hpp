@@ -1,8 +1,8 @@
 /// @file   recops/core/float16.hpp
 /// @brief  Sixteen-bit storage formats of a float: BFloat16 and Float16. Nothing computes in them.
 ///
-/// Conversion from float or double rounds once, to nearest, ties to even; infinities stay, a NaN stays a NaN (quiet, with its sign
-/// and the leading bits of its payload). Rows are converted by simd/convert.hpp, which gives the same bits.
+/// Conversion from float or double rounds once, to nearest, ties to even; infinities stay, a NaN stays a NaN (quiet, with its
+/// sign and the leading bits of its payload). Rows are converted by simd/convert.hpp, which gives the same bits.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -38,7 +38,8 @@ struct BFloat16 {
   RECOPS_INLINE explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
-/// IEEE binary16: 11 bits of precision, normal from 2^-14 to 65504; from 65520 on a float becomes infinity, at or below 2^-25 zero.
+/// IEEE binary16: 11 bits of precision, normal from 2^-14 to 65504; from 65520 on a float becomes infinity, at or below 2^-25
+/// zero.
 struct Float16 {
   std::uint16_t bits = 0;
 

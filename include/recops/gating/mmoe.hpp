@@ -154,8 +154,8 @@ struct Mmoe {
 
 /// Serving form of `Mmoe`: weights of all experts and gates in one packed block, batch norm folded in, temperature too. A block
 /// of rows runs from the input to the mixed outputs before the next one starts, so that expert outputs never leave the cache.
-/// Immutable; threads may share it.
-template <Real T>
+/// Immutable; threads may share it. `S`, the format of the weights, is T, or for float BFloat16 or std::int8_t.
+template <Real T, class S = T>
 class FrozenMmoe {
  public:
   FrozenMmoe() = default;
@@ -257,7 +257,7 @@ class FrozenMmoe {
     Activation activation = Activation::none;
     Index in = 0, out = 0;
     std::vector<Index> rows = {}, at = {};  // outputs of each block; where its panels begin
-    Vector<T> bias = {};
+    Vector<T> bias = {}, scale = {};        // scale: of each output's weights in int8
   };
 
   static void add_layer(std::vector<Layer>& list, Activation f, const Matrix<T>& weight, const Vector<T>& bias,
@@ -279,11 +279,17 @@ class FrozenMmoe {
       place(expert_layers_, l);
       place(gate_layers_, l);
     }
-    panels_ = Vector<T>(size);
-    const auto fill = [&](const Layer& l, MatrixView<const T> w) {
+    panels_ = Vector<S>(size);
+    const auto fill = [&](Layer& l, MatrixView<const T> w) {
       Index row = 0;
+      if constexpr (std::is_same_v<S, std::int8_t>) l.scale = Vector<T>(l.out);
       for (std::size_t b = 0; b < l.rows.size(); ++b) {
-        simd::pack<T>(simd::transposed(w.middle_rows(row, l.rows[b])), panels_.data() + l.at[b]);
+        const simd::Operand<T> block = simd::transposed(w.middle_rows(row, l.rows[b]));
+        if constexpr (std::is_same_v<S, std::int8_t>) {
+          simd::pack<T>(block, panels_.data() + l.at[b], l.scale.data() + row);
+        } else {
+          simd::pack<T>(block, panels_.data() + l.at[b]);
+        }
         row += l.rows[b];
       }
     };
@@ -312,7 +318,9 @@ class FrozenMmoe {
         const auto first = static_cast<Index>(col);
         simd::gemm_packed<T>(simd::plain(wide ? at : at.middle_cols(static_cast<Index>(b) * l.in, l.in)),
                              panels_.data() + l.at[b], l.rows[b],
-                             {.bias = l.bias.empty() ? nullptr : l.bias.data() + first, .activation = l.activation},
+                             {.bias = l.bias.empty() ? nullptr : l.bias.data() + first,
+                              .activation = l.activation,
+                              .column_scale = l.scale.empty() ? nullptr : l.scale.data() + first},
                              next.middle_cols(first, l.rows[b]), ws);
       }
       at = next;
@@ -344,7 +352,8 @@ class FrozenMmoe {
     }
   }
 
-  Vector<T> panels_, norm_weight_, norm_bias_;
+  Vector<S> panels_;
+  Vector<T> norm_weight_, norm_bias_;
   std::vector<Layer> expert_layers_, gate_layers_;
   GateMap map_;
   ExpertBankOptions options_;
@@ -352,9 +361,9 @@ class FrozenMmoe {
 };
 
 /// The serving form.
-template <Real T>
-FrozenMmoe<T> freeze(const Mmoe<T>& layer) {
-  return FrozenMmoe<T>(layer);
+template <Real T, class S = T>
+FrozenMmoe<T, S> freeze(const Mmoe<T>& layer, Weights<S> = {}) {
+  return FrozenMmoe<T, S>(layer);
 }
 
 }  // namespace RECOPS_ABI

@@ -9,7 +9,8 @@
 /// Limits      n < 2^31.
 /// Cost        O(n), a few nanoseconds for each number whatever their order: words of key and index are sorted (simd/sort.hpp),
 ///             above 2^17 of them after a split by the leading digit into parts that fit into caches. Doubles are sorted by the
-///             upper halves of their keys, then those that agree by the lower. Scratch 16 n bytes. No allocation once it has grown.
+///             upper halves of their keys, then those that agree by the lower. Scratch 16 n bytes. No allocation once it has
+///             grown.
 /// Result      the same for every instruction set and any number of threads.
 #pragma once
 #include <recops/core/workspace.hpp>
@@ -180,8 +181,8 @@ void argsort(const T* x, Index n, Order order, std::int32_t* indices, T* sorted,
   });
 }
 
-/// indices[offsets[s] + i] = which number of segment s, counted from its first, is at place i of that segment. Segments run on the
-/// caller's threads. `offsets` begin with 0 and never fall; empty segments are fine.
+/// indices[offsets[s] + i] = which number of segment s, counted from its first, is at place i of that segment. Segments run on
+/// the caller's threads. `offsets` begin with 0 and never fall; empty segments are fine.
 template <Real T, class A = DefaultArch>
 void argsort_segments(const T* x, IndexView offsets, Order order, std::int32_t* indices, Workspace& ws) {
   detail::for_each_segment<T, A>(x, offsets, order, ws,

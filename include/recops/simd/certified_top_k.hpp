@@ -14,10 +14,10 @@
 ///
 /// Shapes      query [D]   rows [L, D] floats   indices [k], scores [k] or empty; k is what there is room for
 /// Order       As simd/top_k.hpp: largest first, equal scores by the lower index, NaN behind every number.
-/// Edge cases  k = 0 and L = 0 select nothing; with k >= L all rows are ordered. Places left over hold index -1 and score -infinity.
-///             Rows whose copy is not finite, or so large that a sum might overflow, are always scored again.
-/// Exactness   Holds for any floats, with denormals or flushed ones, if the copy was made from these rows: by `quantize_rows`, or by
-///             `convert` with the norms of `row_norms`. It does not hold for a stale copy.
+/// Edge cases  k = 0 and L = 0 select nothing; with k >= L all rows are ordered. Places left over hold index -1 and score
+///             -infinity. Rows whose copy is not finite, or so large that a sum might overflow, are always scored again.
+/// Exactness   Holds for any floats, with denormals or flushed ones, if the copy was made from these rows: by `quantize_rows`, or
+///             by `convert` with the norms of `row_norms`. It does not hold for a stale copy.
 /// Cost        Reading the copy, and scoring 1 to 3 k rows again in usual data; at worst (all rows alike) reading both. Where
 ///             4 k >= L or L < 1024 the floats are scanned. Scratch: 8 bytes a row (touched only where rows are kept) and 64 k
 ///             bytes. No allocation once scratch has grown.
@@ -65,7 +65,8 @@ inline float at_least(double x) { return static_cast<float>(x * (1 + 0x1p-20)) +
 /// Relative error of a sum of `cols` products in either of two orders, and of a handful of operations on it.
 inline double roundings(Index cols) { return (2 * static_cast<double>(cols) + 64) * 0x1p-24; }
 
-/// What underflow, or a processor that flushes denormals to zero, may take from two sums of products with values up to 128 scales.
+/// What underflow, or a processor that flushes denormals to zero, may take from two sums of products with values up to 128
+/// scales.
 inline double underflow(Index cols, double absolute) { return absolute * 0x1p-118 + (static_cast<double>(cols) + 64) * 0x1p-124; }
 
 /// eps of codes = s * per_scale, for columns first .. first + cols of the query. `query_error` is |q - q'|_1.
@@ -269,7 +270,8 @@ CertifiedSelection certified_top_k(VectorView<const float> query, MatrixView<con
   });
 }
 
-/// The same by way of `copy`, the rows rounded to BFloat16 or Float16 by `convert`, with `norms` [L] of the float rows by `row_norms`.
+/// The same by way of `copy`, the rows rounded to BFloat16 or Float16 by `convert`, with `norms` [L] of the float rows by
+/// `row_norms`.
 template <class A = DefaultArch, class S>
 requires(std::is_same_v<std::remove_const_t<S>, BFloat16> || std::is_same_v<std::remove_const_t<S>, Float16>) CertifiedSelection
     certified_top_k(VectorView<const float> query, MatrixView<const float> rows, MatrixView<S> copy,

@@ -40,8 +40,8 @@ RECOPS_INLINE std::uint32_t mask_bits(xsimd::batch_bool<T, A> condition) {
   }
 }
 
-/// Stores the lanes of `v` whose bits are set to to[0], to[1], ... and `first` + lane to index[0], index[1], ...; a whole vector's
-/// room is needed at both, what follows the stored lanes is unspecified. Returns how many lanes were stored.
+/// Stores the lanes of `v` whose bits are set to to[0], to[1], ... and `first` + lane to index[0], index[1], ...; a whole
+/// vector's room is needed at both, what follows the stored lanes is unspecified. Returns how many lanes were stored.
 template <class T, class A>
 RECOPS_INLINE Index compress_indexed(std::uint32_t bits, Batch<T, A> v, std::int32_t first, T* to, std::int32_t* index) {
 #if defined(__AVX512F__)

@@ -1,5 +1,6 @@
 /// @file   recops/simd/convert.hpp
-/// @brief  Numbers as they are stored (bfloat16, half, int8, float, double) to vectors of T and back, one vector or a run at a time.
+/// @brief  Numbers as they are stored (bfloat16, half, int8, float, double) to vectors of T and back, one vector or a run at a
+///         time.
 ///
 /// Rounding is to nearest, ties to even, always from the exact input: a double becomes a half in one rounding. A NaN stays a NaN
 /// (quiet), infinities stay, denormals are kept. Every instruction set gives the bits of core/float16.hpp, one number at a time;

@@ -75,7 +75,7 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
   using B = Batch<T, A>;
   const Index in_step = span * in.element, out_step = span * out.element;
   const std::uintptr_t in_plane = fft_plane(in.re, in.im), out_plane = fft_plane(out.re, out.im);
-  const bool far = out.far;
+  const bool far = lanes<T, A> * sizeof(T) == 64 && out.far;  // a vector is a cache line
   const T* from = in.re;
   T* to = out.re;
   for (Index j = span; j > 0; --j, from += in.element, to += out.element, w += 2 * (R - 1)) {

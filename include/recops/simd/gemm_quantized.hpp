@@ -20,8 +20,8 @@ inline namespace RECOPS_ABI {
 namespace simd {
 namespace detail {
 
-/// A lane of 32 bits holds a weight of the first vector in its low half and one of the second in its high half: a shift and a mask
-/// give both.
+/// A lane of 32 bits holds a weight of the first vector in its low half and one of the second in its high half: a shift and a
+/// mask give both.
 template <class A>
 struct Stored<BFloat16, float, A> {
   RECOPS_INLINE static void load(const BFloat16* p, Batch<float, A>* out) {

@@ -1,8 +1,8 @@
 /// @file   recops/simd/keep_mask.hpp
 /// @brief  Random masks that keep each element with a given probability, as bytes or applied at once (dropout).
 ///
-/// Element j of a row is kept where its word, a whole number below 2^32, is below keep_threshold(p): one comparison of integers, so
-/// the mask is the same on every instruction set and for float and double, and the probability is p to 2^-33.
+/// Element j of a row is kept where its word, a whole number below 2^32, is below keep_threshold(p): one comparison of integers,
+/// so the mask is the same on every instruction set and for float and double, and the probability is p to 2^-33.
 #pragma once
 #include <recops/core/error.hpp>
 #include <recops/simd/uniform.hpp>
@@ -105,15 +105,15 @@ void fill_keep(const RandomRow& at, double keep, std::uint8_t* out, Index n) {
   detail::fill_keep<A>(Philox<A>(at), keep_threshold(keep), out, n);
 }
 
-/// y_j = x_j / keep with probability `keep`, else 0, with the mask of `fill_keep`; y may be x. Its derivative is the same call on the
-/// gradient. What is dropped is 0 whatever it was, a NaN included; `keep` = 1 copies.
+/// y_j = x_j / keep with probability `keep`, else 0, with the mask of `fill_keep`; y may be x. Its derivative is the same call on
+/// the gradient. What is dropped is 0 whatever it was, a NaN included; `keep` = 1 copies.
 template <Real T, class A = DefaultArch>
 void dropout(const RandomRow& at, double keep, const T* x, T* y, Index n) {
   detail::dropout<T, A>(Philox<A>(at), keep_threshold(keep), static_cast<T>(1 / keep), x, y, n);
 }
 
-/// The same on a matrix: row b has the mask of row `ids[b]`, or of row `at.row` + b without ids. Throws Error where shapes differ or
-/// `keep` is not in [0, 1].
+/// The same on a matrix: row b has the mask of row `ids[b]`, or of row `at.row` + b without ids. Throws Error where shapes differ
+/// or `keep` is not in [0, 1].
 template <Real T, class A = DefaultArch>
 void dropout(const RandomRow& at, IndexView ids, double keep, MatrixView<const T> x, MatrixView<T> y) {
   check_option("dropout", "keep", keep >= 0 && keep <= 1, "a probability", keep);

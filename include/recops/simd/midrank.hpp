@@ -6,11 +6,11 @@
 /// Shapes      x, ranks, ties [n]   offsets [S + 1]
 /// Ranks       from 1; their sum is n (n + 1) / 2. `Order::ascending` gives the smallest number rank 1 (SciPy's `rankdata`),
 ///             `Order::descending` the largest. -0 and +0 are equal.
-/// NaN         ranks behind all numbers in either order, and all NaN are equal. Nothing is propagated: look for NaN first where one
-///             should spoil the whole.
+/// NaN         ranks behind all numbers in either order, and all NaN are equal. Nothing is propagated: look for NaN first where
+///             one should spoil the whole.
 /// Precision   exact (multiples of one half) in double; in float up to n = 2^23, then rounded to the nearest.
-/// Ties        the tie term, sum over runs of equal numbers of t^3 - t, corrects the variance of rank-sum statistics and Spearman's
-///             correlation; 0 without ties.
+/// Ties        the tie term, sum over runs of equal numbers of t^3 - t, corrects the variance of rank-sum statistics and
+///             Spearman's correlation; 0 without ties.
 /// Cost        that of an argsort and a pass over its result. Scratch 16 n bytes. No allocation once scratch has grown.
 #pragma once
 #include <recops/simd/argsort.hpp>

@@ -6,8 +6,8 @@
 /// In float the words (0, 1) of a block give its numbers 0 and 1, words (2, 3) the numbers 2 and 3; in double the four words give
 /// two. |z| <= 5.77 in float (23 bits), 8.58 in double (52).
 ///
-/// Precision   within 4 ulp of Box-Muller in higher precision on the same uniforms, on every instruction set. Uniforms are the same
-///             bits everywhere; normals may differ in the last places between sets and compilers, which fuse differently.
+/// Precision   within 4 ulp of Box-Muller in higher precision on the same uniforms, on every instruction set. Uniforms are the
+///             same bits everywhere; normals may differ in the last places between sets and compilers, which fuse differently.
 /// Cost        about 3 instructions a number in float, 9 in double.
 #pragma once
 #include <recops/core/error.hpp>
@@ -87,8 +87,9 @@ RECOPS_INLINE Batch<T, A> sine_of_half_turns(Batch<T, A> x) {
   }
 }
 
-/// Cosine and sine of 2 pi u times `r`, where `bits` holds a uniform as its top bits: the first bit turns both by pi, the others are
-/// the place 1/2 + x in that half turn, |x| < 1/2. There the cosine is -sin(pi x) and the sine cos(pi x) = sin(pi (1/2 - |x|)).
+/// Cosine and sine of 2 pi u times `r`, where `bits` holds a uniform as its top bits: the first bit turns both by pi, the others
+/// are the place 1/2 + x in that half turn, |x| < 1/2. There the cosine is -sin(pi x) and the sine cos(pi x) = sin(pi (1/2 -
+/// |x|)).
 template <class T, class U, class A>
 RECOPS_INLINE void turn(Batch<T, A> r, Batch<U, A> bits, Batch<T, A>& cosine, Batch<T, A>& sine) {
   using B = Batch<T, A>;
@@ -120,8 +121,9 @@ RECOPS_INLINE VectorPair<T, A> normal_pair(const Batch<std::uint64_t, A> (&w)[4]
   return {zip<false>(cosine, sine), zip<true>(cosine, sine)};
 }
 
-/// Calls `f(offset, z, load, store)` for each vector `z` of the first `n` normals of a row, in registers, for kernels that use them
-/// at once: x = a x + b m + c z reads and writes x in one pass and stores no noise. load(p) and store(p, v) keep inside the row.
+/// Calls `f(offset, z, load, store)` for each vector `z` of the first `n` normals of a row, in registers, for kernels that use
+/// them at once: x = a x + b m + c z reads and writes x in one pass and stores no noise. load(p) and store(p, v) keep inside the
+/// row.
 template <Real T, class A, class F>
 RECOPS_INLINE void for_each_normal(const Philox<A>& philox, Index n, F&& f) {
   for_each_random<T, A>(
@@ -135,8 +137,8 @@ void fill_normal(const RandomRow& at, T* out, Index n) {
                         [&](Index i, Batch<T, A> z, auto, auto store) RECOPS_LAMBDA_INLINE { store(out + i, z); });
 }
 
-/// Row b of `out [B, D]` is the row of normals whose id is `ids[b]`, or `at.row` + b without ids: what an id draws does not depend
-/// on its place in the batch. Throws Error where the sizes differ.
+/// Row b of `out [B, D]` is the row of normals whose id is `ids[b]`, or `at.row` + b without ids: what an id draws does not
+/// depend on its place in the batch. Throws Error where the sizes differ.
 template <Real T, class A = DefaultArch>
 void fill_normal(const RandomRow& at, IndexView ids, MatrixView<T> out) {
   check_shape("fill_normal", "out", out, ids.is_null() ? any_size : ids.size(), any_size);

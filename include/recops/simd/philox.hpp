@@ -160,9 +160,10 @@ class Philox {
   std::uint32_t high_, rest_;
 };
 
-/// Runs over the first `n` numbers of a row, two vectors at a time: `make(words)` turns the words of `Philox<A>::width` blocks into
-/// a `VectorPair<T, A>` (4 numbers a block where T has 32 bits, 2 where it has 64), and `f(offset, v, load, store)` takes each
-/// vector as in `for_each_vector`: load(p) reads what lies inside, store(p, v) writes it. Lanes past the end are thrown away.
+/// Runs over the first `n` numbers of a row, two vectors at a time: `make(words)` turns the words of `Philox<A>::width` blocks
+/// into a `VectorPair<T, A>` (4 numbers a block where T has 32 bits, 2 where it has 64), and `f(offset, v, load, store)` takes
+/// each vector as in `for_each_vector`: load(p) reads what lies inside, store(p, v) writes it. Lanes past the end are thrown
+/// away.
 template <class T, class A, class Make, class F>
 RECOPS_INLINE void for_each_random(const Philox<A>& philox, Index n, Make&& make, F&& f) {
   constexpr Index W = lanes<T, A>, per_block = 16 / static_cast<Index>(sizeof(T));

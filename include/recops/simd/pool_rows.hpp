@@ -1,9 +1,9 @@
 /// @file   recops/simd/pool_rows.hpp
-/// @brief  Weighted sums of rows picked from a table by number, stored as float, double, BFloat16, Float16 or int8: what embedding
-///         bags are made of.
+/// @brief  Weighted sums of rows picked from a table by number, stored as float, double, BFloat16, Float16 or int8: what
+///         embedding bags are made of.
 ///
-/// A row is read once, in the order of the ids, and summed in registers, in T. Tables beyond the cache are bound by the latency of
-/// memory: rows are fetched ahead, across the bounds of bags.
+/// A row is read once, in the order of the ids, and summed in registers, in T. Tables beyond the cache are bound by the latency
+/// of memory: rows are fetched ahead, across the bounds of bags.
 #pragma once
 #include <cstdint>
 #include <recops/simd/convert.hpp>
@@ -37,8 +37,8 @@ Index rows_ahead(MatrixView<const S> table) {
   return ahead;
 }
 
-/// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one. The same columns of the row `ahead` ids later
-/// are fetched, unless that is 0.
+/// `V` vectors of columns from `col` on; with `rest` the first `rest` elements of one. The same columns of the row `ahead` ids
+/// later are fetched, unless that is 0.
 template <class T, class A, int V, bool Weighted, class S>
 [[gnu::noinline]] void pool_columns(const PickedRows<T, S>& rows, Index first, Index last, Index col, Index rest, Index ahead,
                                     T factor, T* out) {
@@ -103,7 +103,8 @@ void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, 
 
 }  // namespace detail
 
-/// out `[D]` = factor sum_i weight_i scale_id(i) row_id(i) over i in [first, last). No ids: zeros. A weight of 0 does not hide a NaN.
+/// out `[D]` = factor sum_i weight_i scale_id(i) row_id(i) over i in [first, last). No ids: zeros. A weight of 0 does not hide a
+/// NaN.
 template <class T, class A = DefaultArch, class S>
 void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, T* out) {
   if (rows.weights.empty() && !rows.scales) {

@@ -1,5 +1,6 @@
 /// @file   recops/simd/quantize.hpp
-/// @brief  Rows as int8 codes with a scale per row, or per block of columns of a row (a head, say): a quarter of the bytes of floats.
+/// @brief  Rows as int8 codes with a scale per row, or per block of columns of a row (a head, say): a quarter of the bytes of
+///         floats.
 ///
 ///     s = max |x| / 127          code = rint(x / s) in [-127, 127], ties to even          x ~ s * code
 ///

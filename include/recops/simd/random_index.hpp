@@ -2,9 +2,9 @@
 /// @brief  Random whole numbers below a bound, and random orders.
 ///
 /// A draw takes two words, the first on top, as a 64-bit fraction and multiplies it by the bound (Lemire, "Fast random integer
-/// generation in an interval", 2019, without its rejection): the probability of each outcome differs from 1 / n by less than 2^-64,
-/// and every draw costs the same two words, so that draw i of a row is always draw i. Integers only: the same on every instruction
-/// set. `Random::below` is exactly uniform.
+/// generation in an interval", 2019, without its rejection): the probability of each outcome differs from 1 / n by less than
+/// 2^-64, and every draw costs the same two words, so that draw i of a row is always draw i. Integers only: the same on every
+/// instruction set. `Random::below` is exactly uniform.
 #pragma once
 #include <recops/simd/philox.hpp>
 #include <recops/simd/shuffle.hpp>

@@ -4,8 +4,8 @@
 ///     dot_n,l = <q_n, row_l>          cosine_n,l = <q_n, row_l> / (|q_n| |row_l|)
 ///
 /// Shapes      query [D] or queries [N, D]   rows [L, D], any row stride   scores [L] or [N, L]   norms [L]
-/// Precision   T = float (or double) products and sums, whatever rows are stored in: D / lanes + log2(lanes) + 1 roundings, in one
-///             order: a score has the same bits wherever its row stands, alone or among others, scanned or gathered.
+/// Precision   T = float (or double) products and sums, whatever rows are stored in: D / lanes + log2(lanes) + 1 roundings, in
+///             one order: a score has the same bits wherever its row stands, alone or among others, scanned or gathered.
 /// Edge cases  A cosine with a row or query no longer than 1e-10 (double: 1e-12) is 0. L = 0, N = 0 do nothing; D = 0 gives 0.
 /// NaN         A NaN or infinity stays in the scores of its own row and query. A cosine is NaN where a squared length overflows.
 /// Cost        2 N L D flops; the rows are read once, also for several queries. From about 32 queries on a gemm is faster.
@@ -81,8 +81,9 @@ struct Scattered {
 template <class T, class A>
 inline constexpr int rows_at_once = lanes<T, A> < 4 ? static_cast<int>(lanes<T, A>) : 4;
 
-/// Products of a query with `lanes<T>` rows and (or) the rows' squared lengths, row r in lane r. Columns come in blocks of `width`,
-/// those of a row multiplied by the scales at scale[r], where `Scaled`. Every row is summed in the same order: vector by vector.
+/// Products of a query with `lanes<T>` rows and (or) the rows' squared lengths, row r in lane r. Columns come in blocks of
+/// `width`, those of a row multiplied by the scales at scale[r], where `Scaled`. Every row is summed in the same order: vector by
+/// vector.
 template <class T, class A, int Sums, bool Scaled, class Rows>
 RECOPS_INLINE void score_tile(const T* q, const Rows& rows, const float* const* scale, Index width, Index cols,
                               const Ahead& ahead, Batch<T, A>& dots, Batch<T, A>& squares) {
@@ -540,7 +541,8 @@ inline void check_rows(const char* operation, const QuantizedView& x, Index cols
 
 }  // namespace detail
 
-/// Rows that can be scored: a `MatrixView` or `Matrix` of float, double, BFloat16 or Float16, a `QuantizedView` or `QuantizedRows`.
+/// Rows that can be scored: a `MatrixView` or `Matrix` of float, double, BFloat16 or Float16, a `QuantizedView` or
+/// `QuantizedRows`.
 template <class X>
 concept StoredRows = requires(const X& x) {
   detail::stored_rows(x);

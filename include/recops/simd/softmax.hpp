@@ -133,16 +133,15 @@ RECOPS_INLINE float exponentials_at_once(const float* x, float* p, Index n, floa
     for (int k = 0; k < half; ++k) some[k] = std::max(some[k], some[k + half]);
   }
   const float base = some[0] * log2_of_e<float>;
-  const B scale(log2_of_e<float>), negative(-base);
+  const B scale(log2_of_e<float>), negative(-base), top(some[0]);
   const float total = powers_of_two<float, A, Store>(AllScores<float, A>{x}, p, n, [=](B v) RECOPS_LAMBDA_INLINE {
-    const B y = mul_add(v, scale, negative);
-    if constexpr (avx512<A>) return y;
-    return xsimd::min(B(100.0f), y);  // what exp2 takes; in this order a NaN passes
+    if constexpr (avx512<A>) return mul_add(v, scale, negative);
+    return xsimd::min(B(100.0f), (v - top) * scale);  // what exp2 takes; in this order a NaN passes
   });
   if (!(total >= 0.5f && total < 0x1p30f)) return 0;
-  // The shift is what `base` is, not the entry it came from.
-  log_sum_exp = static_cast<float>(static_cast<double>(base) / static_cast<double>(log2_of_e<float>) +
-                                   std::log(static_cast<double>(total)));
+  const double shift =
+      avx512<A> ? static_cast<double>(base) / static_cast<double>(log2_of_e<float>) : static_cast<double>(some[0]);
+  log_sum_exp = static_cast<float>(shift + std::log(static_cast<double>(total)));
   return total;
 }
 

@@ -1,8 +1,8 @@
 /// @file   recops/simd/sort_registers.hpp
 /// @brief  Sorting 64-bit words with AVX-512: up to 128 of them in registers, some thousands by partitioning into such.
 ///
-/// Bitonic networks: each step is a shuffle, a minimum and a maximum, with no branch. Words must differ (an index in the lower half
-/// sees to that), or equal ones end up in any order.
+/// Bitonic networks: each step is a shuffle, a minimum and a maximum, with no branch. Words must differ (an index in the lower
+/// half sees to that), or equal ones end up in any order.
 #pragma once
 #include <bit>
 #include <limits>

@@ -1,5 +1,6 @@
 /// @file   recops/simd/uniform.hpp
-/// @brief  Words and uniform numbers of a row, in vectors: the bits of `uniform_float` and `uniform_double` on every instruction set.
+/// @brief  Words and uniform numbers of a row, in vectors: the bits of `uniform_float` and `uniform_double` on every instruction
+///         set.
 #pragma once
 #include <recops/core/error.hpp>
 #include <recops/simd/philox.hpp>
@@ -56,8 +57,8 @@ void fill_uniform(const RandomRow& at, T* out, Index n) {
       [&](Index i, Batch<T, A> v, auto, auto store) RECOPS_LAMBDA_INLINE { store(out + i, v); });
 }
 
-/// Row b of `out [B, D]` is the row of uniforms whose id is `ids[b]`, or `at.row` + b without ids: what an id draws does not depend
-/// on its place in the batch. Throws Error where the sizes differ.
+/// Row b of `out [B, D]` is the row of uniforms whose id is `ids[b]`, or `at.row` + b without ids: what an id draws does not
+/// depend on its place in the batch. Throws Error where the sizes differ.
 template <Real T, class A = DefaultArch>
 void fill_uniform(const RandomRow& at, IndexView ids, MatrixView<T> out) {
   check_shape("fill_uniform", "out", out, ids.is_null() ? any_size : ids.size(), any_size);
