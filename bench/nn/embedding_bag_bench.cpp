@@ -99,8 +99,8 @@ Work fastest_loop(F f, Index copies) {
 }
 
 std::string arguments(Index copies) {
-  return R"({"rows": )" + std::to_string(rows) + R"(, "cols": )" + std::to_string(cols) + R"(, "bags_": )" + std::to_string(bags) +
-         R"(, "longest": )" + std::to_string(longest) + R"(, "copies": )" + std::to_string(copies) + "}";
+  return R"({"rows": )" + std::to_string(rows) + R"(, "cols": )" + std::to_string(cols) + R"(, "bags_": )" +
+         std::to_string(bags) + R"(, "longest": )" + std::to_string(longest) + R"(, "copies": )" + std::to_string(copies) + "}";
 }
 
 const EmbeddingBag<float>& layer() {
@@ -114,7 +114,8 @@ const EmbeddingBag<float>& layer() {
 template <class S>
 void add(const char* type, const std::string& tail) {
   register_case<float>("nn/embedding_bag/" + std::string(type) + tail, [] {
-    const Index row_bytes = cols * static_cast<Index>(sizeof(S)), copies = copies_over(bags * 20.0 * static_cast<double>(row_bytes), dram_rotation_bytes);
+    const Index row_bytes = cols * static_cast<Index>(sizeof(S)),
+                copies = copies_over(bags * 20.0 * static_cast<double>(row_bytes), dram_rotation_bytes);
     struct Data {
       FrozenEmbeddingBag<float, S> frozen = freeze(layer(), Weights<S>());
       Reads reads;
@@ -138,9 +139,7 @@ void add(const char* type, const std::string& tail) {
     if (std::is_same_v<S, float>) {
       for (const char* torch : {"torch", "torch_new"}) c.peers.push_back(python_peer(torch, "embedding_bag", arguments(copies)));
     } else {
-      c.peers.push_back({"f32", [=](Index copy) {
-                           layer().forward(d->reads.ids_of(copy), d->reads.offsets_of(copy), d->out);
-                         }});
+      c.peers.push_back({"f32", [=](Index copy) { layer().forward(d->reads.ids_of(copy), d->reads.offsets_of(copy), d->out); }});
     }
     return c;
   });
@@ -170,12 +169,12 @@ void add_training(const std::string& tail) {
     c.elements = bags * 20.0;
     c.kernel = [=](Index copy) { d->run(copy); };
     const auto tables = std::make_shared<Rotation<float>>(rows * cols, 3);
-    c.floors.push_back({"row_updates", fastest_loop(
-                                           [=]<int Hint>(Index ahead, Index copy) {
-                                             update_rows<Hint>({(*tables)[0], (*tables)[1], (*tables)[2]}, d->reads.ids_of(copy),
-                                                               ahead);
-                                           },
-                                           copies)});
+    c.floors.push_back(
+        {"row_updates", fastest_loop(
+                            [=]<int Hint>(Index ahead, Index copy) {
+                              update_rows<Hint>({(*tables)[0], (*tables)[1], (*tables)[2]}, d->reads.ids_of(copy), ahead);
+                            },
+                            copies)});
     for (const char* torch : {"torch", "torch_new"}) c.peers.push_back(python_peer(torch, "embedding_train", arguments(copies)));
     return c;
   });

@@ -70,8 +70,8 @@ void add(Index batch, Index length, Index width, Index heads, bool causal) {
     c.kernel = [=] { t->step(); };
     const std::string arguments = R"({"batch": )" + std::to_string(batch) + R"(, "length": )" + std::to_string(length) +
                                   R"(, "width": )" + std::to_string(width) + R"(, "heads": )" + std::to_string(heads) +
-                                  R"(, "hidden": )" + std::to_string(4 * width) + R"(, "causal": )" + (causal ? "true" : "false") +
-                                  "}";
+                                  R"(, "hidden": )" + std::to_string(4 * width) + R"(, "causal": )" +
+                                  (causal ? "true" : "false") + "}";
     for (const char* torch : {"torch", "torch_new"}) c.peers.push_back(python_peer(torch, "transformer_train", arguments));
     return c;
   });

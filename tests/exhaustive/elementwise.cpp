@@ -104,7 +104,7 @@ struct Erf {
 };
 struct Gelu {
   static constexpr const char* name = "gelu";
-  static constexpr double bound[3] = {9, 9, 9};
+  static constexpr double bound[3] = {12, 9, 9};
   static bool counts(float x) { return !(x < -3); }
   template <class T, class A>
   static void run(const T* x, T* y) {

@@ -66,12 +66,11 @@ template <class T, class A>
       const B zr = B::load_aligned(p), zi = B::load_aligned(p + W), cr = B::load_aligned(q), ci = B::load_aligned(q + W);
       const B ar = (zr + cr) * half, ai = (zi - ci) * half, br = (zi + ci) * half, bi = (cr - zr) * half;
       const Index d = g * re.step;
-      T *const pa = re.a + row + d, *const qa = im.a + im_row + d, *const pb = re.b + row_b + d, *const qb = im.b + im_row_b + d;
       if (g < whole) {
-        ar.store_unaligned(pa);
-        ai.store_unaligned(qa);
-        br.store_unaligned(pb);
-        bi.store_unaligned(qb);
+        ar.store_unaligned(re.a + row + d);
+        ai.store_unaligned(im.a + im_row + d);
+        br.store_unaligned(re.b + row_b + d);
+        bi.store_unaligned(im.b + im_row_b + d);
         continue;
       }
       alignas(64) T part[4 * W];
@@ -80,10 +79,14 @@ template <class T, class A>
       br.store_aligned(part + 2 * W);
       bi.store_aligned(part + 3 * W);
       const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
-      fft_put_from<T, A>(pa, part, na, add);
-      fft_put_from<T, A>(qa, part + W, na, add);
-      fft_put_from<T, A>(pb, part + 2 * W, nb, add);
-      fft_put_from<T, A>(qb, part + 3 * W, nb, add);
+      if (na > 0) {
+        fft_put_from<T, A>(re.a + row + d, part, na, add);
+        fft_put_from<T, A>(im.a + im_row + d, part + W, na, add);
+      }
+      if (nb > 0) {
+        fft_put_from<T, A>(re.b + row_b + d, part + 2 * W, nb, add);
+        fft_put_from<T, A>(im.b + im_row_b + d, part + 3 * W, nb, add);
+      }
     }
   }
 }
@@ -105,18 +108,19 @@ template <class T, class A>
     const Index row = k * re.a_stride, row_b = k * re.b_stride, im_row = k * im.a_stride, im_row_b = k * im.b_stride;
     for (Index g = first; g < first + count; ++g, p += distance, q += distance) {
       const Index d = g * re.step;
-      const T *pa = re.a + row + d, *qa = im.a + im_row + d, *pb = re.b + row_b + d, *qb = im.b + im_row_b + d;
       alignas(64) T part[4 * W];
-      if (g >= whole) {
+      const T *pa = part, *qa = part + W, *pb = part + 2 * W, *qb = part + 3 * W;
+      if (g < whole) {
+        pa = re.a + row + d;
+        qa = im.a + im_row + d;
+        pb = re.b + row_b + d;
+        qb = im.b + im_row_b + d;
+      } else {
         const Index na = fft_channels(re.a_channels, re.step, g, W), nb = fft_channels(re.b_channels, re.step, g, W);
-        fft_load_to<T, A>(part, pa, na);
-        fft_load_to<T, A>(part + W, qa, na);
-        fft_load_to<T, A>(part + 2 * W, pb, nb);
-        fft_load_to<T, A>(part + 3 * W, qb, nb);
-        pa = part;
-        qa = part + W;
-        pb = part + 2 * W;
-        qb = part + 3 * W;
+        fft_load_to<T, A>(part, na > 0 ? re.a + row + d : nullptr, na);
+        fft_load_to<T, A>(part + W, na > 0 ? im.a + im_row + d : nullptr, na);
+        fft_load_to<T, A>(part + 2 * W, nb > 0 ? re.b + row_b + d : nullptr, nb);
+        fft_load_to<T, A>(part + 3 * W, nb > 0 ? im.b + im_row_b + d : nullptr, nb);
       }
       const B ar = scale * B::load_unaligned(pa), br = scale * B::load_unaligned(pb);
       B ai(T(0)), bi(T(0));

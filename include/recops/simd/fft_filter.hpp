@@ -92,7 +92,8 @@ template <int R, class T, class A, class Gain>
   }
 }
 
-/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts. `ahead` makes `fft_filter_steps` steps a part.
+/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts. `ahead` makes
+/// `fft_filter_steps` steps a part.
 template <class T, class A, class Gain>
 void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain, FftAhead& ahead) {
   constexpr Index W = lanes<T, A>;

@@ -28,7 +28,7 @@ struct PanelSource {
 };
 
 /// Beyond this B is taken to come from memory or a distant cache: one stream at a time, fetched far ahead, beats several.
-inline constexpr Index streamed_bytes = Index{1} << 22, near_bytes = 1024, far_bytes = 16384;
+inline constexpr Index streamed_bytes = Index{1} << 22, streamed_ahead = 16384, cached_ahead = 1024;
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
 /// element is a cache line of its own otherwise.
@@ -48,7 +48,7 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   constexpr Index P = panel_cols<T, A>, most = tile_rows<A>, stride = tile_stride<T, A>, size = static_cast<Index>(sizeof(S));
   const Index m = a.rows, k = a.cols, tiles = (m + most - 1) / most;
   const bool streamed = n * k * size > streamed_bytes;
-  const Index ahead = (streamed ? far_bytes : near_bytes) / size;
+  const Index ahead = (streamed ? streamed_ahead : cached_ahead) / size;
   const Index group = streamed ? 1 : tile_panels<A>(static_cast<int>(lowest_tile<A>(m, tiles)));  // panels before the next tile
   const bool copy = a.col_stride != 1 && last - first >= 4 && m > 1 && k > 1;
   const auto mark = ws.mark();

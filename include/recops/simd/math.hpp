@@ -7,7 +7,7 @@
 ///               float                double
 ///     exp       1.8 / 1.0 / 1.4      2
 ///     sigmoid   4.0 / 2.5 / 3.5      4
-///     tanh      5.0 / 5.0 / 6.8      4
+///     tanh      7.2 / 7.2 / 7.8      4
 #pragma once
 #include <recops/simd/xsimd.hpp>
 

@@ -26,10 +26,12 @@ template <class T, class A>
 RECOPS_INLINE void split(Batch<T, A> u, Batch<T, A>& exponent, Batch<T, A>& mantissa) {
 #if defined(__AVX512F__)
   if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
-    exponent = _mm512_getexp_ps(u * Batch<T, A>(0x1.555556p0f));  // this 4/3 takes 3/2 to 2, what is below it not
+    const Batch<T, A> lifted = u * Batch<T, A>(0x1.555556p0f);  // this 4/3 takes 3/2 to 2, what is below it not
+    exponent = _mm512_getexp_ps(lifted);  // without optimisation a macro, which would take the comma above for its own
     mantissa = _mm512_getmant_ps(u, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
   } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
-    exponent = _mm512_getexp_pd(u * Batch<T, A>(0x1.5555555555555p0));
+    const Batch<T, A> lifted = u * Batch<T, A>(0x1.5555555555555p0);
+    exponent = _mm512_getexp_pd(lifted);
     mantissa = _mm512_getmant_pd(u, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
   } else
 #endif

@@ -24,7 +24,7 @@ namespace simd {
 namespace detail {
 
 /// Bytes from which rows come from memory, where asking ahead helps; in caches it costs.
-inline constexpr Index far_bytes = Index{4} << 20;
+inline constexpr Index distant_bytes = Index{4} << 20;
 
 /// What a tile asks for ahead of its own rows; nothing where `at` is 0. Addresses as integers: some lie behind the end.
 struct Ahead {
@@ -221,7 +221,7 @@ RECOPS_INLINE void score_tiles(const T* queries, Index n_queries, Index query_st
   using B = Batch<T, A>;
   constexpr int W = static_cast<int>(lanes<T, A>), R = rows_at_once<T, A>;
   constexpr bool coded = std::is_same_v<Source, CodeRows>, in_order = std::is_same_v<At, InOrder>;
-  const bool far = x.count * x.cols * Index{sizeof(S)} >= far_bytes;
+  const bool far = x.count * x.cols * Index{sizeof(S)} >= distant_bytes;
   bool blocks = false;
   if constexpr (coded) blocks = x.blocks > 1;
   const auto scaled = [&](Index i, Index height, B& dots, B& squares) RECOPS_LAMBDA_INLINE {
@@ -466,27 +466,22 @@ RECOPS_INLINE Batch<T, A> cosine_of(Batch<T, A> dot, Batch<T, A> inverse, Batch<
 template <class T, class A, class Source, class At>
 void cosine_scores(const T* queries, Index n_queries, Index query_stride, const Source& x, Index count, const At& at,
                    const T* norms, T* scores, Index score_stride) {
-  constexpr Index W = lanes<T, A>, some = 32;
+  constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
-  const auto inverse_of = [=](Index n) {
+  const auto put = [=](Index n, Index i, Index height, B dots, B lengths) RECOPS_LAMBDA_INLINE {
     const T* q = queries + n * query_stride;
-    return inverse_norm(dot<T, A>(q, q, x.cols));
-  };
-  T inverse[some];  // of the first queries; seldom are there more
-  for (Index n = 0; n < some && n < n_queries; ++n) inverse[n] = inverse_of(n);
-  const auto put = [&](Index n, Index i, Index height, B dots, B lengths) RECOPS_LAMBDA_INLINE {
-    store_upto(scores + n * score_stride + i, cosine_of(dots, B(n < some ? inverse[n] : inverse_of(n)), lengths), height);
+    store_upto(scores + n * score_stride + i, cosine_of(dots, B(inverse_norm(dot<T, A>(q, q, x.cols))), lengths), height);
   };
   if (norms != nullptr) {
     score_tiles<tile_dots, T, A>(queries, n_queries, query_stride, x, count, at,
-                                 [&](Index n, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
+                                 [=](Index n, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
                                    alignas(64) T lengths[W] = {};
                                    for (Index r = 0; r < height; ++r) lengths[r] = norms[at(i + r)];
                                    put(n, i, height, dots, B::load_aligned(lengths));
                                  });
   } else {
     score_tiles<tile_dots | tile_squares, T, A>(queries, n_queries, query_stride, x, count, at,
-                                                [&](Index n, Index i, Index height, B dots, B squares)
+                                                [=](Index n, Index i, Index height, B dots, B squares)
                                                     RECOPS_LAMBDA_INLINE { put(n, i, height, dots, B(xsimd::sqrt(squares))); });
   }
 }
@@ -504,7 +499,7 @@ template <class A>
 template <class A, class Emit>
 RECOPS_INLINE void int_products(const QuantizedQuery& q, const CodeRows& x, const Emit& emit) {
   constexpr int W = int_lanes<A>;
-  const bool far = x.count * x.cols >= far_bytes;
+  const bool far = x.count * x.cols >= distant_bytes;
   const Batch<float, A> scale(q.scale);
   Index i = 0;
   for (; i + W <= x.count; i += W) {
