@@ -1,11 +1,12 @@
-/// Every float through every elementwise function of simd/, on every instruction set of this build: the largest error of each in units
-/// of the last place (denormal results in their own steps), where it is, and the bound that the documentation gives. Exits with 1 if
-/// one is exceeded.
+/// Every float through every elementwise function of simd/, on every instruction set of this build: the largest error of each in
+/// units of the last place (denormal results in their own steps), where it is, and the bound that the documentation gives. Exits
+/// with 1 if one is exceeded.
 ///
 ///     elementwise [FUNCTION [ARCHITECTURE]] [--every N]
 ///
-/// Oracle: the same functions in double, which their tests hold to a few units of the last place of double; besides, the C library in
-/// double at every 65 537th float. Sine and cosine beyond 12 000, where both sides are the C library, see every 257th float only.
+/// Oracle: the same functions in double, which their tests hold to a few units of the last place of double; besides, the C
+/// library in double at every 65 537th float. Sine and cosine beyond 12 000, where both sides are the C library, see every 257th
+/// float only.
 #include <sys/wait.h>
 #include <unistd.h>
 #include <recops/simd/activation.hpp>

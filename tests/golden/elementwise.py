@@ -45,7 +45,7 @@ with np.errstate(all="ignore"):
         "cos": np.cos(angles.astype(np.float64)),
     }
 
-# Rows of a softmax: ordinary, padded on either side, one entry far above the others (within and beyond e^20), of large size, flat.
+# Rows of a softmax: ordinary, padded on either side, one entry far above the others (within e^20 and beyond), large, flat.
 n = 75
 rows = np.concatenate([rng.normal(size=(2, n)) * 3, rng.normal(size=(2, n)) * 20, rng.normal(size=(4, n)), rng.normal(size=(2, n))])
 rows[4, : n // 2] = -infinity

@@ -11,7 +11,8 @@
 
 namespace recops_test {
 
-/// f(arch, x, y, n) on every instruction set; results within `most` units of the last place, NaN and infinities where they belong.
+/// f(arch, x, y, n) on every instruction set; results within `most` units of the last place, NaN and infinities where they
+/// belong.
 template <class T, class F>
 void check_golden(const std::string& name, const std::string& argument, double most, F&& f) {
   static const Golden golden("elementwise");

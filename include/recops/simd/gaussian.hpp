@@ -1,8 +1,8 @@
 /// @file   recops/simd/gaussian.hpp
 /// @brief  erf and GELU, exact form, with its derivative, on vectors and arrays: relative accuracy also far out in the tails.
 ///
-/// All stand on the tail of the normal distribution, Phi(-z) = e^(-z^2 / 2) m(z) for z >= 0, where m (Mills' ratio over sqrt(2 pi))
-/// is smooth and falls slowly. z^2 is carried in two parts, but for the float gelu of AVX-512; its erf comes from a table.
+/// All stand on the tail of the normal distribution, Phi(-z) = e^(-z^2 / 2) m(z) for z >= 0, where m (Mills' ratio over sqrt(2
+/// pi)) is smooth and falls slowly. z^2 is carried in two parts, but for the float gelu of AVX-512; its erf comes from a table.
 ///
 /// Bounds, in units of the last place, measured as those of math.hpp:
 ///

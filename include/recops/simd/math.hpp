@@ -36,13 +36,13 @@ RECOPS_INLINE Batch<T, A> polynomial(Batch<T, A> x, const T (&c)[N]) {
   return p;
 }
 
-/// Added to a number of modest size, it leaves the nearest whole number in the low bits of the sum: rounding and conversion in one,
-/// which AVX2 lacks for double.
+/// Added to a number of modest size, it leaves the nearest whole number in the low bits of the sum: rounding and conversion in
+/// one, which AVX2 lacks for double.
 template <class T>
 inline constexpr T whole = std::is_same_v<T, float> ? T(0x1.8p23) : T(0x1.8p52);
 
-/// v * 2^floor(n). Where n is whole (AVX-512 takes any) this is a product of two factors, so that denormal results and overflow come
-/// out right.
+/// v * 2^floor(n). Where n is whole (AVX-512 takes any) this is a product of two factors, so that denormal results and overflow
+/// come out right.
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> scale_by_power(Batch<T, A> v, Batch<T, A> n) {
 #if defined(__AVX512F__)
@@ -164,8 +164,8 @@ RECOPS_INLINE Batch<T, A> exp(Batch<T, A> x) {
   return detail::exp_parts(x).value();
 }
 
-/// 2^x for x <= 127 (1000 in double), the cheapest there is; -infinity gives 0, NaN stays NaN. Relative error 1.8e-7 (float), 3e-16
-/// (double); what is below 2^-126 in float may become 0.
+/// 2^x for x <= 127 (1000 in double), the cheapest there is; -infinity gives 0, NaN stays NaN. Relative error 1.8e-7 (float),
+/// 3e-16 (double); what is below 2^-126 in float may become 0.
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
   using B = Batch<T, A>;

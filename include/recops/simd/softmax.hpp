@@ -1,13 +1,13 @@
 /// @file   recops/simd/softmax.hpp
 /// @brief  Softmax and log-sum-exp of contiguous rows: plain, masked, block by block, and backward.
 ///
-/// Max-shifted: any finite scores are safe. An entry of -infinity gets exactly 0; a row of nothing else (or of no entries) gets zeros
-/// and the log-sum-exp -infinity. A NaN or +infinity makes its whole row NaN, and no other. A weight p is within
+/// Max-shifted: any finite scores are safe. An entry of -infinity gets exactly 0; a row of nothing else (or of no entries) gets
+/// zeros and the log-sum-exp -infinity. A NaN or +infinity makes its whole row NaN, and no other. A weight p is within
 /// (20 + |log p|) units of the last place; float weights below 1e-38 may become 0.
 ///
 /// Three passes over the row: maximum; exponentials and their sum; scale. A row of floats that is not overwritten needs the first
-/// only where its largest entry exceeds eight others, spread evenly, by more than 14, or where a NaN or infinity shifts it: then the
-/// second is done twice.
+/// only where its largest entry exceeds eight others, spread evenly, by more than 14, or where a NaN or infinity shifts it: then
+/// the second is done twice.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -117,9 +117,9 @@ RECOPS_INLINE T exponentials(const Scores& score, T shift, T* p, Index n) {
   return powers_of_two<T, A, Store>(score, p, n, [=](Batch<T, A> x) RECOPS_LAMBDA_INLINE { return (x - top) * scale; });
 }
 
-/// The same in one pass: any entry may be the shift if no other exceeds it by much, which the sum tells. Returns the sum and writes
-/// log sum_j exp(x_j); returns 0, having written only to p, where the maximum has to be found first (in particular, wherever a
-/// NaN or infinity is at work).
+/// The same in one pass: any entry may be the shift if no other exceeds it by much, which the sum tells. Returns the sum and
+/// writes log sum_j exp(x_j); returns 0, having written only to p, where the maximum has to be found first (in particular,
+/// wherever a NaN or infinity is at work).
 template <class A, bool Store>
 RECOPS_INLINE float exponentials_at_once(const float* x, float* p, Index n, float& log_sum_exp) {
   using B = Batch<float, A>;
@@ -194,8 +194,8 @@ T softmax(T* x, Index n) {
   return simd::softmax<T, A>(x, x, n);
 }
 
-/// The same over the entries that a mask keeps; the others are not read and get 0. `keep`: a byte per entry (not 0: kept), or a bit
-/// per entry (bit i % 64 of word i / 64).
+/// The same over the entries that a mask keeps; the others are not read and get 0. `keep`: a byte per entry (not 0: kept), or a
+/// bit per entry (bit i % 64 of word i / 64).
 template <class T, class A = DefaultArch>
 T softmax_masked(const T* x, const std::uint8_t* keep, T* p, Index n) {
   const detail::KeptScores<T, A, std::uint8_t> score{x, keep};
