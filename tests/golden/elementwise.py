@@ -47,7 +47,7 @@ with np.errstate(all="ignore"):
 
 # Rows of a softmax: ordinary, padded on either side, one entry far above the others (within e^20 and beyond), large, flat.
 n = 75
-rows = np.concatenate([rng.normal(size=(2, n)) * 3, rng.normal(size=(2, n)) * 20, rng.normal(size=(4, n)), rng.normal(size=(2, n))])
+rows = rng.normal(size=(10, n)) * np.array([3, 3, 20, 20, 1, 1, 1, 1, 1, 1])[:, None]
 rows[4, : n // 2] = -infinity
 rows[5, n // 3:] = -1e9
 rows[6, 5] = 17.0

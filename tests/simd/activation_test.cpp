@@ -127,7 +127,7 @@ TEMPLATE_TEST_CASE("activations at the ends", "[simd][activation]", float, doubl
       if (linear) {
         CHECK(y[4] == -infinity);
       } else {
-        for (const std::size_t i : {2, 4, 6}) CHECK(y[i] == (f == Activation::tanh ? T(-1) : T(0)));
+        for (const std::size_t i : {2u, 4u, 6u}) CHECK(y[i] == (f == Activation::tanh ? T(-1) : T(0)));
       }
       // Derivatives there: 0 or 1, or the slope; a NaN gives NaN or nothing.
       std::vector<T> dy(x.size(), T(1)), dx(x.size());

@@ -43,7 +43,7 @@ TEMPLATE_TEST_CASE("sine and cosine at the ends and in place", "[simd][trigonome
   for_each_architecture([&](auto arch) {
     std::vector<T> x{infinity, -infinity, nan, 0, 1, T(1e25)}, s(6);
     simd::sincos<T, decltype(arch)>(x.data(), s.data(), x.data(), 6);
-    for (const std::size_t i : {0, 1, 2}) CHECK((std::isnan(s[i]) && std::isnan(x[i])));
+    for (const std::size_t i : {0u, 1u, 2u}) CHECK((std::isnan(s[i]) && std::isnan(x[i])));
     CHECK((s[3] == 0 && x[3] == 1 && s[4] == Approx(std::sin(1.0)) && x[4] == Approx(std::cos(1.0))));
     CHECK(s[5] == Approx(static_cast<double>(std::sin(static_cast<long double>(T(1e25))))));
   });

@@ -6,8 +6,8 @@
 /// (20 + |log p|) units of the last place; float weights below 1e-38 may become 0.
 ///
 /// Three passes over the row: maximum; exponentials and their sum; scale. A row of floats that is not overwritten needs the first
-/// only where its largest entry exceeds eight others, spread evenly, by more than 14, or where a NaN or infinity shifts it: then
-/// the second is done twice.
+/// only where an entry exceeds eight others, spread evenly, by some 14 or more (20 at the most), or where those hold a NaN or only
+/// infinities: then the second is done twice.
 #pragma once
 #include <algorithm>
 #include <cmath>
