@@ -24,7 +24,9 @@ TEMPLATE_TEST_CASE("softmax cross-entropy is torch's", "[nn][golden]", float, do
                {"softmax_smooth", {.label_smoothing = 0.15}},
                {"softmax_weighted", {.weights = weights}},
                {"softmax_log_q", {.weights = weights, .log_q = log_q, .ids = ids}}};
-  for (const auto& [name, options] : cases) {
+  for (const auto& each : cases) {
+    const auto& name = each.name;
+    const auto& options = each.options;  // a structured binding cannot be captured below in clang 14
     CAPTURE(name);
     Padded<T> dz(z.rows(), z.cols());
     const double loss = softmax_cross_entropy_value_and_grad<T>(z, targets, options, dz, ws);
