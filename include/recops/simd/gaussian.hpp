@@ -8,7 +8,7 @@
 ///
 ///               float                double
 ///     erf       4.2 / 2.4 / 3.0      4
-///     gelu      12 / 9 / 9           9          float: for x >= -3; below, relative error 1.2e-5 / 5e-6 / 5e-6
+///     gelu      12.5 / 9 / 9         9          float: for x >= -3; below, relative error 1.2e-5 / 5e-6 / 5e-6
 #pragma once
 #include <recops/simd/math.hpp>
 

@@ -4,7 +4,7 @@
 /// Bounds, in units of the last place, measured as those of math.hpp:
 ///
 ///               float                double
-///     log       1.0 / 1.0 / 1.3      1.5
+///     log       1.1 / 1.1 / 1.3      1.5
 ///     log1p     1.4 / 1.4 / 1.6      2
 ///     softplus  3.6 / 2.3 / 2.8      4
 #pragma once

@@ -114,7 +114,7 @@ T max(const T* a, Index n) {
     for (Index i = 0; i < n; ++i) m = a[i] > m ? a[i] : m;
     return m;
   }
-  B m = xsimd::max(B::load_unaligned(a + n - W),
+  B m = larger(B::load_unaligned(a + n - W),
                    B(lowest));  // the tail overlaps the last whole vector; NaN first: it is passed over
   Index i = 0;
   if (n >= U * W) {
@@ -123,16 +123,16 @@ T max(const T* a, Index n) {
     for (int u = 0; u < U; ++u) most[u] = B(lowest);
     for (; i + U * W <= n; i += U * W) {
       RECOPS_UNROLL
-      for (int u = 0; u < U; ++u) most[u] = xsimd::max(B::load_unaligned(a + i + u * W), most[u]);
+      for (int u = 0; u < U; ++u) most[u] = larger(B::load_unaligned(a + i + u * W), most[u]);
     }
     RECOPS_UNROLL
     for (int half = U / 2; half > 0; half /= 2) {
       RECOPS_UNROLL
-      for (int u = 0; u < half; ++u) most[u] = xsimd::max(most[u], most[u + half]);
+      for (int u = 0; u < half; ++u) most[u] = larger(most[u], most[u + half]);
     }
-    m = xsimd::max(most[0], m);
+    m = larger(most[0], m);
   }
-  for (; i + W <= n; i += W) m = xsimd::max(B::load_unaligned(a + i), m);
+  for (; i + W <= n; i += W) m = larger(B::load_unaligned(a + i), m);
   return max_lane(m);
 }
 

@@ -87,7 +87,7 @@ template <class T, class A, class Scores>
 RECOPS_INLINE T max_of(const Scores& score, Index n) {
   constexpr Index W = lanes<T, A>;
   Batch<T, A> m(-std::numeric_limits<T>::infinity());
-  for (Index i = 0; i < n; i += W) m = xsimd::max(score(i, n - i < W ? n - i : W), m);  // NaN first: it is passed over
+  for (Index i = 0; i < n; i += W) m = larger(score(i, n - i < W ? n - i : W), m);  // NaN first: it is passed over
   return max_lane(m);
 }
 

@@ -119,6 +119,16 @@ RECOPS_INLINE T sum_lanes(Batch<T, A> v) {
 #endif
 }
 
+/// The larger of each lane; where `v` is NaN, `m`. (NEON's own maximum would hand the NaN on.)
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> larger(Batch<T, A> v, Batch<T, A> m) {
+#if defined(__aarch64__)
+  return xsimd::select(v > m, v, m);
+#else
+  return xsimd::max(v, m);
+#endif
+}
+
 /// Largest lane. A NaN may be lost: look for it separately where it matters.
 template <class T, class A>
 RECOPS_INLINE T max_lane(Batch<T, A> v) {
