@@ -72,6 +72,10 @@
 #include <recops/nn/table.hpp>
 #include <recops/nn/time_gap_embedding.hpp>
 #include <recops/nn/transformer_block.hpp>
+#include <recops/ranking/aucm.hpp>
+#include <recops/ranking/group_loss.hpp>
+#include <recops/ranking/hardest_pair.hpp>
+#include <recops/ranking/pairwise_auc.hpp>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/argsort.hpp>
 #include <recops/simd/attention_backward.hpp>
@@ -101,6 +105,7 @@
 #include <recops/simd/midrank.hpp>
 #include <recops/simd/normal.hpp>
 #include <recops/simd/order_key.hpp>
+#include <recops/simd/pair_sums.hpp>
 #include <recops/simd/panels.hpp>
 #include <recops/simd/philox.hpp>
 #include <recops/simd/pool_rows.hpp>
