@@ -12,6 +12,16 @@
 #include <recops/core/random.hpp>
 #include <recops/core/views.hpp>
 #include <recops/core/workspace.hpp>
+#include <recops/diffusion/diffusion_loss.hpp>
+#include <recops/diffusion/diffusion_step.hpp>
+#include <recops/diffusion/mlp_denoiser.hpp>
+#include <recops/diffusion/noise_schedule.hpp>
+#include <recops/diffusion/prediction.hpp>
+#include <recops/diffusion/q_sample.hpp>
+#include <recops/diffusion/sampler.hpp>
+#include <recops/diffusion/sampler_plan.hpp>
+#include <recops/diffusion/timestep_embedding.hpp>
+#include <recops/diffusion/timestep_sampler.hpp>
 #include <recops/diversity/mmr.hpp>
 #include <recops/diversity/mmr_backward.hpp>
 #include <recops/diversity/mmr_columns.hpp>
@@ -86,6 +96,7 @@
 #include <recops/simd/certified_top_k.hpp>
 #include <recops/simd/compress.hpp>
 #include <recops/simd/convert.hpp>
+#include <recops/simd/diffusion_update.hpp>
 #include <recops/simd/fft.hpp>
 #include <recops/simd/fft_butterflies.hpp>
 #include <recops/simd/fft_filter.hpp>
