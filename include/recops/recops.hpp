@@ -32,6 +32,15 @@
 #include <recops/diversity/panels.hpp>
 #include <recops/diversity/selection.hpp>
 #include <recops/diversity/sliding_maximum.hpp>
+#include <recops/frequency/band.hpp>
+#include <recops/frequency/band_mix.hpp>
+#include <recops/frequency/bsarec_layer.hpp>
+#include <recops/frequency/farm_intra_domain.hpp>
+#include <recops/frequency/filter_block.hpp>
+#include <recops/frequency/padding.hpp>
+#include <recops/frequency/plans.hpp>
+#include <recops/frequency/slide_filter.hpp>
+#include <recops/frequency/spectral_filter.hpp>
 #include <recops/gating/block_linear.hpp>
 #include <recops/gating/expert_bank.hpp>
 #include <recops/gating/gate_map.hpp>

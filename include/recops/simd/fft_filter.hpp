@@ -310,26 +310,14 @@ class FftFilter {
   /// From W [K, D] (K the bins of the plan); Im at DC and Nyquist has no effect. `conjugate` gives the transposed filter: with
   /// that one `fft_filter` computes the gradient of x.
   void prepare(const FftPlan<T>& plan, FftPlanes<const T> gains, Workspace& ws, bool conjugate = false) {
-    constexpr Index W = lanes<T, A>;
-    const Index size = plan.size(), length = plan.length(), cols = gains.re.cols();
-    assert(gains.re.rows() == plan.bins() && gains.im.rows() == plan.bins() && gains.im.cols() == cols);
-    length_ = length;
-    cols_ = cols;
-    gains_.resize((cols + W - 1) / W * size * 2 * W);
-    if (length == 0 || cols == 0) return;
-    if (plan.bluestein()) {
-      const auto mark = ws.mark();
-      const MatrixView<T> kernel = ws.matrix<T>(length, cols);
-      irfft<T, A>(plan, gains, kernel, FftNorm::backward, ws);
-      detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), gains_.data());
-    } else {
-      const detail::FftRows<const T> re = detail::fft_alone<A>(gains.re), im = detail::fft_alone<A>(gains.im);
-      const T scale = T(1) / static_cast<T>(length);
-      detail::fft_join<T, A>(plan, gains_.data(), size * 2 * W, false, re, im, 0, detail::fft_groups(re), scale, scale);
-    }
-    if (conjugate)
-      for (Index i = W; i < gains_.size(); i += 2 * W)
-        for (Index l = 0; l < W; ++l) gains_[i + l] = -gains_[i + l];
+    gains_.resize(block_count(gains.re.cols()) * block_size(plan));
+    scratch_ = nullptr;
+    fill(plan, gains, gains_.data(), ws, conjugate);
+  }
+  /// The same with the gains in `ws`, where they live until its mark ends: for a filter of one call.
+  void prepare_in(Workspace& ws, const FftPlan<T>& plan, FftPlanes<const T> gains, bool conjugate = false) {
+    scratch_ = ws.take<T>(block_count(gains.re.cols()) * block_size(plan));
+    fill(plan, gains, scratch_, ws, conjugate);
   }
 
   /// L and D of what it filters.
@@ -339,11 +327,38 @@ class FftFilter {
   const T* block(Index b) const {
     constexpr Index W = lanes<T, A>;
     assert(0 <= b && b * W < cols_);
-    return gains_.data() + gains_.size() / ((cols_ + W - 1) / W) * b;
+    return (scratch_ ? scratch_ : gains_.data()) + b * block_size_;
   }
 
  private:
+  static Index block_count(Index cols) { return (cols + lanes<T, A> - 1) / lanes<T, A>; }
+  static Index block_size(const FftPlan<T>& plan) { return plan.size() * 2 * lanes<T, A>; }
+  void fill(const FftPlan<T>& plan, FftPlanes<const T> gains, T* to, Workspace& ws, bool conjugate) {
+    constexpr Index W = lanes<T, A>;
+    const Index length = plan.length(), cols = gains.re.cols();
+    assert(gains.re.rows() == plan.bins() && gains.im.rows() == plan.bins() && gains.im.cols() == cols);
+    length_ = length;
+    cols_ = cols;
+    block_size_ = block_size(plan);
+    if (length == 0 || cols == 0) return;
+    if (plan.bluestein()) {
+      const auto mark = ws.mark();
+      const MatrixView<T> kernel = ws.matrix<T>(length, cols);
+      irfft<T, A>(plan, gains, kernel, FftNorm::backward, ws);
+      detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), to);
+    } else {
+      const detail::FftRows<const T> re = detail::fft_alone<A>(gains.re), im = detail::fft_alone<A>(gains.im);
+      const T scale = T(1) / static_cast<T>(length);
+      detail::fft_join<T, A>(plan, to, block_size_, false, re, im, 0, detail::fft_groups(re), scale, scale);
+    }
+    if (conjugate)
+      for (Index i = W; i < block_count(cols) * block_size_; i += 2 * W)
+        for (Index l = 0; l < W; ++l) to[i + l] = -to[i + l];
+  }
+
   Vector<T> gains_;
+  T* scratch_ = nullptr;  // where they lie instead of gains_
+  Index block_size_ = 0;
   recops::detail::MovedSize length_, cols_;
 };
 
@@ -354,11 +369,26 @@ class FftGains {
   FftGains() = default;
   /// From `gains` [K].
   void prepare(const FftPlan<T>& plan, VectorView<const T> gains, Workspace& ws) {
+    gains_.resize(plan.size());
+    scratch_ = nullptr;
+    fill(plan, gains, gains_.data(), ws);
+  }
+  /// The same with the gains in `ws`, where they live until its mark ends: for a filter of one call.
+  void prepare_in(Workspace& ws, const FftPlan<T>& plan, VectorView<const T> gains) {
+    scratch_ = ws.take<T>(plan.size());
+    fill(plan, gains, scratch_, ws);
+  }
+
+  Index length() const { return length_; }
+  /// At the positions of the bins, `[size]`.
+  const T* data() const { return scratch_ ? scratch_ : gains_.data(); }
+
+ private:
+  void fill(const FftPlan<T>& plan, VectorView<const T> gains, T* to, Workspace& ws) {
     constexpr Index W = lanes<T, A>;
     const Index size = plan.size(), length = plan.length(), bins = plan.bins();
     assert(gains.size() == bins);
     length_ = length;
-    gains_.resize(size);
     if (length == 0) return;
     if (plan.bluestein()) {
       const auto mark = ws.mark();
@@ -367,23 +397,19 @@ class FftGains {
       T* const z = ws.take<T>(size * 2 * W);
       irfft<T, A>(plan, FftPlanes<const T>{MatrixView<const T>(gains.data(), bins, 1), zero}, kernel, FftNorm::backward, ws);
       detail::fft_embed_kernel<T, A>(plan, MatrixView<const T>(kernel), z);
-      for (Index n = 0; n < size; ++n) gains_[n] = z[n * 2 * W];  // the kernel is symmetric: its spectrum is real
+      for (Index n = 0; n < size; ++n) to[n] = z[n * 2 * W];  // the kernel is symmetric: its spectrum is real
       return;
     }
     const std::int32_t* const at = plan.positions();
     for (Index k = 0; k < bins; ++k) {
       const T g = gains[k] / static_cast<T>(length);
-      gains_[at[k]] = g;
-      gains_[at[k == 0 ? 0 : length - k]] = g;
+      to[at[k]] = g;
+      to[at[k == 0 ? 0 : length - k]] = g;
     }
   }
 
-  Index length() const { return length_; }
-  /// At the positions of the bins, `[size]`.
-  const T* data() const { return gains_.data(); }
-
- private:
   Vector<T> gains_;
+  T* scratch_ = nullptr;  // where they lie instead of gains_
   recops::detail::MovedSize length_;
 };
 
@@ -460,23 +486,27 @@ class FftFilterGradient {
   FftFilterGradient() = default;
   /// For sequences of the plan's length with D = `cols` channels; all zeros.
   void reset(const FftPlan<T>& plan, Index cols) {
-    constexpr Index W = lanes<T, A>;
-    assert(cols >= 0);
-    cols_ = cols;
-    length_ = plan.length();
-    sums_.resize((cols + W - 1) / W * plan.size() * 2 * W);
+    start(plan, cols);
+    scratch_ = nullptr;
+    sums_.resize(size_);
     clear();
   }
-  void clear() { sums_.fill(T(0)); }
+  /// The same with the sums in `ws`, where they live until its mark ends: for one call.
+  void reset_in(Workspace& ws, const FftPlan<T>& plan, Index cols) {
+    start(plan, cols);
+    scratch_ = ws.take<T>(size_);
+    clear();
+  }
+  void clear() { std::fill_n(data(), Index{size_}, T(0)); }
   void merge(const FftFilterGradient& other) {
-    assert(other.sums_.size() == sums_.size());
+    assert(other.size_ == size_);
     using B = Batch<T, A>;
-    for (Index i = 0; i < sums_.size(); i += lanes<T, A>)
-      (B::load_aligned(sums_.data() + i) + B::load_aligned(other.sums_.data() + i)).store_aligned(sums_.data() + i);
+    for (Index i = 0; i < size_; i += lanes<T, A>)
+      (B::load_aligned(data() + i) + B::load_aligned(other.data() + i)).store_aligned(data() + i);
   }
   Index length() const { return length_; }
   Index cols() const { return cols_; }
-  T* block(Index b, Index size) { return sums_.data() + b * size * 2 * lanes<T, A>; }
+  T* block(Index b, Index size) { return data() + b * size * 2 * lanes<T, A>; }
 
   /// dW_k += m_k / L sum conj(X_k) F_k, `[K, D]`; Im at DC and Nyquist gains exactly 0.
   void add_to(const FftPlan<T>& plan, FftPlanes<T> dgains, Workspace& ws) const {
@@ -492,7 +522,7 @@ class FftFilterGradient {
       T* const z = ws.take<T>(size * 2 * W);
       const T scale = T(1) / static_cast<T>(size);
       for (Index d = 0; d < cols_; d += W) {
-        std::copy_n(sums_.data() + d * size * 2, size * 2 * W, z);
+        std::copy_n(data() + d * size * 2, size * 2 * W, z);
         detail::fft_inverse_parts<T, A>(plan, 0, z, 1);
         const Index n = cols_ - d < W ? cols_ - d : W;
         for (Index m = 0; m < length; ++m) {
@@ -508,12 +538,22 @@ class FftFilterGradient {
     const T s = T(1) / static_cast<T>(length);
     const detail::FftRows<T> re = detail::fft_alone<A>(dgains.re), im = detail::fft_alone<A>(dgains.im);
     // Z_k and conj Z_(L-k) hold the sum, and cross terms that cancel.
-    detail::fft_separate<T, A>(plan, sums_.data(), size * 2 * W, re, im, 0, detail::fft_groups(re), s, 2 * s, true);
+    detail::fft_separate<T, A>(plan, data(), size * 2 * W, re, im, 0, detail::fft_groups(re), s, 2 * s, true);
   }
 
  private:
+  void start(const FftPlan<T>& plan, Index cols) {
+    assert(cols >= 0);
+    cols_ = cols;
+    length_ = plan.length();
+    size_ = (cols + lanes<T, A> - 1) / lanes<T, A> * plan.size() * 2 * lanes<T, A>;
+  }
+  T* data() { return scratch_ ? scratch_ : sums_.data(); }
+  const T* data() const { return scratch_ ? scratch_ : sums_.data(); }
+
   Vector<T> sums_;
-  recops::detail::MovedSize length_, cols_;
+  T* scratch_ = nullptr;  // where they lie instead of sums_
+  recops::detail::MovedSize length_, cols_, size_;
 };
 
 namespace detail {
