@@ -3,6 +3,7 @@
 ///
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
+#include <recops/attention/multi_interest.hpp>
 #include <recops/attention/target_attention.hpp>
 #include <recops/core/config.hpp>
 #include <recops/core/error.hpp>
@@ -18,6 +19,7 @@
 #include <recops/diffusion/noise_schedule.hpp>
 #include <recops/diffusion/prediction.hpp>
 #include <recops/diffusion/q_sample.hpp>
+#include <recops/diffusion/round_to_items.hpp>
 #include <recops/diffusion/sampler.hpp>
 #include <recops/diffusion/sampler_plan.hpp>
 #include <recops/diffusion/timestep_embedding.hpp>
@@ -102,6 +104,7 @@
 #include <recops/simd/attention_forward.hpp>
 #include <recops/simd/attention_tiles.hpp>
 #include <recops/simd/build_info.hpp>
+#include <recops/simd/batched_top_k.hpp>
 #include <recops/simd/certified_top_k.hpp>
 #include <recops/simd/compress.hpp>
 #include <recops/simd/convert.hpp>

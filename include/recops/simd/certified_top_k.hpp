@@ -75,6 +75,17 @@ inline double code_error(const float* q, Index cols, Index all_cols, double quer
   return absolute * (0.5 + 0x1p-14) + 127.5 * (query_error + absolute * roundings(all_cols));
 }
 
+/// eps of rows rounded to sixteen bits = |row| * per_norm + rest; `half`: to Float16, else BFloat16.
+struct RoundedError {
+  float per_norm, rest;
+};
+inline RoundedError rounded_error(const QuerySums& sums, Index cols, bool half) {
+  // Half the distance of the smallest numbers of a format is lost at most; squares of a norm underflow before their rows do.
+  const double lost = sums.absolute * (half ? 0x1p-24 : 0x1p-125) + sums.length * std::sqrt(static_cast<double>(cols)) * 0x1p-62;
+  return {at_least(sums.length * ((half ? 0x1p-11 : 0x1p-8) * (1 + 0x1p-7) + roundings(cols))),
+          at_least(lost + underflow(cols, sums.absolute))};
+}
+
 /// Collects the rows that may be among the k best, from approximate scores and their error bounds.
 template <class A>
 class Survivors {
@@ -288,11 +299,8 @@ requires(std::is_same_v<std::remove_const_t<S>, BFloat16> || std::is_same_v<std:
     return {scan_top_k<float, A>(query, rows, indices, scores, ws), rows.rows()};
   const auto mark = ws.mark();
   const auto x = detail::stored_rows(copy);
-  const auto sums = detail::sums_of(query.data(), cols);
-  // Half the distance of the smallest numbers of a format is lost at most; squares of a norm underflow before their rows do.
-  const double lost = sums.absolute * (half ? 0x1p-24 : 0x1p-125) + sums.length * std::sqrt(static_cast<double>(cols)) * 0x1p-62;
-  const B per_norm(detail::at_least(sums.length * ((half ? 0x1p-11 : 0x1p-8) * (1 + 0x1p-7) + detail::roundings(cols))));
-  const B rest(detail::at_least(lost + detail::underflow(cols, sums.absolute)));
+  const detail::RoundedError error = detail::rounded_error(detail::sums_of(query.data(), cols), cols, half);
+  const B per_norm(error.per_norm), rest(error.rest);
   return detail::certify<A>(query, rows, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
     detail::score_tiles<detail::tile_dots, float, A>(
         query.data(), 1, 0, x, x.count, detail::InOrder{}, [&](Index, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
