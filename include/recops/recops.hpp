@@ -103,8 +103,8 @@
 #include <recops/simd/attention_blocks.hpp>
 #include <recops/simd/attention_forward.hpp>
 #include <recops/simd/attention_tiles.hpp>
-#include <recops/simd/build_info.hpp>
 #include <recops/simd/batched_top_k.hpp>
+#include <recops/simd/build_info.hpp>
 #include <recops/simd/certified_top_k.hpp>
 #include <recops/simd/compress.hpp>
 #include <recops/simd/convert.hpp>
