@@ -15,7 +15,7 @@ static_assert(RowLayer<Mlp<float>, float> && RowLayer<Mlp<double, BatchNorm<doub
 TEMPLATE_TEST_CASE("an MLP with batch norms is torch's, in training, served and frozen", "[nn][golden]", float, double) {
   using T = TestType;
   const Golden golden("layers");
-  const double bound = std::is_same_v<T, float> ? 1e-5 : 1e-10;
+  const double bound = std::is_same_v<T, float> ? 2e-5 : 1e-10;  // a bias before a batch norm has no gradient but rounding
   Random random(1);
   Mlp<T, BatchNorm<T>> mlp({7, 12, 9, 2}, {.activation = Activation::silu}, random);
   CHECK(distance_to_golden<T>(golden, "mlp", mlp) < bound);
