@@ -285,3 +285,26 @@ def embedding_train(rows, cols, bags_, longest, copies=1):
             adam.step()
 
     return run
+
+
+def infonce(rows, candidates, width, train, symmetric):
+    """Softmax cross-entropy of u v^T / temperature against one positive a row, and, if symmetric, one a column."""
+    f = torch.nn.functional.cross_entropy
+    u, v = (torch.randn(n, width) / width**0.5 for n in (rows, candidates))
+    scale, positives = torch.tensor(10.0).log(), torch.arange(rows) % candidates
+    if not train:
+        return lambda i: f(u @ v.t() * scale.exp(), positives)
+    for x in (u, v, scale):
+        x.requires_grad_()
+
+    def scaled_logits():  # the fewer numbers take the factor
+        return (u * scale.exp()) @ v.t()
+
+    def run(i):
+        with torch.enable_grad():
+            u.grad = v.grad = scale.grad = None
+            z = scaled_logits()
+            loss = (f(z, positives) + f(z.t(), positives)) / 2 if symmetric else f(z, positives)
+            loss.backward()
+
+    return run

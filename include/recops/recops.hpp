@@ -5,6 +5,11 @@
 #pragma once
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/target_attention.hpp>
+#include <recops/contrastive/align_pooled.hpp>
+#include <recops/contrastive/biased_infonce.hpp>
+#include <recops/contrastive/in_batch.hpp>
+#include <recops/contrastive/infonce_blocks.hpp>
+#include <recops/contrastive/infonce_options.hpp>
 #include <recops/core/config.hpp>
 #include <recops/core/error.hpp>
 #include <recops/core/fields.hpp>
@@ -82,6 +87,7 @@
 #include <recops/nn/loss.hpp>
 #include <recops/nn/mlp.hpp>
 #include <recops/nn/multihead_attention.hpp>
+#include <recops/nn/normalize_rows.hpp>
 #include <recops/nn/positional_embedding.hpp>
 #include <recops/nn/regression_loss.hpp>
 #include <recops/nn/residual.hpp>

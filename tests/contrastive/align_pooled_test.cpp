@@ -1,0 +1,52 @@
+// Oracles: PyTorch (golden/contrastive.py); central differences.
+#include <recops/contrastive/align_pooled.hpp>
+#include <recops/train/gradient_check.hpp>
+
+#include "support/allocations.hpp"
+#include "support/golden.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+using namespace recops_test;
+
+TEMPLATE_TEST_CASE("aligned sequences are PyTorch's", "[contrastive][golden]", float, double) {
+  using T = TestType;
+  const Golden golden("contrastive");
+  Workspace ws;
+  const double bound = std::is_same_v<T, float> ? 1e-5 : 1e-12;
+  const Matrix<T> x = golden.matrix<T>("align.x"), y = golden.matrix<T>("align.y");
+  const auto xo = golden.values<std::int64_t>("align.xo"), yo = golden.values<std::int64_t>("align.yo");
+  const std::vector<std::int32_t> users{0, 1, 2, 3, 0};
+  const AlignOptions options{.log_scale = 0.7, .ids = users};
+  Padded<T> dx(x.rows(), x.cols()), dy(y.rows(), y.cols());
+  double dscale = 0;
+  const JaggedView<const T> a(x.view(), xo), b(y.view(), yo);
+  const auto run = [&](double upstream) { return align_pooled_value_and_grad<T>(a, b, options, upstream, dx, dy, &dscale, ws); };
+  const double loss = run(1);
+  CHECK(std::abs(loss - golden.scalar("align.loss")) < bound);
+  CHECK(max_difference(dx.view(), golden.matrix<double>("align.dx").view()) < bound);
+  CHECK(max_difference(dy.view(), golden.matrix<double>("align.dy").view()) < bound);
+  CHECK(std::abs(dscale - golden.scalar("align.dls")) < bound);
+  CHECK(align_pooled<T>(a, b, options, ws) == loss);
+  CHECK(count_allocations([&] { run(-1); }) == 0);
+  CHECK(std::abs(static_cast<double>(dx(0, 0))) < bound);  // -1 takes back what 1 gave
+  CHECK((dx.intact() && dy.intact()));
+}
+
+TEST_CASE("mean_pool and its gradient; nobody with both sequences; errors", "[contrastive]") {
+  Workspace ws;
+  const Matrix<double> x{{1, 2}, {3, 4}, {5, 9}};
+  const std::vector<int> offsets{0, 2, 2, 3}, other{0, 0, 3, 3}, ids{1, 2};
+  Matrix<double> mean(3, 2, 5.0), dx(3, 2, 1.0);
+  mean_pool<double>(JaggedView<const double>(x.view(), offsets), mean);
+  CHECK(max_difference(mean.view(), Matrix<double>{{2, 3}, {0, 0}, {5, 9}}.view()) == 0);
+  mean_pool_backward<double>(JaggedView<const double>(x.view(), offsets), mean, dx);
+  CHECK(max_difference(dx.view(), Matrix<double>{{2, 2.5}, {2, 2.5}, {6, 10}}.view()) == 0);
+  const JaggedView<const double> a(x.view(), offsets), b(x.view(), other), c(x.view());
+  CHECK(align_pooled_value_and_grad<double>(a, b, {}, 1, dx, dx, nullptr, ws) == 0);
+  CHECK(dx(2, 1) == 10);
+  CHECK(error_of([&] { align_pooled<double>(a, c, {}, ws); }) == "align_pooled: y: expected 3 sequences, got 1");
+  CHECK(error_of([&] { align_pooled<double>(a, b, {.ids = ids}, ws); }) == "align_pooled: ids: expected size 3, got 2");
+  CHECK(error_of([&] { align_pooled_value_and_grad<double>(a, b, {}, 1, dx, mean.view().middle_rows(0, 2), nullptr, ws); }) ==
+        "align_pooled_value_and_grad: dy: expected shape [3, 2], got [2, 2]");
+}
