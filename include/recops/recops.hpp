@@ -71,8 +71,10 @@
 #include <recops/metrics/ndcg.hpp>
 #include <recops/metrics/ranked.hpp>
 #include <recops/metrics/retrieval.hpp>
+#include <recops/models/farm.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/nn/activation.hpp>
+#include <recops/nn/attention_sublayer.hpp>
 #include <recops/nn/batch_norm.hpp>
 #include <recops/nn/cross_network.hpp>
 #include <recops/nn/dense.hpp>
