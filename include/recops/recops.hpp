@@ -102,9 +102,17 @@
 #include <recops/nn/time_gap_embedding.hpp>
 #include <recops/nn/transformer_block.hpp>
 #include <recops/ranking/aucm.hpp>
+#include <recops/ranking/border_pairwise.hpp>
+#include <recops/ranking/bpr.hpp>
+#include <recops/ranking/chorus_cvr.hpp>
+#include <recops/ranking/escm2.hpp>
+#include <recops/ranking/esmm.hpp>
 #include <recops/ranking/group_loss.hpp>
 #include <recops/ranking/hardest_pair.hpp>
+#include <recops/ranking/listwise.hpp>
 #include <recops/ranking/pairwise_auc.hpp>
+#include <recops/ranking/product_bce.hpp>
+#include <recops/ranking/ranknet.hpp>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/argsort.hpp>
 #include <recops/simd/attention_backward.hpp>
@@ -131,6 +139,7 @@
 #include <recops/simd/gemm_quantized.hpp>
 #include <recops/simd/gemm_tiles.hpp>
 #include <recops/simd/keep_mask.hpp>
+#include <recops/simd/lambda_sums.hpp>
 #include <recops/simd/log.hpp>
 #include <recops/simd/math.hpp>
 #include <recops/simd/midrank.hpp>

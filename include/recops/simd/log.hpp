@@ -112,20 +112,45 @@ RECOPS_INLINE Batch<T, A> log1p(Batch<T, A> x) {
   return xsimd::select(x == B(T(0)), x, ends);
 }
 
-/// log(1 + e^x) without overflow: x far above 0, e^x far below, down through the denormals. Its derivative is the sigmoid.
+namespace detail {
+
+/// log(1 + e) for e in [0, 1].
 template <class T, class A>
-RECOPS_INLINE Batch<T, A> softplus(Batch<T, A> x) {
-  using B = Batch<T, A>;
-  const B e = detail::exp_parts(xsimd::max(B(std::is_same_v<T, float> ? T(-110) : T(-750)), -xsimd::abs(x))).value();
-  B y;
+RECOPS_INLINE Batch<T, A> log1p_unit(Batch<T, A> e) {
   if constexpr (std::is_same_v<T, float>) {
     constexpr float c[] = {1.0f,         -0.499999315f, 0.333304703f,   -0.24958156f,  0.196931839f,
                            -0.15349032f, 0.106698267f,  -0.0575589538f, 0.0201485958f, -0.00330607942f};
-    y = e * detail::polynomial(e, c);
+    return e * polynomial(e, c);
   } else {
-    y = simd::log1p(e);
+    return simd::log1p(e);
   }
-  return xsimd::max(B(T(0)), x) + y;
+}
+
+/// e^-|x|, down through the denormals to 0.
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> exp_minus_abs(Batch<T, A> x) {
+  return exp_parts(xsimd::max(Batch<T, A>(std::is_same_v<T, float> ? T(-110) : T(-750)), -xsimd::abs(x))).value();
+}
+
+}  // namespace detail
+
+/// log(1 + e^x) without overflow: x far above 0, e^x far below, down through the denormals. Its derivative is the sigmoid.
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> softplus(Batch<T, A> x) {
+  return xsimd::max(Batch<T, A>(T(0)), x) + detail::log1p_unit(detail::exp_minus_abs(x));
+}
+
+/// The softplus and its derivative, for one exponential.
+template <class T, class A>
+struct Logistic {
+  Batch<T, A> softplus, sigmoid;
+  Batch<T, A> far, rest;  ///< e^-|x|, and log(1 + e^-|x|) = softplus - max(0, x)
+};
+template <class T, class A>
+RECOPS_INLINE Logistic<T, A> logistic(Batch<T, A> x) {
+  using B = Batch<T, A>;
+  const B zero(T(0)), one(T(1)), e = detail::exp_minus_abs(x), rest = detail::log1p_unit(e), inverse = one / (one + e);
+  return {xsimd::max(zero, x) + rest, xsimd::select(x >= zero, inverse, e * inverse), e, rest};
 }
 
 /// y_i = log x_i; y may be x. So for the others.
