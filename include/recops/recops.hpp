@@ -3,6 +3,7 @@
 ///
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
+#include <recops/attention/contrastive_attention.hpp>
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/target_attention.hpp>
 #include <recops/contrastive/align_pooled.hpp>
@@ -29,10 +30,12 @@
 #include <recops/diffusion/sampler_plan.hpp>
 #include <recops/diffusion/timestep_embedding.hpp>
 #include <recops/diffusion/timestep_sampler.hpp>
+#include <recops/diversity/gumbel_top_k.hpp>
 #include <recops/diversity/mmr.hpp>
 #include <recops/diversity/mmr_backward.hpp>
 #include <recops/diversity/mmr_columns.hpp>
 #include <recops/diversity/mmr_input.hpp>
+#include <recops/diversity/mmr_labels.hpp>
 #include <recops/diversity/mmr_lazy.hpp>
 #include <recops/diversity/mmr_scores.hpp>
 #include <recops/diversity/normalize.hpp>
@@ -71,6 +74,8 @@
 #include <recops/metrics/ndcg.hpp>
 #include <recops/metrics/ranked.hpp>
 #include <recops/metrics/retrieval.hpp>
+#include <recops/models/cdm.hpp>
+#include <recops/models/cdm_loss.hpp>
 #include <recops/models/farm.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/nn/activation.hpp>

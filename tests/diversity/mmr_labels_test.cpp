@@ -1,0 +1,89 @@
+// Oracles: the picks of mmr itself; soft labels by numpy (tests/golden/cdm.py).
+#include <recops/diversity/mmr_labels.hpp>
+#include <vector>
+
+#include "support/allocations.hpp"
+#include "support/golden.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+using namespace recops_test;
+
+TEMPLATE_TEST_CASE("soft labels against numpy; they become the hard ones", "[diversity][labels]", float, double) {
+  using T = TestType;
+  const Golden golden("cdm");
+  const Matrix<T> x = golden.matrix<T>("labels.features");
+  const auto r = golden.values<T>("labels.relevance");
+  const auto options = golden.values<double>("labels.options"), soft = golden.values<double>("labels.soft");
+  Workspace ws;
+  MmrLabelOptions o{.teacher = {.lambda = options[0]},
+                    .picks = static_cast<Index>(options[1]),
+                    .labels = TeacherLabels::soft,
+                    .temperature = options[2]};
+  const MmrInput<T> in{.relevance = r, .features = x};
+  Vector<T> y(24), hard(24), graded(24);
+  mmr_labels<T>(in, o, y, ws);
+  for (Index i = 0; i < 24; ++i)
+    CHECK(std::abs(static_cast<double>(y[i]) - soft[static_cast<std::size_t>(i)]) < (std::is_same_v<T, float> ? 2e-5 : 1e-12));
+  o.temperature = 1e-6;
+  mmr_labels<T>(in, o, y, ws);
+  o.labels = TeacherLabels::hard;
+  mmr_labels<T>(in, o, hard, ws);
+  o.labels = TeacherLabels::graded;
+  mmr_labels<T>(in, o, graded, ws);
+  Vector<std::int32_t> picks(6);
+  mmr<T>(in, o.teacher, picks, {}, ws);
+  Index wins = 0;
+  for (Index i = 0; i < 24; ++i) {
+    wins += hard[i] == 1;
+    CHECK(std::abs(y[i] - hard[i]) < T(1e-3));
+  }
+  CHECK(wins == 6);
+  for (Index t = 0; t < 6; ++t) CHECK(graded[picks[t]] == static_cast<T>(1 - static_cast<double>(t) / 6));
+}
+
+TEST_CASE("labels of a batch are those of its requests; masks, NaN, history, errors", "[diversity][labels]") {
+  Random random = random_stream(7301);
+  Workspace ws;
+  Matrix<float> x = random_matrix<float>(30, 5, random), history = random_matrix<float>(3, 5, random);
+  Vector<float> r = random_vector<float>(30, random);
+  Vector<std::uint8_t> allowed(30, 1);
+  allowed[4] = 0;
+  r[7] = std::numeric_limits<float>::quiet_NaN();
+  x(9, 2) = std::numeric_limits<float>::infinity();
+  const std::vector<std::int32_t> offsets{0, 12, 12, 13, 30}, seen{0, 0, 0, 1, 3};
+  const MmrBatch<float> batch{.relevance = r,
+                              .features = JaggedView<const float>(x.view(), offsets),
+                              .history = JaggedView<const float>(history.view(), seen),
+                              .allowed = allowed};
+  for (const TeacherLabels kind : {TeacherLabels::hard, TeacherLabels::graded, TeacherLabels::soft}) {
+    const MmrLabelOptions o{.teacher = {.lambda = 0.4, .normalize = true}, .picks = 5, .labels = kind};
+    Vector<float> all(30, -1), one(30, -1);
+    const auto call = [&] { mmr_labels<float>(batch, o, all, ws); };
+    call();
+    CHECK(count_allocations(call) == 0);
+    for (Index b = 0; b < 4; ++b) {
+      MmrInput<float> in = recops::detail::mmr_request(batch, b);
+      mmr_labels<float>(in, o, VectorView<float>(one).segment(batch.features.begin(b), batch.features.length(b)), ws);
+    }
+    for (Index i = 0; i < 30; ++i) {
+      CHECK(all[i] == one[i]);
+      CHECK((all[i] >= 0 && all[i] <= 1));
+    }
+    CHECK((all[4] == 0 && all[7] == 0 && all[9] == 0 && all[12] > 0.9999f));
+  }
+  Vector<float> y(30, -1);
+  const MmrInput<float> in{.relevance = r, .features = x};
+  CHECK(error_of([&] { mmr_labels<float>(in, {.picks = -1}, y, ws); }) == "mmr_labels: picks: expected picks >= 0, got -1");
+  CHECK(error_of([&] {
+          mmr_labels<float>(in, {.teacher = {.window = 3}, .labels = TeacherLabels::soft}, y, ws);
+        }).find("window") != std::string::npos);
+  CHECK(error_of([&] { mmr_labels<float>(in, {}, VectorView<float>(y.data(), 3), ws); }) ==
+        "mmr_labels: labels: expected size 30, got 3");
+  MmrInput<float> categories = in;
+  const std::vector<std::int32_t> ids(30, 1);
+  categories.categories = ids;
+  CHECK(error_of([&] { mmr_labels<float>(categories, {.labels = TeacherLabels::soft}, y, ws); }).find("soft") !=
+        std::string::npos);
+  for (const float v : y) CHECK(v == -1);
+}
