@@ -119,6 +119,7 @@
 #include <recops/ranking/product_bce.hpp>
 #include <recops/ranking/ranknet.hpp>
 #include <recops/simd/activation.hpp>
+#include <recops/simd/band_projection.hpp>
 #include <recops/simd/argsort.hpp>
 #include <recops/simd/attention_backward.hpp>
 #include <recops/simd/attention_blocks.hpp>
