@@ -7,6 +7,7 @@
 /// time.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <recops/simd/sort_registers.hpp>
 #include <recops/simd/xsimd.hpp>
@@ -86,7 +87,43 @@ template <int Width, int Bits, int First = 32>
   return words;
 }
 
-inline constexpr Index many_words = 2048;  ///< worth histograms of 11 bits
+/// Sorts by the leading 2 Width bits of where keys lie between the smallest and the largest, then puts the few right that this
+/// leaves undecided: half the passes of a whole sort. Keys that crowd together, so that too many are undecided, get a whole one.
+template <int Width>
+[[gnu::noinline]] std::uint64_t* sort_leading(std::uint64_t* words, std::uint64_t* other, Index n) {
+  constexpr int values = 1 << Width;
+  std::uint64_t low = words[0], high = words[0];
+  for (Index i = 1; i < n; ++i) {
+    low = std::min(low, words[i]);
+    high = std::max(high, words[i]);
+  }
+  low = low >> 32 << 32;
+  const int shift = std::max(0, static_cast<int>(std::bit_width(high - low)) - 2 * Width), next = shift + Width;
+  std::uint32_t first[values] = {}, second[values] = {};
+  for (Index i = 0; i < n; ++i) {
+    const std::uint64_t key = words[i] - low;
+    ++first[(key >> shift) & (values - 1)];
+    ++second[key >> next];
+  }
+  places_of(first, values);
+  places_of(second, values);
+  for (Index i = 0; i < n; ++i) other[first[((words[i] - low) >> shift) & (values - 1)]++] = words[i];
+  for (Index i = 0; i < n; ++i) words[second[(other[i] - low) >> next]++] = other[i];
+  Index moves = 4 * n;
+  for (Index i = 1; i < n; ++i) {  // whole words are compared: equal keys are, and stay, in the order of their indices
+    const std::uint64_t word = words[i];
+    if (words[i - 1] < word) continue;
+    Index j = i;
+    for (; j > 0 && word < words[j - 1]; --j) words[j] = words[j - 1];
+    words[j] = word;
+    moves -= i - j;
+    if (moves < 0) return sort_digits<Width, 32>(words, other, n);
+  }
+  return words;
+}
+
+inline constexpr Index many_words = 2048;    ///< worth histograms of 11 bits
+inline constexpr Index crowded_words = 32768;  ///< so many that their leading 22 bits decide too little
 
 #if defined(__AVX512F__)
 /// Sorts words that differ into `words`, or into `other` with `there`: partitions until networks can take over.
@@ -114,7 +151,7 @@ std::uint64_t* sort_some(std::uint64_t* words, std::uint64_t* other, Index n) {
   } else
 #endif
   {
-    if (n > few_words<A>) return sort_digits<8, 32>(words, other, n);
+    if (n > few_words<A>) return sort_leading<9>(words, other, n);
     sort_few<A>(words, other, n);
     return other;
   }
@@ -128,7 +165,7 @@ template <class A = DefaultArch>
 std::uint64_t* sort_words(std::uint64_t* words, std::uint64_t* other, Index n) {
   using namespace detail;
   if (n < many_words) return n <= 1 ? words : sort_some<A>(words, other, n);
-  return sort_digits<11, 32>(words, other, n);
+  return n < crowded_words ? sort_leading<11>(words, other, n) : sort_digits<11, 32>(words, other, n);
 }
 
 }  // namespace simd
