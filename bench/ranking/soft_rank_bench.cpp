@@ -52,7 +52,7 @@ void add_soft_rank(Index n, SoftRankRegularization regularization) {
     c.working_set = 4.0 * static_cast<double>(n);
     c.kernel = [=](Index copy) {
       soft_rank<float>(VectorView<const float>((*x)[copy], n), {}, {.regularization = regularization}, *ranks, *saved, *ws);
-      soft_rank_backward<float>({}, *ranks, *saved, VectorView<const float>((*u)[0], n), *gradient, *ws);
+      soft_rank_backward<float>(*ranks, *saved, VectorView<const float>((*u)[0], n), *gradient, *ws);
     };
     c.peers.push_back(std_sort(x, n));
     return c;

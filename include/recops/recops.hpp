@@ -77,6 +77,7 @@
 #include <recops/models/cdm.hpp>
 #include <recops/models/cdm_loss.hpp>
 #include <recops/models/farm.hpp>
+#include <recops/models/harmonrank.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/nn/activation.hpp>
 #include <recops/nn/attention_sublayer.hpp>
@@ -114,10 +115,15 @@
 #include <recops/ranking/esmm.hpp>
 #include <recops/ranking/group_loss.hpp>
 #include <recops/ranking/hardest_pair.hpp>
+#include <recops/ranking/isotonic.hpp>
 #include <recops/ranking/listwise.hpp>
 #include <recops/ranking/pairwise_auc.hpp>
 #include <recops/ranking/product_bce.hpp>
+#include <recops/ranking/rank_sum_auc_loss.hpp>
 #include <recops/ranking/ranknet.hpp>
+#include <recops/ranking/smooth_rank.hpp>
+#include <recops/ranking/soft_rank.hpp>
+#include <recops/ranking/soft_sort.hpp>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/band_projection.hpp>
 #include <recops/simd/argsort.hpp>

@@ -130,7 +130,8 @@ struct EntropicBlock {
 
 /// The same for blocks of value(block, begin, end), merged by `merge`. Scratch of n + 1 blocks.
 template <class Value, class Start, class Merge>
-Index pool_blocks(Index n, const Start& start, const Merge& merge, const Value& value, std::int32_t* starts, EntropicBlock* blocks) {
+Index pool_blocks(Index n, const Start& start, const Merge& merge, const Value& value, std::int32_t* starts,
+                  EntropicBlock* blocks) {
   Index top = 0;
   for (Index i = 0; i < n; ++i) {
     EntropicBlock block{start(i), 0};

@@ -41,8 +41,8 @@ enum class RankSumNormalization {
 struct RankSumAucOptions {
   SoftRankRegularization regularization = SoftRankRegularization::quadratic;
   EpsMode eps_mode = EpsMode::relative;
-  double eps = 2;                          ///< as in SoftRankOptions
-  VectorView<const double> weights = {};   ///< [M] λ >= 0; empty: 1 / M each
+  double eps = 2;                         ///< as in SoftRankOptions
+  VectorView<const double> weights = {};  ///< [M] λ >= 0; empty: 1 / M each
   RankSumNormalization normalization = RankSumNormalization::auc;
   bool renormalize = false;     ///< the λ of objectives without a valid group go to the others
   bool scale_gradient = false;  ///< multiplies each group's gradient by eps n, which makes its size that of other losses
@@ -50,23 +50,23 @@ struct RankSumAucOptions {
 
 struct RankSumAucResult {
   double loss = 0;
-  bool valid = false;      ///< some objective was valid in some group
-  Index skipped = 0;       ///< pairs of group and objective with one class only
-  SoftRankBlocks blocks;   ///< of the groups with a valid objective
+  bool valid = false;     ///< some objective was valid in some group
+  Index skipped = 0;      ///< pairs of group and objective with one class only
+  SoftRankBlocks blocks;  ///< of the groups with a valid objective
 };
 
 inline namespace RECOPS_ABI {
 namespace detail {
 
 template <class T>
-RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, MatrixView<const std::uint8_t> labels, IndexView offsets,
-                              const RankSumAucOptions& o, VectorView<double> auc, VectorView<T> dscores, Workspace& ws) {
+RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, MatrixView<const std::uint8_t> labels,
+                              IndexView offsets, const RankSumAucOptions& o, VectorView<double> auc, VectorView<T> dscores,
+                              Workspace& ws) {
   check_size(name, "scores", scores, any_size);
   const Index n = scores.size(), objectives = labels.cols();
   check_shape(name, "labels", labels, n, any_size);
-  check_groups(name, offsets, n);
-  const SoftRankOptions rank{
-      .order = Order::ascending, .regularization = o.regularization, .eps_mode = o.eps_mode, .eps = o.eps};
+  const Groups groups = check_rank_groups(name, offsets, n);
+  const SoftRankOptions rank{.order = Order::ascending, .regularization = o.regularization, .eps_mode = o.eps_mode, .eps = o.eps};
   check_soft_rank_options(name, rank);
   if (!o.weights.empty()) check_size(name, "weights", o.weights, objectives);
   for (const double w : o.weights) check_option(name, "weights", w >= 0 && w <= 1e100, "0 <= weights <= 1e100", w);
@@ -77,8 +77,7 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
   } else {
     for (Index i = 0; i < n; ++i) check_binary(name, "labels", VectorView<const std::uint8_t>(labels.row(i), objectives));
   }
-  const Groups groups{offsets, n};
-  const Index count = groups.size();
+  const Index count = groups.count();
   const auto mark = ws.mark();
   // [G, M]: positives, then (per positive) weights, and what the positives' centred ranks sum up to.
   const auto positives = ws.matrix<std::int32_t>(count, objectives);
@@ -88,7 +87,7 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
   std::fill_n(valid, objectives, Index{0});
   RankSumAucResult result;
   for (Index g = 0; g < count; ++g) {
-    const Index begin = groups.begin(g), size = groups.count(g);
+    const Index begin = groups.begin(g), size = groups.size(g);
     std::int32_t* const of = positives.row(g);
     std::fill_n(of, objectives, 0);
     for (Index i = begin; i < begin + size; ++i)
@@ -104,12 +103,12 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
   for (Index m = 0; m < objectives; ++m) all += weight(m), there += valid[m] > 0 ? weight(m) : 0;
   const double renormalized = o.renormalize && there > 0 ? all / there : 1;
   const auto divisor = [&](Index g, Index m) {
-    const auto p = static_cast<double>(positives(g, m)), rest = static_cast<double>(groups.count(g)) - p;
+    const auto p = static_cast<double>(positives(g, m)), rest = static_cast<double>(groups.size(g)) - p;
     return o.normalization == RankSumNormalization::auc ? p * rest : o.normalization == RankSumNormalization::positives ? p : 1.0;
   };
-  const auto is_valid = [&](Index g, Index m) { return positives(g, m) > 0 && positives(g, m) < groups.count(g); };
+  const auto is_valid = [&](Index g, Index m) { return positives(g, m) > 0 && positives(g, m) < groups.size(g); };
 
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     const PoolScratch<T> scratch(longest, o.regularization, own);
     std::int32_t* const order = own.take<std::int32_t>(longest);
     std::int32_t* const starts = own.take<std::int32_t>(longest);
@@ -117,7 +116,7 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
     double* const kl_ranks = own.take<double>(o.regularization == SoftRankRegularization::kl ? longest : 0);
     double* const coefficient = own.take<double>(objectives);
     for (Index g = first; g < last; ++g) {
-      const Index begin = groups.begin(g), size = groups.count(g);
+      const Index begin = groups.begin(g), size = groups.size(g);
       double* const sum = sums.row(g);
       std::fill_n(sum, objectives, 0.0);
       pooled[g] = SoftRankBlocks{};
@@ -149,7 +148,8 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
       }
       if (dscores.empty()) continue;
       const double scale = o.scale_gradient ? group.eps * static_cast<double>(size) : 1;
-      pooled_backward(group, o.regularization, scale, [&](Index i) { return kl_ranks[i]; }, u);
+      pooled_backward(
+          group, o.regularization, scale, [&](Index i) { return kl_ranks[i]; }, u);
       scatter<true>(u, order, size, dscores.data() + begin);
     }
   });
@@ -163,7 +163,7 @@ RankSumAucResult rank_sum_auc(const char* name, VectorView<const T> scores, Matr
     double loss = 0, area = 0;
     for (Index g = 0; g < count; ++g) {
       if (!is_valid(g, m)) continue;
-      const auto p = static_cast<double>(positives(g, m)), rest = static_cast<double>(groups.count(g)) - p;
+      const auto p = static_cast<double>(positives(g, m)), rest = static_cast<double>(groups.size(g)) - p;
       area += 0.5 + sums(g, m) / (p * rest);
       loss += o.normalization == RankSumNormalization::auc ? 0.5 - sums(g, m) / (p * rest) : -sums(g, m) / divisor(g, m);
     }

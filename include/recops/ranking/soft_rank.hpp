@@ -16,7 +16,7 @@
 /// Shapes      scores, ranks [n]   offsets [G + 1], or empty for one group
 /// eps         relative (default): eps · std(group) / n, scale-free; 1 to 3 are useful, at 2 some 40 % of normal scores keep exact
 ///             ranks. Absolute: as it is, in units of the scores. 0: hard mid-ranks, gradient 0. The deviation counts as a constant
-///             in backward. `soft_rank_blocks` says how much is pooled.
+///             in backward. `saved.count_blocks()` says how much is pooled.
 /// Ties        get the same rank (with eps -> 0 the mid-rank) and are smooth points; the only kinks are blocks that touch.
 /// Edge cases  n = 0: nothing. One score: rank 1, gradient 0. All equal: (n + 1) / 2, and in relative mode gradient 0.
 /// NaN         a NaN or infinity (or a double beyond 2^1000) makes its group's ranks and gradients NaN; other groups are untouched.
@@ -33,7 +33,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
-#include <recops/core/error.hpp>
+#include <recops/ranking/group_loss.hpp>
 #include <recops/ranking/isotonic.hpp>
 #include <recops/simd/argsort.hpp>
 
@@ -69,12 +69,29 @@ inline namespace RECOPS_ABI {
 
 /// What backward needs; kept and reused step after step. The blocks are remembered, never guessed from equal values.
 struct SoftRankSaved {
-  Vector<std::int32_t> order;   ///< [n] of each group, largest x first
-  Vector<std::int32_t> starts;  ///< [n] of group g from offsets[g] on: where its blocks begin
-  Vector<std::int32_t> blocks;  ///< [G]
-  Vector<double> eps;           ///< [G] in units of the scores; NaN where a score was not finite
+  Vector<std::int64_t> offsets;  ///< [G + 1]
+  Vector<std::int32_t> order;    ///< [n] of each group, largest x first
+  Vector<std::int32_t> starts;   ///< [n] of group g from offsets[g] on: where its blocks begin
+  Vector<std::int32_t> blocks;   ///< [G]
+  Vector<double> eps;            ///< [G] in units of the scores; NaN where a score was not finite
   bool descending = false;
   SoftRankRegularization regularization = SoftRankRegularization::quadratic;
+
+  Index groups() const { return blocks.size(); }
+  /// How many blocks, and how large: what to look at when gradients vanish (all singletons) or the order stops to matter (one block).
+  SoftRankBlocks count_blocks() const {
+    SoftRankBlocks result;
+    for (Index g = 0; g < groups(); ++g) {
+      const Index begin = offsets[g], size = offsets[g + 1] - begin;
+      for (Index k = 0; k < blocks[g]; ++k) {
+        const Index length = (k + 1 < blocks[g] ? starts[begin + k + 1] : size) - starts[begin + k];
+        result.largest = std::max(result.largest, length);
+        result.singletons += length == 1;
+      }
+      result.blocks += blocks[g];
+    }
+    return result;
+  }
 };
 
 namespace detail {
@@ -86,7 +103,7 @@ struct PooledGroup {
   double eps = 0;  ///< NaN: not finite
   const std::int32_t* order = nullptr;
   const std::int32_t* starts = nullptr;
-  T* x = nullptr;                 ///< in order, largest first; may be overwritten
+  T* x = nullptr;                  ///< in order, largest first; may be overwritten
   const BlockSum* sums = nullptr;  ///< of x_i - middle + eps (i - n / 2), where blocks were pooled from sums
   double middle = 0;
 
@@ -148,14 +165,16 @@ Index pool_ties(const T* x, Index n, std::int32_t* starts) {
 }
 
 /// The sum of the ranks of places [a, b), of which place 0 has rank n.
-inline double ranks_sum(Index n, Index a, Index b) { return static_cast<double>(b - a) * static_cast<double>(2 * n - a - b + 1) / 2; }
+inline double ranks_sum(Index n, Index a, Index b) {
+  return static_cast<double>(b - a) * static_cast<double>(2 * n - a - b + 1) / 2;
+}
 
 /// Whether sums in double tell blocks apart: ranks then come out as (x_i - mean y) / eps, off by some n · 2^-52, which a float
 /// does not show. Not for an eps beside which the range of x is enormous, nor for few numbers, where it does not pay.
 template <class T>
 bool from_sums(Index n, SoftRankRegularization regularization, const T* x, double eps) {
   return std::is_same_v<T, float> && regularization == SoftRankRegularization::quadratic && n >= 32 &&
-         static_cast<double>(x[0]) - static_cast<double>(x[n - 1]) <= 0x1p36 * eps;
+         static_cast<double>(x[0]) - static_cast<double>(x[n - 1]) <= 0x1p27 * eps;
 }
 
 /// Calls flat(first, count, values) for stretches of places, values[i] being value(k, a, b) of the block [a, b) that place
@@ -231,7 +250,10 @@ PooledGroup<T> pool_group(const T* scores, Index n, const SoftRankOptions& o, st
   } else {
     const double inverse = g.inverse_eps();
     g.blocks = pool_blocks(
-        n, [=](Index i) { return LogSum{static_cast<double>(x[i]), 1}; },
+        n,
+        [=](Index i) {
+          return LogSum{static_cast<double>(x[i]), 1};
+        },
         [=](const LogSum& a, const LogSum& b) { return LogSum::merged(a, b, inverse); },
         [=](const LogSum& s, Index a, Index b) { return s.largest + eps * (std::log(s.sum) - std::log(ranks_sum(n, a, b))); },
         starts, scratch.entropic);
@@ -300,7 +322,8 @@ RECOPS_INLINE double sum_upto_four(const T* u, Index count) {
   bits &= Lanes{0, 1, 2, 3} < Lanes{c, c, c, c};
   Numbers kept;
   std::memcpy(&kept, &bits, sizeof kept);
-  return (static_cast<double>(kept[0]) + static_cast<double>(kept[1])) + (static_cast<double>(kept[2]) + static_cast<double>(kept[3]));
+  return (static_cast<double>(kept[0]) + static_cast<double>(kept[1])) +
+         (static_cast<double>(kept[2]) + static_cast<double>(kept[3]));
 }
 
 /// u (in order) becomes the gradient of x (in order, sign of the scores). `ranks` (in order) only for KL.
@@ -325,8 +348,7 @@ void pooled_backward(const PooledGroup<T>& g, SoftRankRegularization regularizat
           return sum / static_cast<double>(count);
         },
         [&](Index first, Index count, const double* means) {
-          for (Index i = 0; i < count; ++i)
-            u[first + i] = static_cast<T>(scale * (static_cast<double>(u[first + i]) - means[i]));
+          for (Index i = 0; i < count; ++i) u[first + i] = static_cast<T>(scale * (static_cast<double>(u[first + i]) - means[i]));
         });
     return;
   }
@@ -367,38 +389,43 @@ inline void check_soft_rank_options(const char* operation, const SoftRankOptions
 }
 
 /// Offsets of groups over n entries; empty ones stand for one group.
-inline void check_groups(const char* operation, IndexView offsets, Index n) {
+inline Groups check_rank_groups(const char* operation, IndexView offsets, Index n) {
   check_option(operation, "scores", n < Index{1} << 31, "fewer than 2^31 scores", static_cast<double>(n));
   if (offsets.empty()) {
     check_not_null(operation, "offsets", offsets);
   } else {
     check_offsets(operation, "offsets", offsets, n);
   }
+  return {offsets, n};
 }
 
-/// The groups of a batch.
-struct Groups {
-  IndexView offsets;
-  Index n;
+/// Calls f(first group, behind the last, entries of the largest, scratch) for runs of groups on the caller's threads.
+template <class F>
+void run_groups(const Groups& groups, Workspace& ws, F&& f) {
+  constexpr Index some = 64;
+  const Index count = groups.count();
+  ws.parallel_for((count + some - 1) / some, [&](Index task, Workspace& scratch) {
+    const Index first = task * some, last = std::min(count, first + some);
+    Index longest = 0;
+    for (Index g = first; g < last; ++g) longest = std::max(longest, groups.size(g));
+    const auto mark = scratch.mark();
+    f(first, last, longest, scratch);
+  });
+}
 
-  Index size() const { return offsets.empty() ? 1 : offsets.size() - 1; }
-  Index begin(Index g) const { return offsets.empty() ? 0 : offsets[g]; }
-  Index count(Index g) const { return offsets.empty() ? n : offsets[g + 1] - offsets[g]; }
-
-  /// Calls f(first group, behind the last, entries of the largest, scratch) for runs of groups on the caller's threads.
-  template <class F>
-  void run(Workspace& ws, F&& f) const {
-    constexpr Index some = 64;
-    const Index groups = size();
-    ws.parallel_for((groups + some - 1) / some, [&](Index task, Workspace& scratch) {
-      const Index first = task * some, last = std::min(groups, first + some);
-      Index longest = 0;
-      for (Index g = first; g < last; ++g) longest = std::max(longest, count(g));
-      const auto mark = scratch.mark();
-      f(first, last, longest, scratch);
-    });
-  }
-};
+/// Makes room for what is kept of so many groups.
+inline void keep_groups(const Groups& groups, Order order, SoftRankRegularization regularization, SoftRankSaved& saved) {
+  const Index count = groups.count();
+  saved.offsets.resize(count + 1);
+  for (Index g = 0; g < count; ++g) saved.offsets[g] = groups.begin(g);
+  saved.offsets[count] = groups.n;
+  saved.order.resize(groups.n);
+  saved.starts.resize(groups.n);
+  saved.blocks.resize(count);
+  saved.eps.resize(count);
+  saved.descending = order == Order::descending;
+  saved.regularization = regularization;
+}
 
 }  // namespace detail
 
@@ -408,21 +435,15 @@ void soft_rank(VectorView<const T> scores, IndexView offsets, const SoftRankOpti
                SoftRankSaved& saved, Workspace& ws) {
   using namespace detail;
   check_size("soft_rank", "scores", scores, any_size);
-  check_groups("soft_rank", offsets, scores.size());
+  const Groups groups = check_rank_groups("soft_rank", offsets, scores.size());
   check_soft_rank_options("soft_rank", options);
   check_size("soft_rank", "ranks", ranks, scores.size());
-  const Groups groups{offsets, scores.size()};
-  saved.order.resize(scores.size());
-  saved.starts.resize(scores.size());
-  saved.blocks.resize(groups.size());
-  saved.eps.resize(groups.size());
-  saved.descending = options.order == Order::descending;
-  saved.regularization = options.regularization;
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  keep_groups(groups, options.order, options.regularization, saved);
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     const PoolScratch<T> scratch(longest, options.regularization, own);
     for (Index g = first; g < last; ++g) {
       const Index begin = groups.begin(g);
-      const auto group = pool_group(scores.data() + begin, groups.count(g), options, saved.order.data() + begin,
+      const auto group = pool_group(scores.data() + begin, groups.size(g), options, saved.order.data() + begin,
                                     saved.starts.data() + begin, scratch, own);
       saved.blocks[g] = static_cast<std::int32_t>(group.blocks);
       saved.eps[g] = group.eps;
@@ -434,20 +455,20 @@ void soft_rank(VectorView<const T> scores, IndexView offsets, const SoftRankOpti
 
 /// The same for serving, where nobody asks for gradients.
 template <Real T>
-void soft_rank(VectorView<const T> scores, IndexView offsets, const SoftRankOptions& options, VectorView<T> ranks, Workspace& ws) {
+void soft_rank(VectorView<const T> scores, IndexView offsets, const SoftRankOptions& options, VectorView<T> ranks,
+               Workspace& ws) {
   using namespace detail;
   check_size("soft_rank", "scores", scores, any_size);
-  check_groups("soft_rank", offsets, scores.size());
+  const Groups groups = check_rank_groups("soft_rank", offsets, scores.size());
   check_soft_rank_options("soft_rank", options);
   check_size("soft_rank", "ranks", ranks, scores.size());
-  const Groups groups{offsets, scores.size()};
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     const PoolScratch<T> scratch(longest, options.regularization, own);
     std::int32_t* const order = own.take<std::int32_t>(longest);
     std::int32_t* const starts = own.take<std::int32_t>(longest);
     for (Index g = first; g < last; ++g) {
       const Index begin = groups.begin(g);
-      const auto group = pool_group(scores.data() + begin, groups.count(g), options, order, starts, scratch, own);
+      const auto group = pool_group(scores.data() + begin, groups.size(g), options, order, starts, scratch, own);
       visit_ranks(group, options.regularization, [&](Index i, double r) { group.x[i] = static_cast<T>(r); });
       scatter<false>(group.x, group.order, group.n, ranks.data() + begin);
     }
@@ -457,24 +478,21 @@ void soft_rank(VectorView<const T> scores, IndexView offsets, const SoftRankOpti
 /// Adds to `dscores` [n] the gradient, given that of the ranks. `ranks` is what forward wrote, read for KL only (else it may be
 /// empty). Does not read the scores. O(n), two random accesses an entry.
 template <Real T>
-void soft_rank_backward(IndexView offsets, VectorView<const T> ranks, const SoftRankSaved& saved, VectorView<const T> dranks,
-                        VectorView<T> dscores, Workspace& ws) {
+void soft_rank_backward(VectorView<const T> ranks, const SoftRankSaved& saved, VectorView<const T> dranks, VectorView<T> dscores,
+                        Workspace& ws) {
   using namespace detail;
   const bool kl = saved.regularization == SoftRankRegularization::kl;
   check_size("soft_rank_backward", "dranks", dranks, saved.order.size());
-  check_groups("soft_rank_backward", offsets, dranks.size());
   if (kl) check_size("soft_rank_backward", "ranks", ranks, dranks.size());
   if (dscores.empty()) return;
   check_size("soft_rank_backward", "dscores", dscores, dranks.size());
-  const Groups groups{offsets, dranks.size()};
-  check_option("soft_rank_backward", "offsets", groups.size() == saved.blocks.size(), "as many groups as forward had",
-               static_cast<double>(groups.size()));
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  const Groups groups{saved.offsets, dranks.size()};
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     T* const u = own.take<T>(longest);
     for (Index g = first; g < last; ++g) {
       const Index begin = groups.begin(g);
       PooledGroup<T> group;
-      group.n = groups.count(g);
+      group.n = groups.size(g);
       group.blocks = saved.blocks[g];
       group.eps = saved.eps[g];
       group.order = saved.order.data() + begin;
@@ -487,25 +505,6 @@ void soft_rank_backward(IndexView offsets, VectorView<const T> ranks, const Soft
       scatter<true>(u, group.order, group.n, dscores.data() + begin);
     }
   });
-}
-
-/// How much forward pooled: what to look at when gradients vanish (all singletons) or the order stops to matter (one block).
-inline SoftRankBlocks soft_rank_blocks(IndexView offsets, const SoftRankSaved& saved) {
-  const detail::Groups groups{offsets, saved.order.size()};
-  check_option("soft_rank_blocks", "offsets", groups.size() == saved.blocks.size(), "as many groups as forward had",
-               static_cast<double>(groups.size()));
-  SoftRankBlocks result;
-  for (Index g = 0; g < groups.size(); ++g) {
-    const Index count = saved.blocks[g];
-    const std::int32_t* const starts = saved.starts.data() + groups.begin(g);
-    for (Index k = 0; k < count; ++k) {
-      const Index size = (k + 1 < count ? starts[k + 1] : groups.count(g)) - starts[k];
-      result.largest = std::max(result.largest, size);
-      result.singletons += size == 1;
-    }
-    result.blocks += count;
-  }
-  return result;
 }
 
 }  // namespace RECOPS_ABI

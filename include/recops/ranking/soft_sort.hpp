@@ -49,9 +49,8 @@ inline double log_ramp(double inverse_eps, Index count) {
 template <class T>
 PooledGroup<T> pool_sorted(const T* scores, Index n, const SoftSortOptions& o, std::int32_t* order, std::int32_t* starts,
                            const PoolScratch<T>& scratch, Workspace& ws) {
-  const SoftRankOptions hard{.order = o.order == Order::descending ? Order::ascending : Order::descending,
-                             .eps_mode = EpsMode::absolute,
-                             .eps = 0};
+  const SoftRankOptions hard{
+      .order = o.order == Order::descending ? Order::ascending : Order::descending, .eps_mode = EpsMode::absolute, .eps = 0};
   PooledGroup<T> g = pool_group(scores, n, hard, order, starts, scratch, ws);
   if (n == 0 || g.eps != g.eps) return g;
   g.eps = o.eps;
@@ -65,7 +64,10 @@ PooledGroup<T> pool_sorted(const T* scores, Index n, const SoftSortOptions& o, s
         n, [=](Index i) { return static_cast<double>(n - i) - o.eps * static_cast<double>(x[i]); }, starts, scratch.means);
   } else {
     g.blocks = pool_blocks(
-        n, [=](Index i) { return LogSum{static_cast<double>(x[i]), 1}; },
+        n,
+        [=](Index i) {
+          return LogSum{static_cast<double>(x[i]), 1};
+        },
         [](const LogSum& a, const LogSum& b) { return LogSum::merged(a, b, 1); },
         [=](const LogSum& s, Index a, Index b) {
           return static_cast<double>(n - a) * inverse + log_ramp(inverse, b - a) - (s.largest + std::log(s.sum));
@@ -112,24 +114,18 @@ void soft_sort(VectorView<const T> scores, IndexView offsets, const SoftSortOpti
                SoftSortSaved<T>& saved, Workspace& ws) {
   using namespace detail;
   check_size("soft_sort", "scores", scores, any_size);
-  check_groups("soft_sort", offsets, scores.size());
+  const Groups groups = check_rank_groups("soft_sort", offsets, scores.size());
   check_option("soft_sort", "eps", options.eps >= 0 && options.eps <= 1e100, "0 <= eps <= 1e100", options.eps);
   check_size("soft_sort", "sorted", sorted, scores.size());
-  const Groups groups{offsets, scores.size()};
   const bool kl = options.regularization == SoftRankRegularization::kl;
   SoftRankSaved& kept = saved.pooled;
-  kept.order.resize(scores.size());
-  kept.starts.resize(scores.size());
-  kept.blocks.resize(groups.size());
-  kept.eps.resize(groups.size());
-  kept.descending = options.order == Order::descending;
-  kept.regularization = options.regularization;
+  keep_groups(groups, options.order, options.regularization, kept);
   saved.weights.resize(kl ? scores.size() : 0);
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     const PoolScratch<T> scratch(longest, options.regularization, own);
     for (Index g = first; g < last; ++g) {
       const Index begin = groups.begin(g);
-      auto group = pool_sorted(scores.data() + begin, groups.count(g), options, kept.order.data() + begin,
+      auto group = pool_sorted(scores.data() + begin, groups.size(g), options, kept.order.data() + begin,
                                kept.starts.data() + begin, scratch, own);
       kept.blocks[g] = static_cast<std::int32_t>(group.blocks);
       kept.eps[g] = group.eps;
@@ -142,21 +138,17 @@ void soft_sort(VectorView<const T> scores, IndexView offsets, const SoftSortOpti
 
 /// Adds to `dscores` [n] the gradient, given that of the sorted values. O(n).
 template <Real T>
-void soft_sort_backward(IndexView offsets, const SoftSortSaved<T>& saved, VectorView<const T> dsorted, VectorView<T> dscores,
-                        Workspace& ws) {
+void soft_sort_backward(const SoftSortSaved<T>& saved, VectorView<const T> dsorted, VectorView<T> dscores, Workspace& ws) {
   using namespace detail;
   const SoftRankSaved& kept = saved.pooled;
   check_size("soft_sort_backward", "dsorted", dsorted, kept.order.size());
-  check_groups("soft_sort_backward", offsets, dsorted.size());
   if (dscores.empty()) return;
   check_size("soft_sort_backward", "dscores", dscores, dsorted.size());
-  const Groups groups{offsets, dsorted.size()};
-  check_option("soft_sort_backward", "offsets", groups.size() == kept.blocks.size(), "as many groups as forward had",
-               static_cast<double>(groups.size()));
-  groups.run(ws, [&](Index first, Index last, Index longest, Workspace& own) {
+  const Groups groups{kept.offsets, dsorted.size()};
+  run_groups(groups, ws, [&](Index first, Index last, Index longest, Workspace& own) {
     T* const d = own.take<T>(longest);
     for (Index g = first; g < last; ++g) {
-      const Index begin = groups.begin(g), n = groups.count(g);
+      const Index begin = groups.begin(g), n = groups.size(g);
       const std::int32_t* const starts = kept.starts.data() + begin;
       const T* const u = dsorted.data() + begin;
       if (kept.eps[g] != kept.eps[g]) std::fill_n(d, n, std::numeric_limits<T>::quiet_NaN());

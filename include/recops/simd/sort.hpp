@@ -122,7 +122,7 @@ template <int Width>
   return words;
 }
 
-inline constexpr Index many_words = 2048;    ///< worth histograms of 11 bits
+inline constexpr Index many_words = 2048;      ///< worth histograms of 11 bits
 inline constexpr Index crowded_words = 32768;  ///< so many that their leading 22 bits decide too little
 
 #if defined(__AVX512F__)
