@@ -38,7 +38,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 struct Config {
   std::string data;
   Index seeds = 1;
-  Index epochs = 2;
+  Index epochs = 1;
   Index batch = 512;
   double learning_rate = 2e-3;
   double clip = 0.05;  // least propensity
@@ -191,9 +191,10 @@ double loss_of(System system, const Config& config, const Batch& b, MatrixView<c
                                                           gradient(0), gradient(1))
           .value;
     case System::escm2_dr:
-      return recops::escm2_dr_loss_value_and_grad<float>(logits(0), logits(1), logits(2), b.clicks, b.conversions,
-                                                         {.clip = config.clip, .softplus_imputation = true}, gradient(0),
-                                                         gradient(1), gradient(2))
+      return recops::escm2_dr_loss_value_and_grad<float>(
+                 logits(0), logits(1), logits(2), b.clicks, b.conversions,
+                 {.clip = config.clip, .softplus_imputation = true, .imputation_trains_conversion = false}, gradient(0),
+                 gradient(1), gradient(2))
           .value;
     default:
       return recops::chorus_cvr_loss_value_and_grad<float>(

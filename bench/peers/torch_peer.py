@@ -308,3 +308,68 @@ def infonce(rows, candidates, width, train, symmetric):
             loss.backward()
 
     return run
+
+
+def ranking_loss(kind, groups, n, positives=0.1, copies=1):
+    """Value and gradient of a loss of `groups` lists of n scores, all of one length, as a person would write it batched."""
+    softplus = torch.nn.functional.softplus
+    ys = torch.randint(0, 5, (copies, groups, n)).float()
+    first = max(1, round(positives * n))
+    ss = [torch.randn(groups, n, requires_grad=True) for _ in range(copies)]
+    d = 1 / torch.log2(torch.arange(2, n + 2).float())
+
+    def loss(s, y):
+        if kind == "logistic":
+            return softplus(s[:, None, first:] - s[:, :first, None]).mean()
+        if kind == "squared_hinge":
+            return torch.relu(1 - s[:, :first, None] + s[:, None, first:]).square().mean()
+        if kind == "listnet":
+            return -(torch.softmax(y, 1) * torch.log_softmax(s, 1)).sum(1).mean()
+        if kind == "softmax":
+            return (torch.logsumexp(s, 1) - s[:, :first].mean(1)).mean()
+        if kind == "listmle":
+            z = s.gather(1, y.argsort(1, descending=True, stable=True))
+            return (z.flip(1).logcumsumexp(1).flip(1) - z).sum(1).mean()
+        pair, x = y[:, :, None] > y[:, None, :], softplus(s[:, None, :] - s[:, :, None])
+        if kind == "ranknet":
+            return torch.where(pair, x, torch.zeros(())).sum() / groups
+        with torch.no_grad():  # lambdarank
+            rank = s.argsort(1, descending=True, stable=True).argsort(1)
+            gain, place = torch.exp2(y) - 1, d[rank]
+            ideal = (gain.sort(1, descending=True)[0] * d).sum(1)[:, None, None]
+            w = torch.where(pair, (gain[:, :, None] - gain[:, None, :]) * (place[:, :, None] - place[:, None, :]).abs() / ideal, torch.zeros(()))
+        return (w * x).sum() / groups
+
+    def run(i):
+        with torch.enable_grad():
+            s = ss[i % copies]
+            s.grad = None
+            loss(s, ys[i % copies]).backward()
+
+    return run
+
+
+def chorus_cvr(n, copies=1):
+    """ChorusCVR's six terms over n impressions, value and gradient; probabilities are clipped, as reproductions do."""
+    f = torch.nn.functional.binary_cross_entropy_with_logits
+    data = []
+    for _ in range(copies):
+        o = (torch.rand(n) < 0.2).float()
+        data.append(([torch.randn(n, requires_grad=True) for _ in range(3)], o, o * (torch.rand(n) < 0.1).float()))
+
+    def run(i):
+        (a, b, c), o, r = data[i % copies]
+        for x in (a, b, c):
+            x.grad = None
+        with torch.enable_grad():
+            p, q, u = torch.sigmoid(a), torch.sigmoid(b), torch.sigmoid(c)
+            w, v = o / p.detach().clamp(min=0.01), (1 - o) / (1 - p.detach()).clamp(min=0.01)
+            clicks = o.sum()
+            product = lambda t, x: -(t * torch.log(x.clamp(min=1e-7)) + (1 - t) * torch.log((1 - x).clamp(min=1e-7))).mean()
+            loss = product(r, p * q) + product(o - r, p * u) + f(a, o)
+            loss = loss + (w * (f(b, r, reduction="none") + f(c, 1 - r, reduction="none"))).sum() / clicks
+            gap = f(b, 1 - u.detach(), reduction="none") + f(c, 1 - q.detach(), reduction="none")
+            loss = loss + (w * gap).sum() / clicks + (v * gap).sum() / (n - clicks)
+            loss.backward()
+
+    return run

@@ -72,6 +72,8 @@
 #include <recops/metrics/intra_list.hpp>
 #include <recops/metrics/log_loss.hpp>
 #include <recops/metrics/ndcg.hpp>
+#include <recops/metrics/novelty.hpp>
+#include <recops/metrics/pareto.hpp>
 #include <recops/metrics/ranked.hpp>
 #include <recops/metrics/retrieval.hpp>
 #include <recops/models/cdm.hpp>
@@ -121,16 +123,17 @@
 #include <recops/ranking/product_bce.hpp>
 #include <recops/ranking/rank_sum_auc_loss.hpp>
 #include <recops/ranking/ranknet.hpp>
+#include <recops/ranking/score_fusion.hpp>
 #include <recops/ranking/smooth_rank.hpp>
 #include <recops/ranking/soft_rank.hpp>
 #include <recops/ranking/soft_sort.hpp>
 #include <recops/simd/activation.hpp>
-#include <recops/simd/band_projection.hpp>
 #include <recops/simd/argsort.hpp>
 #include <recops/simd/attention_backward.hpp>
 #include <recops/simd/attention_blocks.hpp>
 #include <recops/simd/attention_forward.hpp>
 #include <recops/simd/attention_tiles.hpp>
+#include <recops/simd/band_projection.hpp>
 #include <recops/simd/batched_top_k.hpp>
 #include <recops/simd/build_info.hpp>
 #include <recops/simd/certified_top_k.hpp>
@@ -186,5 +189,6 @@
 #include <recops/train/schedule.hpp>
 #include <recops/train/sequence_batches.hpp>
 #include <recops/train/sgd.hpp>
+#include <recops/train/tchebycheff.hpp>
 #include <recops/train/uncertainty_weighting.hpp>
 #include <recops/version.hpp>

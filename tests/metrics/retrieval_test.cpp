@@ -151,6 +151,17 @@ TEMPLATE_TEST_CASE("rank of one target", "[metrics][retrieval]", float, double) 
   CHECK(rank_of_target<T>(s, 4) == 7.0);
   CHECK_THROWS_AS(rank_of_target<T>(s, 7), Error);
   CHECK_THROWS_AS(rank_of_target<T>(s, -1), Error);
+  // Without some items: as if they were not in the list.
+  const std::vector<std::int32_t> seen{0, 1, 4, 5}, itself{3}, falls{1, 0}, beyond{7};
+  const std::vector<T> others{2, 3, 0};  // items 2, 3, 6
+  for (const Ties ties : {Ties::average, Ties::stable, Ties::pessimistic, Ties::optimistic})
+    for (const auto& [in_all, in_others] : {std::pair<Index, Index>{2, 0}, {3, 1}, {6, 2}})
+      CHECK(rank_of_target<T>(s, in_all, seen, ties) == rank_of_target<T>(others, in_others, ties));
+  CHECK(rank_of_target<T>(s, 5, IndexView(), Ties::stable) == 3.0);
+  CHECK(rank_of_target<T>(s, 5, itself) == 1.5);
+  CHECK_THROWS_AS(rank_of_target<T>(s, 3, itself), Error);
+  CHECK_THROWS_AS(rank_of_target<T>(s, 3, falls), Error);
+  CHECK_THROWS_AS(rank_of_target<T>(s, 3, beyond), Error);
   // The reciprocal rank of a list with one positive is that of its rank.
   const auto c = scored<T>({50}, 0, 0, 82);
   std::vector<std::uint8_t> y(50, 0);

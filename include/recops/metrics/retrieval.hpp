@@ -291,5 +291,27 @@ double rank_of_target(VectorView<const T> scores, Index target, Ties ties = Ties
   return rank + 0.5 * static_cast<double>(tied - 1);
 }
 
+/// The same among all items but `excluded` (what the user had before): indices that rise strictly and do not hold the target.
+/// O(n + excluded). Throws Error otherwise.
+template <Real T>
+double rank_of_target(VectorView<const T> scores, Index target, IndexView excluded, Ties ties = Ties::average) {
+  double rank = rank_of_target<T>(scores, target, ties);  // checks what the two have in common
+  check_indices("rank_of_target", "excluded", excluded, scores.size());
+  for (Index e = 0; e < excluded.size(); ++e) {
+    const bool rises = e == 0 || excluded[e] > excluded[e - 1];
+    if (!rises || excluded[e] == target) [[unlikely]]
+      detail::fail_at("rank_of_target", "excluded", rises ? "indices other than the target" : "indices that rise", -1, e,
+                      excluded[e]);
+  }
+  const T own = detail::lowest_if_nan(scores[target]);
+  for (Index e = 0; e < excluded.size(); ++e) {
+    const T score = detail::lowest_if_nan(scores[excluded[e]]);
+    if (score > own) rank -= 1;
+    if (score != own || ties == Ties::optimistic) continue;
+    rank -= ties == Ties::average ? 0.5 : ties == Ties::pessimistic || excluded[e] < target ? 1 : 0;
+  }
+  return rank;
+}
+
 }  // namespace RECOPS_ABI
 }  // namespace recops
