@@ -28,6 +28,7 @@
 #include <recops/diffusion/round_to_items.hpp>
 #include <recops/diffusion/sampler.hpp>
 #include <recops/diffusion/sampler_plan.hpp>
+#include <recops/diffusion/sphere.hpp>
 #include <recops/diffusion/timestep_embedding.hpp>
 #include <recops/diffusion/timestep_sampler.hpp>
 #include <recops/diversity/gumbel_top_k.hpp>
@@ -78,8 +79,11 @@
 #include <recops/metrics/retrieval.hpp>
 #include <recops/models/cdm.hpp>
 #include <recops/models/cdm_loss.hpp>
+#include <recops/models/dimerec.hpp>
+#include <recops/models/dreamrec.hpp>
 #include <recops/models/farm.hpp>
 #include <recops/models/harmonrank.hpp>
+#include <recops/models/interest_aggregator.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/nn/activation.hpp>
 #include <recops/nn/attention_sublayer.hpp>

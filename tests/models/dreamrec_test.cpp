@@ -1,0 +1,99 @@
+// Oracle: central differences in double; the loss written from public pieces; serving alone and in a batch.
+#include <recops/models/dreamrec.hpp>
+#include <recops/train/gradient_check.hpp>
+
+#include <vector>
+
+#include "support/allocations.hpp"
+#include "support/numbers.hpp"
+
+using namespace recops;
+using namespace recops_test;
+
+namespace {
+DreamRecOptions small(bool detach) {
+  return {.encoder = {.items = 9, .width = 4, .max_length = 5, .blocks = 1, .dropout = 0},
+          .steps = 10,
+          .two_layers = true,
+          .guidance_dropout = 0.4,
+          .detach_target = detach};
+}
+const std::vector<std::int32_t> ids{3, 1, 4, 1, 5, 8, 2};
+const std::vector<std::int64_t> offsets{0, 4, 4, 5, 7};
+}  // namespace
+
+TEST_CASE("DreamRec's gradient is that of central differences", "[models][dreamrec]") {
+  for (const bool detach : {false, true}) {
+    Random random = random_stream(81);
+    DreamRec<double> model(small(detach), random);
+    DreamRec<double>::Saved saved;
+    auto gradient = zeros_like(model), scratch = gradient;
+    Workspace ws;
+    const Step step{3, 8, 0};
+    for (int twice = 0; twice < 2; ++twice) model.value_and_grad(ids, offsets, gradient, saved, step, ws);
+    const auto loss = [&] { return model.value_and_grad(ids, offsets, scratch, saved, step, ws); };
+    GradientReport report;
+    visit(
+        [&](const FieldPath& path, auto& leaf, auto& g) {
+          if (path.kind != FieldKind::parameter || (detach && path.str() == "encoder.items.weight")) return;
+          for (auto& v : leaf_values(g)) v /= 2;
+          if constexpr (std::is_convertible_v<decltype(leaf_values(leaf)), VectorView<double>>)
+            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, {.most = 40});
+        },
+        model, gradient);
+    INFO(report.where);
+    CHECK(report.worst < 1e-6);
+    auto rows = make_gradient(model);
+    model.value_and_grad(ids, offsets, rows, saved, step, ws);
+    zero_gradient(rows);
+    CHECK(count_allocations([&] { model.value_and_grad(ids, offsets, rows, saved, step, ws); }) == 0);
+  }
+}
+
+TEST_CASE("DreamRec's loss and samples from its parts", "[models][dreamrec]") {
+  Random random = random_stream(82);
+  const DreamRec<float> model(small(false), random);
+  DreamRec<float>::Saved saved;
+  auto gradient = make_gradient(model);
+  Workspace ws;
+  const Step step{3, 8, 0};
+  const double loss = model.value_and_grad(ids, offsets, gradient, saved, step, ws);
+  // Positions with a successor: 3 1 4 | | | 8, towards 1 4 1 | | | 2.
+  const std::vector<std::int32_t> in{3, 1, 4, 8}, next{1, 4, 1, 2};
+  const std::vector<std::int64_t> in_offsets{0, 3, 3, 3, 4};
+  Matrix<float> h(4, 4), x0(4, 4), x(4, 4), m(4, 4);
+  model.encoder.forward(in, in_offsets, h, ws);
+  model.encoder.items.forward(next, {}, x0);
+  for (float& v : leaf_values(x0)) v *= 2;
+  Vector<std::int32_t> t(4);
+  Vector<std::uint8_t> keep(4);
+  const RandomRow at = step.random_row(RandomPurpose::diffusion_noise);
+  uniform_timesteps(10, at, {}, t);
+  guidance_mask(0.4, at, {}, keep);
+  q_sample<float>(model.schedule, x0, t, at, {}, x);
+  MlpDenoiser<float>::Saved kept;
+  model.denoiser.forward(x, h, keep, t, m, kept, {}, ws);
+  double sum = 0;
+  for (Index i = 0; i < 16; ++i) sum += std::pow(static_cast<double>(m.data()[i] - x0.data()[i]), 2) / 16;
+  CHECK(loss == Approx(sum).epsilon(1e-5));
+
+  const SamplerPlan plan(model.schedule, {.steps = 4, .guidance = 1.5});
+  Matrix<float> out(4, 4), one(1, 4);
+  const std::vector<std::int64_t> rows{9, 2, 77, 4};
+  CHECK(model.generate(ids, offsets, rows, plan, 6, out, ws) == 0);
+  for (Index b = 0; b < 4; ++b) {
+    const Index first = offsets[static_cast<std::size_t>(b)], count = offsets[static_cast<std::size_t>(b) + 1] - first;
+    const std::vector<std::int64_t> alone{0, count};
+    model.generate(IndexView(ids.data() + first, count), alone, IndexView(rows).segment(b, 1), plan, 6, one, ws);
+    CHECK(max_difference(one.view(), out.view().middle_rows(b, 1)) < 1e-5);
+  }
+  CHECK(error_of([&] { model.generate(ids, offsets, rows, plan, 6, one, ws); }).find("x: expected shape [4, 4]") !=
+        std::string::npos);
+  const std::vector<std::int32_t> bad{3, 1, 4, 9, 5, 8, 2};
+  CHECK(error_of([&] { model.value_and_grad(bad, offsets, gradient, saved, step, ws); }).find("ids") != std::string::npos);
+  CHECK(error_of([&] {
+          DreamRecOptions o = small(false);
+          o.guidance_dropout = 1;
+          DreamRec<float>(o, random);
+        }).find("guidance_dropout") != std::string::npos);
+}
