@@ -9,6 +9,7 @@
 #include <recops/contrastive/align_pooled.hpp>
 #include <recops/contrastive/biased_infonce.hpp>
 #include <recops/contrastive/in_batch.hpp>
+#include <recops/contrastive/in_batch_blocks.hpp>
 #include <recops/contrastive/infonce_blocks.hpp>
 #include <recops/contrastive/infonce_options.hpp>
 #include <recops/core/config.hpp>
