@@ -17,14 +17,16 @@
 /// Precision   T throughout; each dot product runs in one lane, in an order that depends on D alone.
 /// Cost        Eager: 2 N D (k - 1) flops and a pass over N · D numbers a pick, after one packing pass. Lazy: the first pass, then a
 ///             few percent of it a pick. Scratch N · D + O(N + k D), with a window w also (w - 1) N. No allocation once warm.
+/// Constraints Quotas, windows, pins: constraints.hpp.
 /// Errors      Error for shapes, options and (backward) picks out of range; outputs untouched.
 /// Gradient    `mmr_backward`: of relevance, features, history and given similarities, the picks held fixed; *adds*.
 /// Reference   Carbonell & Goldstein, The use of MMR, diversity-based reranking for reordering documents, SIGIR 1998.
 ///             Blocked lazy evaluation after Hemmi et al., Lazy and fast greedy MAP inference for DPP, NeurIPS 2022.
 #pragma once
+#include <optional>
 #include <recops/diversity/mmr_backward.hpp>
 #include <recops/diversity/mmr_columns.hpp>
-#include <recops/diversity/mmr_lazy.hpp>
+#include <recops/diversity/mmr_panels.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -36,23 +38,20 @@ Selection mmr_select(const MmrProblem<T>& problem, VectorView<std::int32_t> pick
   const auto mark = scratch.mark();
   const auto& in = problem.in;
   Selection done;
-  if (problem.items == 0 || picks.empty()) {
+  const bool columns = problem.options.window > 0 || !in.similarity.empty() || !in.categories.empty() ||
+                       !problem.has_features() || problem.options.feature_weight != 1;
+  if (problem.items == 0) {
     done.status = picks.empty() ? SelectionStatus::ok : SelectionStatus::exhausted;
-  } else if (problem.options.window > 0 || !in.similarity.empty() || !in.categories.empty() || !problem.has_features() ||
-             problem.options.feature_weight != 1) {
-    done = mmr_by_columns<T, A>(problem, picks, scores.data(), scratch);
   } else {
-    done = mmr_by_panels<T, A>(problem, picks, scores.data(), scratch);
+    std::optional<ConstraintState> limits;
+    if (in.constraints)
+      limits.emplace(
+          *in.constraints, problem.items, picks.size(), [&](Index i) { return !problem.excluded(i); }, scratch);
+    done = (columns ? mmr_by_columns<T, A> : mmr_by_panels<T, A>)(problem, limits ? &*limits : nullptr, picks, scores.data(),
+                                                                  scratch);
   }
-  std::fill(picks.begin() + done.count, picks.end(), -1);
-  if (!scores.empty()) std::fill(scores.begin() + done.count, scores.end(), never<T>);
+  clear_places(done.count, picks, scores);
   return done;
-}
-
-template <class T>
-void check_mmr_outputs(const char* operation, VectorView<std::int32_t> picks, VectorView<T> scores) {
-  check_size(operation, "picks", picks, any_size);
-  if (!scores.empty()) check_size(operation, "scores", scores, picks.size());
 }
 
 }  // namespace detail
@@ -61,8 +60,8 @@ void check_mmr_outputs(const char* operation, VectorView<std::int32_t> picks, Ve
 template <Real T, class A = simd::DefaultArch>
 Selection mmr(const MmrInput<T>& input, const MmrOptions& options, VectorView<std::int32_t> picks, VectorView<T> scores,
               Workspace& scratch) {
-  const auto problem = detail::check_mmr("mmr", input, options);
-  detail::check_mmr_outputs("mmr", picks, scores);
+  detail::check_selection_outputs("mmr", picks, scores);
+  const auto problem = detail::check_mmr("mmr", input, options, picks.size());
   return detail::mmr_select<T, A>(problem, picks, scores, scratch);
 }
 
@@ -85,7 +84,7 @@ Selection mmr(VectorView<const T> relevance, PanelsView<T> panels, const MmrOpti
 template <Real T>
 void mmr(const MmrBatch<T>& batch, const MmrOptions& options, MatrixView<std::int32_t> picks, MatrixView<T> scores,
          VectorView<std::int32_t> counts, Workspace& scratch) {
-  detail::check_mmr_batch("mmr", batch, options);
+  detail::check_mmr_batch("mmr", batch, options, picks.cols());
   const Index requests = batch.features.size(), k = picks.cols();
   check_shape("mmr", "picks", picks, requests, any_size);
   if (!scores.empty()) check_shape("mmr", "scores", scores, requests, k);

@@ -61,7 +61,7 @@ void mmr_add_gradient(const MmrProblem<T>& problem, VectorView<const std::int32_
   const Index seen = mmr_history(problem, rows, source);
   for (Index t = 0; t < count && cols > 0; ++t) {
     T* const row = rows + (seen + t) * cols;
-    if (!mmr_row(in.features.row(picks[t]), cols, problem.unit, row)) std::fill(row, row + cols, T(0));
+    if (!selection_row(in.features.row(picks[t]), cols, problem.unit, row)) std::fill(row, row + cols, T(0));
   }
   std::fill(drows, drows + (seen + count) * cols, T(0));
   const auto similarity_row = [&](Index l) {

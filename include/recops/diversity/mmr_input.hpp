@@ -2,15 +2,12 @@
 /// @brief  What maximal marginal relevance is asked: options, one request, a batch of them, and their checks. See mmr.hpp.
 #pragma once
 #include <algorithm>
+#include <recops/diversity/constraints.hpp>
 #include <recops/diversity/panels.hpp>
 
 namespace recops {
 
-/// How the picks are found; the picks are the same.
-enum class MmrEvaluation {
-  lazy,   ///< only items whose last known score could still win (a window, given similarities and categories make it eager)
-  eager,  ///< every item's score after every pick: for comparison
-};
+using MmrEvaluation = SelectionEvaluation;
 
 struct MmrOptions {
   double lambda = 0.5;        ///< weight of relevance, 0 <= lambda <= 1; similarity weighs 1 - lambda ("diversity" elsewhere)
@@ -34,17 +31,19 @@ struct MmrInput {
   MatrixView<const T> history_similarity = {};  ///< [m, N]
   IndexView categories = {};                    ///< [N] equal ones have similarity 1; negative: like nothing
   IndexView history_categories = {};            ///< [m]
+  const Constraints* constraints = nullptr;     ///< rules the list must keep
 };
 
 /// R requests one behind the other; indices are counted within each request.
 template <class T>
 struct MmrBatch {
-  VectorView<const T> relevance = {};           ///< [total]
-  JaggedView<const T> features = {};            ///< R sequences [N_r, D]; its offsets divide the other inputs
-  JaggedView<const T> history = {};             ///< R sequences [m_r, D], or empty
-  VectorView<const std::uint8_t> allowed = {};  ///< [total] or empty
-  IndexView categories = {};                    ///< [total] or empty
-  IndexView history_categories = {};            ///< [history total] or empty
+  VectorView<const T> relevance = {};              ///< [total]
+  JaggedView<const T> features = {};               ///< R sequences [N_r, D]; its offsets divide the other inputs
+  JaggedView<const T> history = {};                ///< R sequences [m_r, D], or empty
+  VectorView<const std::uint8_t> allowed = {};     ///< [total] or empty
+  IndexView categories = {};                       ///< [total] or empty
+  IndexView history_categories = {};               ///< [history total] or empty
+  VectorView<const Constraints> constraints = {};  ///< [R] or empty
 };
 
 inline namespace RECOPS_ABI {
@@ -70,8 +69,9 @@ struct MmrProblem {
   }
 };
 
+/// `places`: how many picks are wanted, or `any_size`.
 template <class T>
-MmrProblem<T> check_mmr(const char* operation, const MmrInput<T>& in, const MmrOptions& options) {
+MmrProblem<T> check_mmr(const char* operation, const MmrInput<T>& in, const MmrOptions& options, Index places = any_size) {
   const Index items = in.relevance.size();
   check_size(operation, "relevance", in.relevance, any_size);
   check_option(operation, "relevance", items <= std::numeric_limits<std::int32_t>::max(), "at most 2^31 - 1 items",
@@ -110,6 +110,7 @@ MmrProblem<T> check_mmr(const char* operation, const MmrInput<T>& in, const MmrO
   check_weight("feature_weight", options.feature_weight);
   check_weight("similarity_weight", options.similarity_weight);
   check_weight("category_weight", options.category_weight);
+  if (places != any_size) check_constraints(operation, in.constraints, items, places);
   return {in,
           options,
           items,
@@ -135,11 +136,12 @@ MmrInput<T> mmr_request(const MmrBatch<T>& batch, Index b) {
       in.history_categories = batch.history_categories.segment(batch.history.begin(b), batch.history.length(b));
     }
   }
+  if (!batch.constraints.empty()) in.constraints = &batch.constraints[b];
   return in;
 }
 
 template <class T>
-void check_mmr_batch(const char* operation, const MmrBatch<T>& batch, const MmrOptions& options) {
+void check_mmr_batch(const char* operation, const MmrBatch<T>& batch, const MmrOptions& options, Index places = any_size) {
   check_jagged(operation, "features", batch.features, any_size, any_size);
   const Index total = batch.features.values().rows(), seen = batch.history.values().rows();
   check_size(operation, "relevance", batch.relevance, total);
@@ -152,7 +154,8 @@ void check_mmr_batch(const char* operation, const MmrBatch<T>& batch, const MmrO
   const Index named = batch.categories.empty() ? 0 : seen;
   if (batch.history_categories.size() != named) [[unlikely]]
     fail_size(operation, "history_categories", named, batch.history_categories.size(), false);
-  for (Index b = 0; b < batch.features.size(); ++b) check_mmr(operation, mmr_request(batch, b), options);
+  if (!batch.constraints.empty()) check_size(operation, "constraints", batch.constraints, batch.features.size());
+  for (Index b = 0; b < batch.features.size(); ++b) check_mmr(operation, mmr_request(batch, b), options, places);
 }
 
 }  // namespace detail

@@ -1,9 +1,13 @@
 /// @file   recops/diversity/panels.hpp
 /// @brief  The features of one request packed for selection: once per request, shared by every selector that looks at them.
 ///
-///     panel b, column d, lane l  =  features(b * panel_width + l, d),  optionally divided by the row's length
+///     panel b, column d, lane l  =  row(b * panel_width + l, d),  optionally divided by the row's length
 ///
 /// Shapes      features [N, D] → ceil(N / panel_width) panels [D, panel_width]; panel_width is 64 floats or 32 doubles.
+/// Order       Row i is item i. With a `priority` the rows are ordered roughly from the highest down: lazy selectors then leave most
+///             panels alone. Picks are the same.
+/// Storage     As T; or, for float, as BFloat16 or int8 codes with a scale per row. What was rounded is the item from then on: unit
+///             rows are those of the rounded features, so equal rows are exactly parallel.
 /// Edge cases  N = 0, D = 0.  With `normalize` a row no longer than 1e-10 (double: 1e-12) becomes zeros.
 /// NaN         A row with a number that is not finite, or whose sum of squares exceeds a quarter of the largest number, is
 ///             stored as zeros and marked: selectors never pick it, and it touches no other row.
@@ -11,18 +15,35 @@
 #pragma once
 #include <recops/diversity/normalize.hpp>
 #include <recops/simd/panels.hpp>
+#include <recops/simd/quantize.hpp>
 
 namespace recops {
+
+/// How panels hold their numbers.
+enum class PanelStorage : std::uint8_t {
+  full,      ///< as T
+  bfloat16,  ///< 8 bits of precision: half the bytes of float
+  int8,      ///< codes in [-127, 127] and a step per row: a quarter
+};
 
 /// Packed features that somebody else owns: a `Panels`.
 template <class T>
 struct PanelsView {
-  const T* data = nullptr;  ///< panels [D, panel_width], 64-byte aligned
+  const T* data = nullptr;  ///< panels [D, panel_width], 64-byte aligned; null unless the storage is `full`
   /// per row: squared length as stored (exactly 0 or 1 if `unit`); infinity marks a row never to be picked
   const T* squares = nullptr;
   Index rows = 0;     ///< N
   Index cols = 0;     ///< D
   bool unit = false;  ///< rows were divided by their lengths
+  PanelStorage storage = PanelStorage::full;
+  const std::uint32_t* words = nullptr;  ///< panels of simd/panels.hpp's words, where the storage is not `full`
+  const T* scales = nullptr;             ///< per row, where the storage is not `full`: the row is this times what is stored
+  const std::int32_t* order = nullptr;   ///< the item in each row; null: row i is item i
+};
+
+struct PanelOptions {
+  bool normalize = false;  ///< divide rows by their lengths: cosine similarity
+  PanelStorage storage = PanelStorage::full;
 };
 
 inline namespace RECOPS_ABI {
@@ -42,10 +63,19 @@ template <class T>
 void check_panels(const char* operation, const char* argument, PanelsView<T> view, Index rows) {
   check_option(operation, argument, view.rows == rows, "as many rows as there are items", static_cast<double>(view.rows));
   check_option(operation, argument, view.cols >= 0, "columns >= 0", static_cast<double>(view.cols));
-  const bool missing = view.rows > 0 && (!view.squares || (view.cols > 0 && !view.data));
-  const bool apart = (reinterpret_cast<std::uintptr_t>(view.data) | reinterpret_cast<std::uintptr_t>(view.squares)) % 64 != 0;
+  const bool full = view.storage == PanelStorage::full;
+  const void* const numbers = full ? static_cast<const void*>(view.data) : view.words;
+  const bool missing = view.rows > 0 && (!view.squares || (view.cols > 0 && !numbers) || (!full && !view.scales));
+  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+  const bool apart = (address(numbers) | address(view.squares) | address(full ? nullptr : view.scales)) % 64 != 0;
   if (missing || apart) [[unlikely]]
     fail(operation, argument, "data and squares aligned to 64 bytes", missing ? "a null pointer" : "an unaligned one");
+  check_option(operation, argument, full || std::is_same_v<T, float>, "the storage `full` for doubles",
+               static_cast<double>(view.storage));
+  for (Index i = 0; view.order && i < rows; ++i) {
+    if (view.order[i] < 0 || view.order[i] >= rows) [[unlikely]]
+      fail_at(operation, argument, "an order of items below ", rows, i, view.order[i]);
+  }
 }
 
 /// Squares and, where wanted, unit length of one packed panel; zeros and infinity for rows that are not finite.
@@ -71,30 +101,81 @@ void finish_panel(T* panel, Index cols, bool normalize, T* squares) {
 }
 
 /// Packs panel `b` of the rows order[0 .. rows) of `features` (order null: as they come).
-template <class T, class A>
-void pack_one_panel(MatrixView<const T> features, const std::int32_t* order, Index rows, Index b, bool normalize, T* panel,
+template <class T, class A, class S>
+void pack_one_panel(MatrixView<const S> features, const std::int32_t* order, Index rows, Index b, bool normalize, T* panel,
                     T* squares) {
   constexpr Index P = simd::panel_width<T>;
   simd::pack_panel<T, A>(
-      [&](Index l) RECOPS_LAMBDA_INLINE -> const T* {
+      [&](Index l) RECOPS_LAMBDA_INLINE -> const S* {
         const Index i = b * P + l;
         return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
-      features.cols(), panel, squares, rows* features.cols() * Index{sizeof(T)} > Index{1} << 19);
+      features.cols(), panel, squares, rows* features.cols() * Index{sizeof(S)} > Index{1} << 19);
   finish_panel<T, A>(panel, features.cols(), normalize, squares);
 }
 
-/// Panels of the rows order[0 .. rows) in scratch memory.
+/// Rounds a packed panel that is not normalised yet to `storage`; squares and scales become those of what is stored.
+template <class A>
+void store_panel(const float* panel, Index cols, bool normalize, PanelStorage storage, std::uint32_t* words, float* squares,
+                 float* scales) {
+  constexpr Index P = simd::panel_width<float>;
+  alignas(64) float stored[P];
+  if (storage == PanelStorage::bfloat16) {
+    simd::encode_panel<A>(panel, cols, static_cast<BFloat16*>(nullptr), words, stored);
+    std::fill(scales, scales + P, 1.0f);
+  } else {
+    simd::encode_panel<A>(panel, cols, static_cast<std::int8_t*>(nullptr), words, scales, stored);
+  }
+  for (Index l = 0; l < P; ++l) {
+    if (!(squares[l] <= std::numeric_limits<float>::max())) continue;  // marked, and zeros
+    const float square = scales[l] * scales[l] * stored[l];
+    if (!normalize) {
+      squares[l] = square;
+    } else if (squares[l] <= tiny_square<float> || !(stored[l] > 0)) {
+      squares[l] = scales[l] = 0;
+    } else {
+      squares[l] = 1;
+      scales[l] = 1 / std::sqrt(stored[l]);
+    }
+  }
+}
+
+/// Indices of the items whose value is not -infinity, roughly from the highest down (up to 1024 classes between the extremes),
+/// each class in ascending order. Returns their number, or -1 if they already come like that. `n` is at least a vector. O(N).
 template <class T, class A>
-PanelsView<T> pack_panels_in(MatrixView<const T> features, const std::int32_t* order, Index rows, bool normalize,
-                             Workspace& scratch) {
-  constexpr Index P = simd::panel_width<T>;
-  const Index panels = panel_count<T>(rows), cols = features.cols();
-  T* const data = scratch.take<T>(panels * cols * P);
-  T* const squares = scratch.take<T>(panels * P);
-  for (Index b = 0; b < panels; ++b)
-    pack_one_panel<T, A>(features, order, rows, b, normalize, data + b * cols * P, squares + b * P);
-  return {data, squares, rows, cols, normalize};
+Index selection_order(const T* value, Index n, std::int32_t* order, Workspace& scratch) {
+  using B = simd::Batch<T, A>;
+  constexpr Index W = simd::lanes<T, A>;
+  constexpr T out = -std::numeric_limits<T>::infinity();
+  const Index classes = n < 4096 ? n / 4 + 1 : Index{1024};
+  assert(n >= W);
+  const auto mark = scratch.mark();
+  Index falling = 1;
+  while (falling < n && value[falling] <= value[falling - 1]) ++falling;
+  if (falling == n && value[n - 1] != out) return -1;
+
+  const T high = simd::max<T, A>(value, n);
+  B least(high);
+  for (Index i = 0; i < n; i += W) {
+    const B v = B::load_unaligned(value + std::min(i, n - W));
+    least = xsimd::select(v == B(out), least, xsimd::min(v, least));
+  }
+  const T low = -simd::max_lane(-least);
+
+  auto* const begin = scratch.take<std::int32_t>(classes + 2);
+  auto* const of = scratch.take<std::int32_t>(n);
+  std::fill(begin, begin + classes + 2, 0);
+  const T range = high / 2 - low / 2, last = static_cast<T>(classes - 1);  // halves: their difference is finite
+  const T scale = range > std::numeric_limits<T>::min() * 4096 ? last / range : T(0);
+  for (Index i = 0; i < n; ++i) {
+    const T c = value[i] == out ? last + 1 : std::min((high / 2 - value[i] / 2) * scale, last);
+    of[i] = static_cast<std::int32_t>(c);
+  }
+  for (Index i = 0; i < n; ++i) ++begin[of[i] + 1];
+  for (Index c = 0; c < classes; ++c) begin[c + 1] += begin[c];
+  const Index kept = begin[classes];
+  for (Index i = 0; i < n; ++i) order[begin[of[i]]++] = static_cast<std::int32_t>(i);
+  return kept;
 }
 
 }  // namespace detail
@@ -106,32 +187,104 @@ class Panels {
   Panels() = default;
   /// Packs `features` [N, D]; with `normalize` every row is divided by its length (cosine similarity).
   /// Throws `Error` for a view that is not sound; the old contents stay.
-  void pack(MatrixView<const T> features, bool normalize) {
+  void pack(MatrixView<const T> features, bool normalize) { pack(features, PanelOptions{.normalize = normalize}); }
+  /// The same with a storage to choose, and a `priority` [N] (or empty), such as relevance or quality: rows are then packed roughly
+  /// from the highest down, so that selectors look at few panels. What is not a number comes last.
+  void pack(MatrixView<const T> features, const PanelOptions& options, VectorView<const T> priority = {}) {
     check_shape("Panels::pack", "features", features, any_size, any_size);
-    constexpr Index P = simd::panel_width<T>;
-    const Index panels = detail::panel_count<T>(features.rows()), cols = features.cols();
-    data_.resize(panels * cols * P);
-    squares_.resize(panels * P);
-    for (Index b = 0; b < panels; ++b) {
-      detail::pack_one_panel<T, simd::DefaultArch>(features, nullptr, features.rows(), b, normalize, data_.data() + b * cols * P,
-                                                   squares_.data() + b * P);
+    pack_rows(features, options, priority);
+  }
+  /// Features that are BFloat16 already.
+  void pack(MatrixView<const BFloat16> features, const PanelOptions& options,
+            VectorView<const T> priority = {}) requires(std::is_same_v<T, float>) {
+    check_shape("Panels::pack", "features", features, any_size, any_size);
+    pack_rows(features, options, priority);
+  }
+  /// Quantised features. A row whose codes reach 127 under one scale for all its columns stays what it is in `int8`.
+  void pack(const QuantizedView& features, const PanelOptions& options,
+            VectorView<const T> priority = {}) requires(std::is_same_v<T, float>) {
+    check_quantized("Panels::pack", "features", features, any_size, any_size);
+    rows_as_floats_.resize(features.rows(), features.cols());
+    for (Index i = 0; i < features.rows(); ++i) {
+      for (Index d = 0; d < features.cols(); ++d)
+        rows_as_floats_(i, d) = features.scales(i, d / features.width()) * static_cast<float>(features.codes(i, d));
     }
-    rows_ = features.rows();
-    cols_ = cols;
-    unit_ = normalize;
+    pack_rows(MatrixView<const float>(rows_as_floats_), options, priority);
   }
   Index rows() const { return rows_; }  ///< N
   Index cols() const { return cols_; }  ///< D
   /// Good until the next `pack`.
-  PanelsView<T> view() const& { return {data_.data(), squares_.data(), rows_, cols_, unit_}; }
+  PanelsView<T> view() const& {
+    const bool full = storage_ == PanelStorage::full;
+    return {full ? data_.data() : nullptr,
+            squares_.data(),
+            rows_,
+            cols_,
+            unit_,
+            storage_,
+            full ? nullptr : words_.data(),
+            full ? nullptr : scales_.data(),
+            ordered_ ? order_.data() : nullptr};
+  }
   PanelsView<T> view() && = delete;  // would outlive its memory
   operator PanelsView<T>() const& { return view(); }
   operator PanelsView<T>() && = delete;  // would outlive its memory
 
  private:
-  Vector<T> data_, squares_;
+  template <class S>
+  void pack_rows(MatrixView<const S> features, const PanelOptions& options, VectorView<const T> priority) {
+    constexpr Index P = simd::panel_width<T>;
+    const Index rows = features.rows(), panels = detail::panel_count<T>(rows), cols = features.cols();
+    const bool full = options.storage == PanelStorage::full;
+    if (!priority.empty()) check_size("Panels::pack", "priority", priority, rows);
+    check_option("Panels::pack", "storage", full || std::is_same_v<T, float>, "the storage `full` for doubles",
+                 static_cast<double>(options.storage));
+    check_option("Panels::pack", "features", rows <= std::numeric_limits<std::int32_t>::max(), "at most 2^31 - 1 rows",
+                 static_cast<double>(rows));
+    ordered_ = !priority.empty() && rows > P && order_rows(priority);
+    squares_.resize(panels * P);
+    data_.resize(full ? panels * cols * P : cols * P);
+    words_.resize(full ? 0 : panels * cols * P / (options.storage == PanelStorage::bfloat16 ? 2 : 4));
+    scales_.resize(full ? 0 : panels * P);
+    const std::int32_t* const order = ordered_ ? order_.data() : nullptr;
+    for (Index b = 0; b < panels; ++b) {
+      T* const panel = data_.data() + (full ? b * cols * P : 0);
+      detail::pack_one_panel<T, simd::DefaultArch>(features, order, rows, b, full && options.normalize, panel,
+                                                   squares_.data() + b * P);
+      if constexpr (std::is_same_v<T, float>) {
+        if (!full)
+          detail::store_panel<simd::DefaultArch>(panel, cols, options.normalize, options.storage,
+                                                 words_.data() + b * (words_.size() / panels), squares_.data() + b * P,
+                                                 scales_.data() + b * P);
+      }
+    }
+    rows_ = rows;
+    cols_ = cols;
+    unit_ = options.normalize;
+    storage_ = options.storage;
+  }
+  /// Fills `order_`; false if the rows come in a good order already.
+  bool order_rows(VectorView<const T> priority) {
+    const Index n = priority.size();
+    const auto mark = scratch_.mark();
+    T* const value = scratch_.take<T>(n);
+    const T most = std::numeric_limits<T>::max();
+    T least = most;
+    for (const T p : priority) least = std::abs(p) <= most && p < least ? p : least;
+    for (Index i = 0; i < n; ++i)
+      value[i] = std::abs(priority.data()[i]) <= most ? priority.data()[i] : least;  // none is left out
+    order_.resize(n);
+    return detail::selection_order<T, simd::DefaultArch>(value, n, order_.data(), scratch_) >= 0;
+  }
+
+  Vector<T> data_, squares_, scales_;
+  Vector<std::uint32_t> words_;
+  Vector<std::int32_t> order_;
+  Matrix<float> rows_as_floats_;
+  Workspace scratch_;
   detail::MovedSize rows_, cols_;
-  bool unit_ = false;
+  bool unit_ = false, ordered_ = false;
+  PanelStorage storage_ = PanelStorage::full;
 };
 
 }  // namespace RECOPS_ABI

@@ -7,7 +7,13 @@
 /// A product with a vector then needs no horizontal sum, and every row's dot product runs in one lane, the even d and the odd d
 /// each in order: its bits do not depend on the vector width (given FMA), on how many rows or vectors are processed together, or on
 /// the row's place.
+///
+/// Panels of floats may be stored as BFloat16 or int8 codes, several to a word, so that one load feeds several vectors by shifts:
+///
+///     BFloat16   word[d][i] = row_i | row_(i + 32) << 16                                  i in [0, 32)
+///     int8       word[d][i] = row_i | row_(i + 16) << 8 | row_(i + 32) << 16 | row_(i + 48) << 24      i in [0, 16)
 #pragma once
+#include <recops/simd/convert.hpp>
 #include <recops/simd/xsimd.hpp>
 
 namespace recops {
@@ -19,7 +25,38 @@ namespace simd {
 template <class T>
 inline constexpr Index panel_width = Index{256} / static_cast<Index>(sizeof(T));
 
+/// What a panel of T stored as S consists of: T itself, or words that hold several S.
+template <class T, class S>
+using PanelWord = std::conditional_t<std::is_same_v<T, S>, T, std::uint32_t>;
+/// Numbers in a word.
+template <class T, class S>
+inline constexpr Index panel_parts = std::is_same_v<T, S> ? 1 : static_cast<Index>(sizeof(std::uint32_t) / sizeof(S));
+/// Words in a column of a panel.
+template <class T, class S>
+inline constexpr Index panel_words = panel_width<T> / panel_parts<T, S>;
+
 namespace detail {
+
+/// The numbers of the words at `p`: x[i] holds rows `panel_words` · i further on.
+template <class S, class A>
+RECOPS_INLINE void load_panel_words(const std::uint32_t* p, Batch<float, A> (&x)[4 / sizeof(S)]) {
+  using I = Words<A>;
+  const I w = I::load_aligned(reinterpret_cast<const std::int32_t*>(p));
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    x[0] = bits_as<float>(I(w << 16));
+    x[1] = bits_as<float>(I(w & I(std::int32_t(0xFFFF0000))));
+  } else {
+    static_assert(std::is_same_v<S, std::int8_t>);
+    x[0] = xsimd::to_float(I(I(w << 24) >> 24));
+    x[1] = xsimd::to_float(I(I(w << 16) >> 24));
+    x[2] = xsimd::to_float(I(I(w << 8) >> 24));
+    x[3] = xsimd::to_float(I(w >> 24));
+  }
+}
+template <class S, class T, class A>
+RECOPS_INLINE void load_panel_words(const T* p, Batch<T, A> (&x)[1]) {
+  x[0] = Batch<T, A>::load_aligned(p);
+}
 
 /// a0 b0 a1 b1 ... of the low halves, over the whole register (xsimd's zip works within 128 bits on some sets).
 template <class T, class A>
@@ -85,13 +122,15 @@ RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[N]) {
 /// last row on: zeros. With `ahead` it is also asked for lanes past the panel, to fetch rows that are in no near cache and may lie
 /// anywhere.
 /// `squares` [panel_width] (64-byte aligned) receives each row's sum of squares, NaN and infinity included.
+/// Rows may be stored in any format that `load_as` reads.
 template <class T, class A = DefaultArch, class Row>
 RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool ahead = false) {
   using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>, P = panel_width<T>, line = Index{64} / static_cast<Index>(sizeof(T));
+  using Stored = std::remove_cvref_t<decltype(*row(0))>;
+  constexpr Index W = lanes<T, A>, P = panel_width<T>, line = Index{64} / static_cast<Index>(sizeof(Stored));
   static_assert(P % W == 0);
   for (Index v = 0; v < P; v += W) {
-    const T* rows[W];
+    const Stored* rows[W];
     for (Index l = 0; l < W; ++l) rows[l] = row(v + l);
     B sum(T(0)), x[W];
     if (!rows[0]) {  // rows come without gaps: nor is there any behind this one
@@ -100,13 +139,13 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
       continue;
     }
     for (Index l = v + W; ahead && l < v + 2 * W; ++l) {
-      const T* const next = row(l);
+      const Stored* const next = row(l);
       for (Index d = 0; next && d < cols; d += line) __builtin_prefetch(next + d);
     }
     Index d = 0;
     for (; d + W <= cols; d += W) {
       RECOPS_UNROLL
-      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? B::load_unaligned(rows[l] + d) : B(T(0));
+      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? load_as<T, A>(rows[l] + d) : B(T(0));
       detail::transpose_lanes<T, A>(x);
       RECOPS_UNROLL
       for (Index i = 0; i < W; ++i) {
@@ -116,7 +155,7 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
     }
     if (d < cols) {
       RECOPS_UNROLL
-      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? load_first<T, A>(rows[l] + d, cols - d) : B(T(0));
+      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? load_first_as<T, A>(rows[l] + d, cols - d) : B(T(0));
       detail::transpose_lanes<T, A>(x);
       RECOPS_UNROLL
       for (Index i = 0; i < W; ++i) {
@@ -145,25 +184,99 @@ void scale_panel(T* panel, Index cols, const T* factors) {
   }
 }
 
-/// Products of a panel with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls use(query, first lane, products)
-/// for every register of them. Even and odd columns have accumulators of their own: one alone would wait for itself.
-template <class T, class A, int Queries, class F>
-RECOPS_INLINE void panel_products(const T* panel, Index cols, const T* queries, Index stride, F&& use) {
-  using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>, P = panel_width<T>;
-  constexpr int all = static_cast<int>(P / W), most = registers<A> / 4 / Queries;  // accumulators stay in registers
-  constexpr int V = all < most ? all : most;
-  static_assert(V > 0 && all % V == 0);
-  for (Index v = 0; v < P; v += V * W) {
-    B even[V * Queries], odd[V * Queries];
+/// A panel of floats as BFloat16: rounded to nearest, ties to even. `squares` [panel_width] receives the sums of squares of what is
+/// stored.
+template <class A = DefaultArch>
+void encode_panel(const float* panel, Index cols, BFloat16*, std::uint32_t* words, float* squares) {
+  using B = Batch<float, A>;
+  using I = detail::Words<A>;
+  constexpr Index W = lanes<float, A>, P = panel_width<float>, H = P / 2;
+  for (Index v = 0; v < H; v += W) {
+    B low(0.0f), high(0.0f);
+    for (Index d = 0; d < cols; ++d) {
+      const I a = detail::bfloat_of_float<A>(B::load_aligned(panel + d * P + v));
+      const I b = detail::bfloat_of_float<A>(B::load_aligned(panel + d * P + v + H));
+      const I word = (a & I(0xFFFF)) | I(b << 16);
+      word.store_aligned(reinterpret_cast<std::int32_t*>(words + d * H + v));
+      B x[2];
+      detail::load_panel_words<BFloat16, A>(words + d * H + v, x);
+      low = mul_add(x[0], x[0], low);
+      high = mul_add(x[1], x[1], high);
+    }
+    low.store_aligned(squares + v);
+    high.store_aligned(squares + v + H);
+  }
+}
+
+/// A panel of floats as int8 codes: row = step · code with step = max |x| / 127 (0 where that is below 2^-100). `steps` and
+/// `squares` [panel_width] receive the steps and the sums of squares of the codes. The panel must be finite.
+template <class A = DefaultArch>
+void encode_panel(const float* panel, Index cols, std::int8_t*, std::uint32_t* words, float* steps, float* squares) {
+  using B = Batch<float, A>;
+  using I = detail::Words<A>;
+  constexpr Index W = lanes<float, A>, P = panel_width<float>, Q = P / 4;
+  for (Index v = 0; v < Q; v += W) {
+    B most[4], square[4], step[4], factor[4];
     RECOPS_UNROLL
-    for (int i = 0; i < V * Queries; ++i) even[i] = odd[i] = B(T(0));
-    const auto column = [&](Index d, B(&sum)[V * Queries]) RECOPS_LAMBDA_INLINE {
+    for (Index i = 0; i < 4; ++i) most[i] = square[i] = B(0.0f);
+    for (Index d = 0; d < cols; ++d) {
+      RECOPS_UNROLL
+      for (Index i = 0; i < 4; ++i) most[i] = xsimd::max(most[i], xsimd::abs(B::load_aligned(panel + d * P + v + i * Q)));
+    }
+    RECOPS_UNROLL
+    for (Index i = 0; i < 4; ++i) {
+      const auto tiny = most[i] < B(0x1p-100f);
+      step[i] = xsimd::select(tiny, B(0.0f), most[i] / B(127.0f));
+      factor[i] = xsimd::select(tiny, B(0.0f), B(127.0f) / xsimd::max(most[i], B(0x1p-100f)));
+      step[i].store_aligned(steps + v + i * Q);
+    }
+    for (Index d = 0; d < cols; ++d) {
+      I word(0);
+      RECOPS_UNROLL
+      for (int i = 0; i < 4; ++i) {  // adding 1.5 * 2^23 rounds to an integer, ties to even
+        const B x = factor[i] * B::load_aligned(panel + d * P + v + i * Q);
+        const I code = bits_as<std::int32_t>(B(xsimd::max(xsimd::min(x, B(127.0f)), B(-127.0f)) + B(0x1.8p23f))) - I(0x4B400000);
+        word = word | I((code & I(0xFF)) << (8 * i));
+      }
+      word.store_aligned(reinterpret_cast<std::int32_t*>(words + d * Q + v));
+      B x[4];
+      detail::load_panel_words<std::int8_t, A>(words + d * Q + v, x);
+      RECOPS_UNROLL
+      for (Index i = 0; i < 4; ++i) square[i] = mul_add(x[i], x[i], square[i]);
+    }
+    RECOPS_UNROLL
+    for (Index i = 0; i < 4; ++i) square[i].store_aligned(squares + v + i * Q);
+  }
+}
+
+/// Products of a panel (of T stored as S) with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls
+/// use(query, first lane, products) for every register of them. Even and odd columns have accumulators of their own: one alone
+/// would wait for itself.
+template <class T, class A, int Queries, class S = T, class F>
+RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, F&& use) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>, P = panel_width<T>, words = panel_words<T, S>;
+  constexpr int parts = static_cast<int>(panel_parts<T, S>);
+  constexpr int all = static_cast<int>(P / W), most = registers<A> / 4 / Queries;  // accumulators stay in registers
+  constexpr int V = (all < most ? all : most) / parts;                             // word vectors at once
+  static_assert(V > 0 && words % (V * W) == 0);
+  for (Index v = 0; v < words; v += V * W) {
+    B even[V * parts * Queries], odd[V * parts * Queries];
+    RECOPS_UNROLL
+    for (int i = 0; i < V * parts * Queries; ++i) even[i] = odd[i] = B(T(0));
+    const auto column = [&](Index d, B(&sum)[V * parts * Queries]) RECOPS_LAMBDA_INLINE {
       RECOPS_UNROLL
       for (int i = 0; i < V; ++i) {
-        const B x = B::load_aligned(panel + d * P + v + i * W);
+        B x[parts];
+        detail::load_panel_words<S>(panel + d * words + v + i * W, x);
         RECOPS_UNROLL
-        for (int q = 0; q < Queries; ++q) sum[i * Queries + q] = mul_add(x, B(queries[q * stride + d]), sum[i * Queries + q]);
+        for (int part = 0; part < parts; ++part) {
+          RECOPS_UNROLL
+          for (int q = 0; q < Queries; ++q) {
+            B& s = sum[(i * parts + part) * Queries + q];
+            s = mul_add(x[part], B(queries[q * stride + d]), s);
+          }
+        }
       }
     };
     Index d = 0;
@@ -175,18 +288,27 @@ RECOPS_INLINE void panel_products(const T* panel, Index cols, const T* queries, 
     RECOPS_UNROLL
     for (int i = 0; i < V; ++i) {
       RECOPS_UNROLL
-      for (int q = 0; q < Queries; ++q) use(q, v + i * W, even[i * Queries + q] + odd[i * Queries + q]);
+      for (int part = 0; part < parts; ++part) {
+        RECOPS_UNROLL
+        for (int q = 0; q < Queries; ++q) {
+          const int s = (i * parts + part) * Queries + q;
+          use(q, v + i * W + part * words, even[s] + odd[s]);
+        }
+      }
     }
   }
 }
 
 /// The same for any number of vectors.
-template <class T, class A, class F>
-RECOPS_INLINE void panel_products(const T* panel, Index cols, const T* queries, Index stride, Index count, F&& use) {
+template <class T, class A, class S = T, class F>
+RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, Index count,
+                                  F&& use) {
   Index first = 0;
   const auto part = [&](int q, Index lane, Batch<T, A> c) RECOPS_LAMBDA_INLINE { use(first + q, lane, c); };
-  for (; first + 2 <= count; first += 2) panel_products<T, A, 2>(panel, cols, queries + first * stride, stride, part);
-  if (first < count) panel_products<T, A, 1>(panel, cols, queries + first * stride, stride, part);
+  if constexpr (registers<A> / 8 >= panel_parts<T, S>) {
+    for (; first + 2 <= count; first += 2) panel_products<T, A, 2, S>(panel, cols, queries + first * stride, stride, part);
+  }
+  for (; first < count; ++first) panel_products<T, A, 1, S>(panel, cols, queries + first * stride, stride, part);
 }
 
 }  // namespace simd
