@@ -34,13 +34,17 @@
 #include <recops/diffusion/timestep_sampler.hpp>
 #include <recops/diversity/candidates.hpp>
 #include <recops/diversity/constraints.hpp>
+#include <recops/diversity/dpp_algebra.hpp>
 #include <recops/diversity/dpp_basis.hpp>
 #include <recops/diversity/dpp_features.hpp>
 #include <recops/diversity/dpp_input.hpp>
 #include <recops/diversity/dpp_kernel.hpp>
+#include <recops/diversity/dpp_loss.hpp>
 #include <recops/diversity/dpp_map.hpp>
+#include <recops/diversity/dpp_sample.hpp>
 #include <recops/diversity/greedy.hpp>
 #include <recops/diversity/gumbel_top_k.hpp>
+#include <recops/diversity/lookahead.hpp>
 #include <recops/diversity/mmr.hpp>
 #include <recops/diversity/mmr_backward.hpp>
 #include <recops/diversity/mmr_columns.hpp>
@@ -54,6 +58,7 @@
 #include <recops/diversity/selection.hpp>
 #include <recops/diversity/selection_backward.hpp>
 #include <recops/diversity/selection_input.hpp>
+#include <recops/diversity/sequence_value.hpp>
 #include <recops/diversity/sliding_maximum.hpp>
 #include <recops/diversity/ssd.hpp>
 #include <recops/frequency/band.hpp>
@@ -98,6 +103,7 @@
 #include <recops/models/harmonrank.hpp>
 #include <recops/models/interest_aggregator.hpp>
 #include <recops/models/sasrec.hpp>
+#include <recops/models/stcrank.hpp>
 #include <recops/nn/activation.hpp>
 #include <recops/nn/attention_sublayer.hpp>
 #include <recops/nn/batch_norm.hpp>
