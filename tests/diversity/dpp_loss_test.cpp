@@ -37,7 +37,7 @@ TEMPLATE_TEST_CASE("determinantal losses against PyTorch", "[diversity][dpp_loss
     Padded<T> rows = f;
     const auto q = golden.values<T>(name + ".quality");
     const auto chosen = golden.values<std::int32_t>(name + ".chosen");
-    const DppInput<T> in{.features = rows.view(), .quality = q};
+    const DppItems<T> in{.features = rows.view(), .quality = q};
     const Index n = rows.view().rows(), d = rows.view().cols();
     Matrix<T> df(n, d, 1);
     Vector<T> dq(n, 1);
@@ -70,7 +70,7 @@ TEST_CASE("gradients of determinantal losses by differences, over block borders"
   Vector<double> q(300);
   for (double& v : q) v = std::exp(0.3 * random.normal());
   const std::vector<std::int64_t> chosen{299, 3, 256, 255};
-  const DppInput<double> in{.features = f, .quality = q};
+  const DppItems<double> in{.features = f, .quality = q};
   for (const bool fixed : {false, true}) {
     Matrix<double> df(300, 5, 0);
     Vector<double> dq(300, 0);
@@ -94,7 +94,7 @@ TEST_CASE("probabilities sum to 1, and limits", "[diversity][dpp_loss]") {
   Random random = random_stream(7502);
   Workspace ws;
   const Matrix<double> f = random_matrix<double>(6, 3, random);
-  const DppInput<double> in{.features = f};
+  const DppItems<double> in{.features = f};
   double all = 0, of_two = 0;
   for (unsigned set = 0; set < 64; ++set) {
     std::vector<std::int32_t> chosen;
@@ -118,7 +118,7 @@ TEST_CASE("probabilities sum to 1, and limits", "[diversity][dpp_loss]") {
   CHECK(std::abs(soft_volume<double>(twice, {.delta = 1e-4}, {}, ws) + 0.5 * std::log(1e-4 * (2 + 1e-4))) < 1e-9);
   CHECK(soft_volume<double>(MatrixView<const double>(), {}, MatrixView<double>(), ws) == 0);
   const std::vector<std::int32_t> none;
-  CHECK(dpp_nll<double>(DppInput<double>{}, none, {}, {}, ws) == 0);
+  CHECK(dpp_nll<double>(DppItems<double>{}, none, {}, {}, ws) == 0);
   CHECK(std::abs(dpp_nll<double>({.features = MatrixView<const double>(nullptr, 4, 0)}, none, {.delta = 0.5}, {}, ws) -
                  4 * std::log(1.5)) < 1e-12);
   // Many items, many picks: e_k is far beyond what a double holds.

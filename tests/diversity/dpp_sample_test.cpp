@@ -14,7 +14,7 @@ TEMPLATE_TEST_CASE("samples follow the determinants", "[diversity][dpp_sample]",
   Workspace ws;
   const Matrix<T> f = random_matrix<T>(7, 4, random);
   Vector<T> q{1, T(0.5), 2, T(1.5), 0, T(0.8), T(1.2)};  // item 4 is never drawn
-  const DppInput<T> in{.features = f, .quality = q};
+  const DppItems<T> in{.features = f, .quality = q};
   DppSampler<T> sampler;
   sampler.prepare(in, ws);
   CHECK((sampler.items() == 7 && sampler.rank() == 4));

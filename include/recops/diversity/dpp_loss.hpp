@@ -25,7 +25,7 @@ namespace recops {
 
 /// The items of one request.
 template <class T>
-struct DppInput {
+struct DppItems {
   MatrixView<const T> features = {};  ///< [N, D]
   VectorView<const T> quality = {};   ///< [N] 0 or more; empty: 1
 };
@@ -45,7 +45,7 @@ inline namespace RECOPS_ABI {
 namespace detail {
 
 template <class T>
-void check_dpp(const char* name, const DppInput<T>& in) {
+void check_dpp_items(const char* name, const DppItems<T>& in) {
   check_shape(name, "features", in.features, any_size, any_size);
   if (in.quality.empty()) return;
   check_size(name, "quality", in.quality, in.features.rows());
@@ -54,8 +54,8 @@ void check_dpp(const char* name, const DppInput<T>& in) {
 }
 
 template <class T>
-void check_dpp_loss(const char* name, const DppInput<T>& in, IndexView chosen, const DppGradients<T>& gradients, Workspace& ws) {
-  check_dpp(name, in);
+void check_dpp_loss(const char* name, const DppItems<T>& in, IndexView chosen, const DppGradients<T>& gradients, Workspace& ws) {
+  check_dpp_items(name, in);
   const Index n = in.features.rows();
   check_indices(name, "chosen", chosen, n);
   if (!gradients.features.empty()) check_shape(name, "gradient of features", gradients.features, n, in.features.cols());
@@ -71,7 +71,7 @@ void check_dpp_loss(const char* name, const DppInput<T>& in, IndexView chosen, c
 
 /// Rows of V in double.
 template <class T>
-void dpp_row(const DppInput<T>& in, Index i, double* v) {
+void dpp_row(const DppItems<T>& in, Index i, double* v) {
   const double q = in.quality.empty() ? 1.0 : static_cast<double>(in.quality[i]);
   for (Index d = 0; d < in.features.cols(); ++d) v[d] = q * static_cast<double>(in.features(i, d));
 }
@@ -81,7 +81,7 @@ inline constexpr Index dpp_block = 256;
 
 /// out = V^T V [D, D]
 template <class T>
-void dpp_gram(const DppInput<T>& in, MatrixView<double> out, Workspace& ws) {
+void dpp_gram(const DppItems<T>& in, MatrixView<double> out, Workspace& ws) {
   const Index n = in.features.rows(), d = in.features.cols();
   const auto mark = ws.mark();
   const MatrixView<double> block = ws.matrix<double>(std::min(n, dpp_block), d);
@@ -96,7 +96,7 @@ void dpp_gram(const DppInput<T>& in, MatrixView<double> out, Workspace& ws) {
 
 /// Adds the gradient of V [row i is item i's] to those of features and quality.
 template <class T>
-void add_dpp_gradient(const DppInput<T>& in, Index i, const double* dv, const DppGradients<T>& gradients) {
+void add_dpp_gradient(const DppItems<T>& in, Index i, const double* dv, const DppGradients<T>& gradients) {
   const Index d = in.features.cols();
   if (!gradients.features.empty()) {
     const double q = in.quality.empty() ? 1.0 : static_cast<double>(in.quality[i]);
@@ -112,7 +112,7 @@ void add_dpp_gradient(const DppInput<T>& in, Index i, const double* dv, const Dp
 
 /// Adds the gradient dV = 2 V M for all items, M [D, D] symmetric.
 template <class T>
-void add_dpp_gradients(const DppInput<T>& in, MatrixView<const double> m, const DppGradients<T>& gradients, Workspace& ws) {
+void add_dpp_gradients(const DppItems<T>& in, MatrixView<const double> m, const DppGradients<T>& gradients, Workspace& ws) {
   const Index n = in.features.rows(), d = in.features.cols();
   const auto mark = ws.mark();
   const MatrixView<double> v = ws.matrix<double>(std::min(n, dpp_block), d), dv = ws.matrix<double>(std::min(n, dpp_block), d);
@@ -150,7 +150,7 @@ inline double negative_log_volume(MatrixView<const double> rows, double delta, M
 
 /// The part of the chosen rows: value, and dV_Y [k, D].
 template <class T>
-double dpp_chosen(const DppInput<T>& in, IndexView chosen, double delta, MatrixView<double> dv, Workspace& ws) {
+double dpp_chosen(const DppItems<T>& in, IndexView chosen, double delta, MatrixView<double> dv, Workspace& ws) {
   const auto mark = ws.mark();
   const MatrixView<double> rows = ws.matrix<double>(chosen.size(), in.features.cols());
   for (Index t = 0; t < chosen.size(); ++t) dpp_row(in, chosen[t], rows.row(t));
@@ -161,7 +161,7 @@ double dpp_chosen(const DppInput<T>& in, IndexView chosen, double delta, MatrixV
 
 /// Negative log-likelihood of `chosen` [k] among all subsets of the request's items, adding its gradient.
 template <Real T>
-double dpp_nll(const DppInput<T>& in, IndexView chosen, const DppLossOptions& options, const DppGradients<T>& gradients,
+double dpp_nll(const DppItems<T>& in, IndexView chosen, const DppLossOptions& options, const DppGradients<T>& gradients,
                Workspace& ws) {
   constexpr const char* name = "dpp_nll";
   detail::check_dpp_loss(name, in, chosen, gradients, ws);
@@ -203,7 +203,7 @@ double dpp_nll(const DppInput<T>& in, IndexView chosen, const DppLossOptions& op
 
 /// Negative log-likelihood of `chosen` [k] among all subsets of k items, adding its gradient.
 template <Real T>
-double kdpp_nll(const DppInput<T>& in, IndexView chosen, const DppGradients<T>& gradients, Workspace& ws) {
+double kdpp_nll(const DppItems<T>& in, IndexView chosen, const DppGradients<T>& gradients, Workspace& ws) {
   detail::check_dpp_loss("kdpp_nll", in, chosen, gradients, ws);
   const Index d = in.features.cols(), k = chosen.size();
   constexpr double infinity = std::numeric_limits<double>::infinity();

@@ -27,8 +27,8 @@ template <Real T>
 class DppSampler {
  public:
   /// Throws `Error` for shapes that disagree, negative quality and numbers that are not finite.
-  void prepare(const DppInput<T>& in, Workspace& ws) {
-    detail::check_dpp("DppSampler", in);
+  void prepare(const DppItems<T>& in, Workspace& ws) {
+    detail::check_dpp_items("DppSampler", in);
     const Index d = in.features.cols();
     vectors_.resize(d, d);
     values_.resize(d);
@@ -154,7 +154,7 @@ class DppSampler {
     return last;
   }
 
-  DppInput<T> in_;
+  DppItems<T> in_;
   Matrix<double> vectors_;  // rows
   Vector<double> values_;
   Index items_ = 0, rank_ = 0;
