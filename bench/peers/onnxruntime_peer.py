@@ -82,3 +82,31 @@ def topk(n, k):
     made = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     xs = [random.standard_normal(n).astype(np.float32) for _ in range(16)]
     return lambda i: made.run(None, {"x": xs[i % 16]})
+
+
+def ddim(batch, width, hidden, steps):
+    """A chain of DDIM steps around an MLP width-hidden-hidden-width with SiLU as one graph, the step's embedding in the first bias."""
+    weights = {"w0": random.standard_normal((width, hidden)) / 8, "w1": random.standard_normal((hidden, hidden)) / 16,
+               "w2": random.standard_normal((hidden, width)) / 16, "b1": random.standard_normal(hidden),
+               "b2": random.standard_normal(width), "a": np.array(0.9), "b": np.array(0.1)}
+    nodes, x = [], "x"
+
+    def dense(source, w, b, to):
+        nodes.append(helper.make_node("Gemm", [source, w, b], [to]))
+
+    def silu(source, to):
+        nodes.append(helper.make_node("Sigmoid", [source], [to + "s"]))
+        nodes.append(helper.make_node("Mul", [source, to + "s"], [to]))
+
+    for i in range(steps):
+        weights[f"b0_{i}"] = random.standard_normal(hidden)
+        dense(x, "w0", f"b0_{i}", f"p{i}")
+        silu(f"p{i}", f"h{i}")
+        dense(f"h{i}", "w1", "b1", f"q{i}")
+        silu(f"q{i}", f"g{i}")
+        dense(f"g{i}", "w2", "b2", f"m{i}")
+        nodes.append(helper.make_node("Mul", [x, "a"], [f"ax{i}"]))
+        nodes.append(helper.make_node("Mul", [f"m{i}", "b"], [f"bm{i}"]))
+        x = f"x{i}" if i + 1 < steps else "y"
+        nodes.append(helper.make_node("Add", [f"ax{i}", f"bm{i}"], [x]))
+    return session(nodes, {"x": [batch, width]}, {"y": [batch, width]}, {k: w.astype(np.float32) for k, w in weights.items()})

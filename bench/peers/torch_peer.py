@@ -373,3 +373,36 @@ def chorus_cvr(n, copies=1):
             loss.backward()
 
     return run
+
+
+class Chain(torch.nn.Module):
+    """A function as a module, which is what can be frozen."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x)
+
+
+def ddim(batch, width, hidden, steps):
+    """A chain of DDIM steps around an MLP width-hidden-hidden-width with SiLU, the step's embedding in the first layer's bias."""
+    f = torch.nn.functional
+    w0, w1, w2 = torch.randn(hidden, width) / 8, torch.randn(hidden, hidden) / 16, torch.randn(width, hidden) / 16
+    b0, b1, b2 = torch.randn(steps, hidden).unbind(0), torch.randn(hidden), torch.randn(width)
+    start = torch.randn(batch, width)
+    a = [0.9] * steps
+
+    def chain(x):
+        for i in range(steps):
+            h = f.silu(f.linear(x, w0, b0[i]), inplace=True)
+            h = f.silu(f.linear(h, w1, b1), inplace=True)
+            x = (x * a[i]).add_(f.linear(h, w2, b2), alpha=0.1)
+        return x
+
+    def traced():
+        module = torch.jit.freeze(torch.jit.trace(Chain(chain).eval(), start))
+        return lambda i: module(start)
+
+    return fastest([lambda: lambda i: chain(start), traced])

@@ -20,8 +20,12 @@
 #include <recops/core/random.hpp>
 #include <recops/core/views.hpp>
 #include <recops/core/workspace.hpp>
+#include <recops/diffusion/diffrec.hpp>
+#include <recops/diffusion/diffurec.hpp>
 #include <recops/diffusion/diffusion_loss.hpp>
 #include <recops/diffusion/diffusion_step.hpp>
+#include <recops/diffusion/dreamrec.hpp>
+#include <recops/diffusion/frozen_sampler.hpp>
 #include <recops/diffusion/mlp_denoiser.hpp>
 #include <recops/diffusion/noise_schedule.hpp>
 #include <recops/diffusion/prediction.hpp>
@@ -168,6 +172,7 @@
 #include <recops/simd/fft_filter.hpp>
 #include <recops/simd/fft_plan.hpp>
 #include <recops/simd/fft_stages.hpp>
+#include <recops/simd/fused_rows.hpp>
 #include <recops/simd/gaussian.hpp>
 #include <recops/simd/gemm.hpp>
 #include <recops/simd/gemm_dots.hpp>

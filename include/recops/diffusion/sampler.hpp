@@ -29,10 +29,10 @@ struct DenoiserInput {
 
 /// Options of `sample`.
 struct SampleOptions {
-  RandomRow at = {};     ///< seed and sample of the noise, row without ids; step and purpose are chosen here
-  IndexView ids = {};    ///< one per row, of the user or request; none: `at.row` + place in the batch
-  bool from_x = false;   ///< x holds the start already (q_sample of something known); otherwise it is drawn
-  Index tile_rows = 32;  ///< rows that go through the chain together
+  RandomRow at = {};    ///< seed and sample of the noise, row without ids; step and purpose are chosen here
+  IndexView ids = {};   ///< one per row, of the user or request; none: `at.row` + place in the batch
+  bool from_x = false;  ///< x holds the start already (q_sample of something known); otherwise it is drawn
+  Index tile_rows = 0;  ///< rows that go through the chain together; 0: as many as is fast
 };
 
 inline namespace RECOPS_ABI {
@@ -57,9 +57,9 @@ template <Real T, class Denoiser>
 Index sample(const SamplerPlan& plan, Denoiser&& denoise, const SampleOptions& options, MatrixView<T> x, Workspace& ws) {
   check_shape("sample", "x", x, any_size, any_size);
   check_option("sample", "plan", !plan.steps.empty(), "a plan with steps", 0);
-  check_option("sample", "tile_rows", options.tile_rows >= 1, "tile_rows >= 1", static_cast<double>(options.tile_rows));
+  check_option("sample", "tile_rows", options.tile_rows >= 0, "tile_rows >= 0", static_cast<double>(options.tile_rows));
   simd::check_ids("sample", options.ids, x.rows());
-  const Index tile = options.tile_rows, cols = x.cols();
+  const Index tile = options.tile_rows > 0 ? options.tile_rows : 32, cols = x.cols();
   ws.parallel_for((x.rows() + tile - 1) / tile, [&](Index task, Workspace& scratch) {
     const Index first = task * tile, rows = std::min(tile, x.rows() - first), twice = plan.guided() ? 2 * rows : rows;
     const auto mark = scratch.mark();
