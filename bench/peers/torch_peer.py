@@ -328,13 +328,13 @@ def ranking_loss(kind, groups, n, positives=0.1, copies=1):
         if kind == "softmax":
             return (torch.logsumexp(s, 1) - s[:, :first].mean(1)).mean()
         if kind == "listmle":
-            z = s.gather(1, y.argsort(1, descending=True, stable=True))
+            z = s.gather(1, torch.sort(y, stable=True, dim=1, descending=True)[1])
             return (z.flip(1).logcumsumexp(1).flip(1) - z).sum(1).mean()
         pair, x = y[:, :, None] > y[:, None, :], softplus(s[:, None, :] - s[:, :, None])
         if kind == "ranknet":
             return torch.where(pair, x, torch.zeros(())).sum() / groups
         with torch.no_grad():  # lambdarank
-            rank = s.argsort(1, descending=True, stable=True).argsort(1)
+            rank = s.argsort(1, descending=True).argsort(1)
             gain, place = torch.exp2(y) - 1, d[rank]
             ideal = (gain.sort(1, descending=True)[0] * d).sum(1)[:, None, None]
             w = torch.where(pair, (gain[:, :, None] - gain[:, None, :]) * (place[:, :, None] - place[:, None, :]).abs() / ideal, torch.zeros(()))

@@ -136,6 +136,7 @@
 #include <recops/nn/table.hpp>
 #include <recops/nn/time_gap_embedding.hpp>
 #include <recops/nn/transformer_block.hpp>
+#include <recops/ranking/approx_ndcg.hpp>
 #include <recops/ranking/aucm.hpp>
 #include <recops/ranking/border_pairwise.hpp>
 #include <recops/ranking/bpr.hpp>

@@ -1,4 +1,5 @@
 // Oracle: PyTorch in double (golden/ranking_losses.py).
+#include <recops/ranking/approx_ndcg.hpp>
 #include <recops/ranking/border_pairwise.hpp>
 #include <recops/ranking/chorus_cvr.hpp>
 #include <recops/ranking/hardest_pair.hpp>
@@ -71,6 +72,7 @@ TEMPLATE_TEST_CASE("losses over groups are PyTorch's of their definitions", "[ra
   check("softmax_each", [&](auto d) { return softmax_loss_value_and_grad<T>(s, y, offsets, {}, d, ws); });
   check("softmax_any",
         [&](auto d) { return softmax_loss_value_and_grad<T>(s, y, offsets, {.target = PositiveTarget::any}, d, ws); });
+  check("approx_ndcg", [&](auto d) { return approx_ndcg_loss_value_and_grad<T>(s, rel, offsets, {.temperature = 0.4}, d, ws); });
   check("border", [&](auto d) {
     const BorderPairwiseOptions<T> o{.window = 3, .delta = 0.5, .sigma = 1.2, .margin = 0.2, .smoothness = 0.3, .slope = 0.6};
     return border_pairwise_loss_value_and_grad<T>(s, rel, offsets, o, d, ws);

@@ -6,7 +6,7 @@
 /// with i in `high`, which should win, and j in `low`: the sum of all f, and of f' over each row and each column.
 ///
 /// Speed       e^x_ij = e^(sigma low_j) e^(-sigma high_i): the exponentials of n scores serve n^2 pairs. Four rows share one division,
-///             and one logarithm serves the product of many 1 + e^x. Where the scores lie so far apart that such products would
+///             and one logarithm serves the product of all 1 + e^x of a lane. Where the scores lie so far apart that such products would
 ///             overflow (`PairScores::separable` is false) every pair takes an exponential of its own, at about half the speed.
 /// Precision   a pair's f' is within some 5 units in the last place. Sums run in T over 32 vectors (rows) or 64 rows (columns)
 ///             and in double beyond. The order of additions depends on the sizes alone.
@@ -64,6 +64,10 @@ template <class T, class A, PairLoss loss, bool gradient, bool separable>
 double pair_sums(const T* high, Index rows, const T* low, Index cols, T sigma, Index period, double* row, double* col) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>, width = pair_block * W;
+  using Word = std::conditional_t<std::is_same_v<T, float>, std::uint32_t, std::uint64_t>;
+  using U = Batch<Word, A>;
+  constexpr int fraction = std::is_same_v<T, float> ? 23 : 52;
+  constexpr Word bias = std::is_same_v<T, float> ? 127 : 1023;
   constexpr T far = std::numeric_limits<T>::infinity();
   alignas(64) T block[width], sums[width];
   double total = 0;
@@ -81,9 +85,10 @@ double pair_sums(const T* high, Index rows, const T* low, Index cols, T sigma, I
           h[r] = B(r < height ? high[i + r] : separable ? T(0) : far);
           across[r] = B(T(0));
         }
-        B logs(T(0)), plain(T(0));
+        B excess(T(0)), plain(T(0));  // of the product over a power of two; what is summed without a logarithm
+        U powers(0);
+        Index periods = 0;
         for (Index start = 0; start < padded; start += period * W) {
-          B excess(T(0));
           const Index end = std::min(padded, start + period * W);
           for (Index j = start; j < end; j += W) {
             const B l = B::load_aligned(block + j);
@@ -128,9 +133,24 @@ double pair_sums(const T* high, Index rows, const T* low, Index cols, T sigma, I
               (B::load_aligned(sums + j) + down).store_aligned(sums + j);
             }
           }
-          if constexpr (loss == PairLoss::logistic) logs = logs + simd::log1p(excess);
+          if constexpr (loss == PairLoss::logistic) {  // 1 + excess back to [1, 2); what is there already stays as exact as it is
+            const U power = bits_as<Word>(B(excess + B(T(1)))) >> fraction;
+            const B scale = bits_as<T>(U((U(2 * bias) - power) << fraction));
+            excess = mul_add(excess, scale, scale - B(T(1)));
+            powers = powers + power;
+            ++periods;
+          }
         }
-        total += static_cast<double>(sum_lanes(logs)) + static_cast<double>(sum_lanes(plain));
+        if constexpr (loss == PairLoss::logistic) {
+          alignas(64) Word lane[W];
+          powers.store_aligned(lane);
+          Word sum = 0;
+          for (const Word power : lane) sum += power;
+          constexpr double log_2 = 0.69314718055994530942;
+          total += log_2 * (static_cast<double>(sum) - static_cast<double>(periods * W) * static_cast<double>(bias)) +
+                   static_cast<double>(sum_lanes(simd::log1p(excess)));
+        }
+        total += static_cast<double>(sum_lanes(plain));
         if constexpr (gradient)
           for (Index r = 0; r < height; ++r) row[i + r] += static_cast<double>(sum_lanes(across[r]));
       }
