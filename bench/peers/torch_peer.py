@@ -143,6 +143,67 @@ def scan_topk(n, d, k, copies=1):
     return run
 
 
+def scan_topk_batch(n, d, k, b, copies=1):
+    """Scores of n rows against b vectors, then the best k of each."""
+    xs = rotated(lambda: torch.randn(n, d), copies)
+    q, scores = torch.randn(b, d), torch.empty(b, n)
+
+    def run(i):
+        torch.mm(q, xs[i % copies].t(), out=scores)
+        torch.topk(scores, k, 1)
+
+    return run
+
+
+def interests(batch, length, width, hidden, interests):
+    """ComiRec-SA on a padded batch."""
+    x, positions = torch.randn(batch, length, width), torch.randn(length, width)
+    w1, w2 = torch.randn(width, hidden) / 8, torch.randn(hidden, interests) / 16
+    model = Interests(positions, w1, w2).eval()
+    traced = torch.jit.freeze(torch.jit.trace(model, x))
+    return fastest([lambda: lambda i: model(x), lambda: lambda i: traced(x)])
+
+
+class Interests(torch.nn.Module):
+    def __init__(self, positions, w1, w2):
+        super().__init__()
+        self.positions, self.w1, self.w2 = (torch.nn.Parameter(v) for v in (positions, w1, w2))
+
+    def forward(self, x):
+        a = torch.softmax(torch.tanh((x + self.positions) @ self.w1) @ self.w2, 1)
+        return a.transpose(1, 2) @ x
+
+
+def interests_train(batch, length, width, hidden, interests):
+    """Forward and backward."""
+    model = Interests(torch.randn(length, width), torch.randn(width, hidden) / 8, torch.randn(hidden, interests) / 16)
+    x, dz = torch.randn(batch, length, width, requires_grad=True), torch.full((batch, interests, width), 0.1)
+
+    def run(i):
+        with torch.enable_grad():
+            model(x).backward(dz)
+
+    return run
+
+
+def interests_routing(batch, length, width, hidden, interests):
+    """ComiRec-DR on a padded batch, three iterations."""
+    x, s, start = torch.randn(batch, length, width), torch.randn(width, width) / 8, torch.randn(interests, length)
+
+    def run(i):
+        u = x @ s
+        b = start.expand(batch, interests, length)
+        for iteration in range(3):
+            v = torch.softmax(b, 1) @ u
+            square = (v * v).sum(2, keepdim=True)
+            z = torch.sqrt(square) / (1 + square) * v
+            if iteration < 2:
+                b = b + z @ u.transpose(1, 2)
+        return z
+
+    return run
+
+
 def fft_round_trip(batch, length, channels):
     """rfft and irfft along the middle axis."""
     x = torch.randn(batch, length, channels)
