@@ -467,3 +467,114 @@ def ddim(batch, width, hidden, steps):
         return lambda i: module(start)
 
     return fastest([lambda: lambda i: chain(start), traced])
+
+
+def cdm_model(features, pool, hidden):
+    """Query, key, value and student of CDM, and its rows: features, relevance standardised and as it is."""
+    nn = torch.nn
+    d = features + 2
+    model = nn.ModuleDict({"query": nn.Linear(d, d), "key": nn.Linear(d, d, bias=False), "value": nn.Linear(d, d, bias=False),
+                           "first": nn.Linear(5 * d, hidden), "last": nn.Linear(hidden, 1)})
+
+    def forward(e, pools, every=None, first=0):
+        """e [B, N, d], pools [B, M]; or a piece of `every` from `first` on."""
+        context = torch.gather(e if every is None else every, 1, pools[..., None].expand(-1, -1, d))
+        keys, values = model["key"](context), model["value"](context)
+        folded = keys @ model["query"].weight
+        s = torch.baddbmm((keys @ model["query"].bias)[:, None, :], e, folded.transpose(1, 2))
+        b, place = ((pools >= first) & (pools < first + e.shape[1])).nonzero(as_tuple=True)
+        own = (b, pools[b, place] - first, place)  # an item does not look at itself
+        s[own] = -1e30
+        p = torch.softmax(s, -1) @ values
+        s = -s
+        s[own] = -1e30
+        n = torch.softmax(s, -1) @ values
+        return model["last"](torch.relu(model["first"](torch.cat([e, p, n, e * p, e * n], -1))))[..., 0]
+
+    return model, forward
+
+
+def cdm_rows(requests, n, features):
+    x = torch.nn.functional.normalize(torch.randn(requests, n, features), dim=-1)
+    r = torch.rand(requests, n)
+    z = (r - r.mean(1, keepdim=True)) / r.std(1, unbiased=False, keepdim=True)
+    return torch.cat([x, z[..., None], r[..., None]], -1), z
+
+
+def cdm_rank(n, features, pool, hidden):
+    """Logits of one request from its rows, pool included, all candidates at once or as many pieces as are fastest."""
+    model, forward = cdm_model(features, pool, hidden)
+    e, z = cdm_rows(1, n, features)
+
+    def pieces(size):
+        def make():
+            return lambda i: [forward_piece(forward, e, torch.topk(z, min(pool, n)).indices, first, size) for first in range(0, n, size)]
+
+        return make
+
+    return fastest([pieces(n)] + [pieces(size) for size in (512, 4096) if size < n])
+
+
+def forward_piece(forward, e, pools, first, size):
+    return forward(e[:, first:first + size], pools, e, first)
+
+
+def cdm_train(requests, n, features, pool, hidden):
+    """Forward with pools drawn by Gumbel top-k, binary cross-entropy, backward and Adam."""
+    e, z = cdm_rows(requests, n, features)
+    labels = (torch.rand(requests, n) < 0.1).float()
+
+    def make():
+        model, forward = cdm_model(features, pool, hidden)
+        model.run = forward
+        return model
+
+    def step(model):
+        def run():
+            keys = z / 0.1 - torch.log(-torch.log(torch.rand_like(z)))
+            logits = model.run(e, torch.topk(keys, pool).indices)
+            torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
+
+        return run
+
+    return fastest(trained(make, step))
+
+
+def dpp_nll(n, d, k):
+    """Value and gradient of the likelihood of a subset in its dual form, in double."""
+    f = torch.randn(n, d, dtype=torch.float64, requires_grad=True)
+    q = torch.rand(n, dtype=torch.float64).requires_grad_()
+    chosen, eye_d, eye_k = torch.randperm(n)[:k], 1.001 * torch.eye(d, dtype=torch.float64), 1e-3 * torch.eye(k, dtype=torch.float64)
+
+    def run(i):
+        with torch.enable_grad():
+            f.grad = q.grad = None
+            v = q[:, None] * f
+            y = v[chosen]
+            loss = 2 * torch.linalg.cholesky(v.T @ v + eye_d).diagonal().log().sum()
+            (loss - 2 * torch.linalg.cholesky(y @ y.T + eye_k).diagonal().log().sum()).backward()
+
+    return run
+
+
+def sequence_value(lists, slots, train):
+    """V_k = r_k + c_k V_(k+1) of all lists at once, slots major."""
+    r, c = torch.rand(slots, lists), torch.rand(slots, lists)
+    if train:
+        r.requires_grad_()
+        c.requires_grad_()
+
+    def value():
+        v = torch.zeros(lists)
+        for k in range(slots - 1, -1, -1):
+            v = torch.addcmul(r[k], c[k], v)
+        return v
+
+    def run(i):
+        if not train:
+            return value()
+        with torch.enable_grad():
+            r.grad = c.grad = None
+            value().sum().backward()
+
+    return run

@@ -96,6 +96,7 @@ struct SimulatorOptions {
   double exit_boredom = 2.0;   ///< per unit of the mean cosine of the last item with the `exit_window` items before it
   double exit_affinity = 2.0;  ///< a matching item keeps the user: subtracted per unit of A
   Index exit_window = 4;       ///< items that boredom remembers
+  double exit_purchase = 0;    ///< probability of leaving because of a purchase, besides: the errand is done
 
   // A second domain (think of live streams beside short videos): items of its own, the same users and interests.
   Index second_items = 0;     ///< 0 = none; its items are numbered items .. items + second_items - 1
@@ -209,7 +210,10 @@ class Simulator {
     check_pair("Simulator::exit_probability", user, 0);
     Moment moment;
     begin_moment(user, time, moment);
-    return exit_after(affinity(moment, seen[seen.size() - 1]), seen, seen.size() - 1);
+    const Index last = seen.size() - 1;
+    const Features f = features(moment, seen[last], time);
+    const double exit = exit_after(f.affinity, seen, last);
+    return exit + (1 - exit) * exit_by_purchase(f, last);
   }
 
   /// Expected number of `label` when `list` is shown from its top and the user may leave after each item: the exact value of a
@@ -224,7 +228,7 @@ class Simulator {
       const Features f = features(moment, list[k], time);
       sum += stays * impression_probability(f, label, k);
       seen += stays;
-      stays *= 1 - exit_after(f.affinity, list, k);
+      stays *= (1 - exit_after(f.affinity, list, k)) * (1 - exit_by_purchase(f, k));
     }
     if (length) *length = seen;
     return sum;
@@ -350,6 +354,7 @@ class Simulator {
     for (const auto& [value, field] : any) need(std::isfinite(value) && std::abs(value) < 1e6, field, "a finite number", value);
     need(o_.new_items >= 0 && o_.new_items <= 1, "new_items", "0 to 1", o_.new_items);
     need(o_.exit_rate >= 0 && o_.exit_rate < 1, "exit_rate", "0 to below 1", o_.exit_rate);
+    need(o_.exit_purchase >= 0 && o_.exit_purchase <= 1, "exit_purchase", "0 to 1", o_.exit_purchase);
     for (const LabelRates* r : {&o_.rates, &o_.second_rates}) {
       for (const auto& [rate, field] : {std::pair{r->click, "rates.click"}, std::pair{r->long_view, "rates.long_view"},
                                         std::pair{r->like, "rates.like"}, std::pair{r->purchase, "rates.purchase"}})
@@ -581,6 +586,10 @@ class Simulator {
     return sigmoid(std::log(o_.exit_rate / (1 - o_.exit_rate)) + o_.exit_boredom * boredom - o_.exit_affinity * item_affinity);
   }
 
+  double exit_by_purchase(const Features& f, Index position) const {
+    return o_.exit_purchase == 0 ? 0 : o_.exit_purchase * impression_probability(f, Label::purchase, position);
+  }
+
   std::vector<std::int64_t> visit_times(Index u, recops::Random& random) const {
     const UserTraits& user = users_[at(u)];
     // Between the two whole numbers nearest to the user's mean, so that the mean is kept; at least one visit.
@@ -646,6 +655,7 @@ class Simulator {
       out.would_purchase.push_back(purchase);
       ++out.seen;
       if (random.chance(exit_after(f.affinity, list, k))) break;
+      if (o_.exit_purchase > 0 && click && purchase && random.chance(o_.exit_purchase)) break;
     }
   }
 

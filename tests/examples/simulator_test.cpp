@@ -243,6 +243,26 @@ TEST_CASE("a dull list drives users away", "[examples][simulator]") {
   CHECK(Simulator(patient).exit_probability(0, dull, time) == 0);
 }
 
+TEST_CASE("a purchase can end the visit", "[examples][simulator]") {
+  SimulatorOptions options = small_world();
+  options.rates.purchase = 0.5;
+  const Simulator stay(options);
+  options.exit_purchase = 0.8;
+  const Simulator leave(options);
+  const std::int64_t time = options.start_time + 86400;
+  const std::vector<std::int32_t> list{3, 1, 4, 15, 9, 2, 6};
+  const double buys = leave.true_probability(2, 9, time, Label::purchase, 4);
+  const std::vector<std::int32_t> prefix(list.begin(), list.begin() + 5);
+  const double before = stay.exit_probability(2, prefix, time), after = leave.exit_probability(2, prefix, time);
+  CHECK(after == Approx(before + (1 - before) * 0.8 * buys));
+  double expected = 0, seen = 0;
+  leave.expected_labels(2, list, time, Label::click, &expected);
+  recops::Random random(4);
+  constexpr int repeats = 4000;
+  for (int n = 0; n < repeats; ++n) seen += static_cast<double>(leave.show(2, list, time, random).seen) / repeats;
+  CHECK(std::abs(seen - expected) < 4.5 * 3.0 / std::sqrt(repeats));
+}
+
 TEST_CASE("interests follow the clock, drift, and one match suffices", "[examples][simulator]") {
   SimulatorOptions options = small_world();
   options.users = 100;

@@ -339,7 +339,7 @@ TEST_CASE("errors of CDM", "[models][cdm]") {
   Random random = random_stream(7406);
   Workspace ws;
   CHECK(error_of([&] { Cdm<float>({.features = -1}, random); }) == "Cdm: features: expected features >= 0, got -1");
-  CHECK(error_of([&] { Cdm<float>({.features = 1, .pool = 0}, random); }) == "Cdm: pool: expected one candidate or more, got 0");
+  CHECK(error_of([&] { Cdm<float>({.features = 1, .pool = 0}, random); }) == "Cdm: pool: expected 1 to 2^31 - 1 candidates, got 0");
   const Cdm<float> model({.features = 3, .pool = 4, .hidden = {4}}, random);
   Cdm<float> gradient = make_gradient(model);
   Cdm<float>::Saved saved;

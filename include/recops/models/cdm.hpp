@@ -209,7 +209,7 @@ struct Cdm {
       check_option("Cdm", field, ok, expected, actual);
     };
     need(o.features >= 0, "features", "features >= 0", static_cast<double>(o.features));
-    need(o.pool >= 1, "pool", "one candidate or more", static_cast<double>(o.pool));
+    need(o.pool >= 1 && o.pool < Index{1} << 31, "pool", "1 to 2^31 - 1 candidates", static_cast<double>(o.pool));
     need(o.gumbel_temperature >= 0, "gumbel_temperature", "0 or more", o.gumbel_temperature);
     need(o.relaxation > 0, "relaxation", "more than 0", o.relaxation);
     need(std::isfinite(o.sharpness), "sharpness", "a number", o.sharpness);
