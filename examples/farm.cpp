@@ -34,9 +34,10 @@ namespace {
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
-  Index seeds = 1, users = 500, epochs = 3, batch = 128;
+  std::uint64_t first_seed = 1;
+  Index seeds = 1, users = 400, epochs = 3, batch = 128;
   Index video_length = 50, live_length = 20;  // most recent behaviours that a request sees
-  double visits = 60, ratio = 0.25, learning_rate = 3e-3, align = 0.1;
+  double visits = 60, ratio = 0.25, learning_rate = 5e-3, align = 0.1;
 };
 
 constexpr Label tasks[] = {Label::click, Label::like, Label::purchase};
@@ -439,6 +440,7 @@ int main(int argc, char** argv) {
   Cli cli("farm",
           "Ranks live streams with the behaviours of two domains: what the frequency module, align and fuse of FARM bring.");
   cli.option("seeds", config.seeds, "worlds to compare the systems over", "seeds", 1, 100);
+  cli.option("seed", config.first_seed, "seed of the first world");
   cli.option("users", config.users, "users of the simulated world", "users", 50, 1000000);
   cli.option("visits", config.visits, "mean number of visits of a user, a tenth of them to the live domain", "", 10, 10000);
   cli.option("epochs", config.epochs, "passes over the training data", "passes", 1, 1000);
@@ -451,7 +453,7 @@ int main(int argc, char** argv) {
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
   std::vector<std::uint64_t> seeds(at(config.seeds));
-  std::iota(seeds.begin(), seeds.end(), std::uint64_t{1});
+  std::iota(seeds.begin(), seeds.end(), config.first_seed);
   std::vector<std::string> names;
   for (const System& s : systems) names.push_back(s.name);
   names.push_back("the truth");

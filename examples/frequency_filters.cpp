@@ -42,8 +42,8 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
   std::string data, fill = "none";
-  Index seeds = 1, users = 800, items = 1000, epochs = 8, prefixes = 8, length = 40, width = 32, blocks = 2, batch = 128;
-  double dropout = 0.2, learning_rate = 2e-3, ratio = 0.4, alpha = 0.7;
+  Index seeds = 1, users = 400, items = 300, epochs = 8, prefixes = 8, length = 32, width = 32, blocks = 2, batch = 64;
+  double dropout = 0.2, learning_rate = 3e-3, ratio = 0.4, alpha = 0.7;
   Index keep = 3;
 };
 
@@ -294,12 +294,15 @@ Quality run_sasrec(const World& world, const Config& c, std::uint64_t seed, cons
   Workspace ws;
   recops::Step step{seed, 0, 0};
   const UserSequences known = world.sequences.without_last();
-  std::vector<std::int32_t> all(at(world.catalogue));
-  std::iota(all.begin(), all.end(), 0);  // a softmax over everything, as the others have
+  // Against the whole catalogue, as the others, or where that is large against some of it, drawn anew for every step.
+  std::vector<std::int32_t> negatives(at(std::min<Index>(world.catalogue, 512)));
+  std::iota(negatives.begin(), negatives.end(), 0);
+  const std::vector<float> log_q(negatives.size(), static_cast<float>(std::log(static_cast<double>(negatives.size()) /
+                                                                               static_cast<double>(world.catalogue))));
   std::vector<Index> order;
   for (Index user = 0; user < known.users(); ++user)
-    for (Index k = 0; k < c.prefixes && known[user].size() >= 2; ++k) order.push_back(user);
-  // As many windows of sequences as the others see beginnings; each of them is trained at all its positions.
+    for (Index k = 0; 4 * k < c.prefixes && known[user].size() >= 2; ++k) order.push_back(user);
+  // A quarter as many windows of sequences as the others see beginnings: each of them is trained at all its positions.
   const auto start = Clock::now();
   Sequences s;
   Random draw(seed, 0x6f72ull);
@@ -315,8 +318,10 @@ Quality run_sasrec(const World& world, const Config& c, std::uint64_t seed, cons
           const Index most = std::min(items.size(), c.length), end = most + draw.below(items.size() - most + 1);
           s.append(items, end, c.length);
         }
+        if (static_cast<Index>(negatives.size()) < world.catalogue)
+          for (auto& item : negatives) item = static_cast<std::int32_t>(draw.below(world.catalogue));
         recops::zero_gradient(gradient);
-        const double loss = model.value_and_grad(s.ids, s.offsets, all, {}, gradient, saved, step, ws);
+        const double loss = model.value_and_grad(s.ids, s.offsets, negatives, log_q, gradient, saved, step, ws);
         adam.step(model, gradient);
         ++step.number;
         return loss;

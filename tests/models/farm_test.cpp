@@ -1,8 +1,9 @@
-// Oracles: central differences of the whole model, align included; the serving form; what the parts must leave alone.
+// Oracles: the whole model in PyTorch (golden/farm.py); central differences, align included; the serving form; what must be left alone.
 #include <recops/models/farm.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include "support/allocations.hpp"
+#include "support/golden_layer.hpp"
 #include "support/numbers.hpp"
 #include "support/threads.hpp"
 
@@ -47,6 +48,48 @@ const FarmOptions variants[] = {
     {.width = 4, .length = 5, .bands = FarmBands::none, .intra = false, .cross = false, .output = FarmOutput::gated, .align = 0}};
 
 }  // namespace
+
+TEMPLATE_TEST_CASE("FARM is what PyTorch makes of its formulas, gradients and all", "[models][farm][golden]", float, double) {
+  using T = TestType;
+  const Golden golden("farm");
+  const double bound = std::is_same_v<T, float> ? 1e-4 : 1e-11;
+  Random random = random_stream(920);
+  Workspace ws;
+  Farm<T> model({.width = 6, .length = 7, .heads = 2, .context = 2, .align = 0.3, .align_width = 4, .learn_temperature = true},
+                random);
+  set_parameters<T>(golden, "", model);
+  const Matrix<T> video = golden.matrix<T>("video"), live = golden.matrix<T>("live"), candidates = golden.matrix<T>("candidates"),
+                  context = golden.matrix<T>("context"), dy = golden.matrix<T>("dy");
+  const auto video_offsets = golden.values<std::int64_t>("video_offsets"),
+             live_offsets = golden.values<std::int64_t>("live_offsets"),
+             candidate_offsets = golden.values<std::int64_t>("candidate_offsets");
+  const FarmInput<T> input{.video = {video.view(), video_offsets},
+                           .live = {live.view(), live_offsets},
+                           .candidates = {candidates.view(), candidate_offsets},
+                           .context = context};
+  Padded<T> y(5, 18), dv(17, 6), dl(9, 6), dc(5, 6), dx(4, 2);
+  typename Farm<T>::Saved saved;
+  Farm<T> gradient = zeros_like(model);
+  model.forward(input, y, saved, {}, ws);
+  model.backward(input, dy, saved, {.dvideo = dv, .dlive = dl, .dcandidates = dc, .dcontext = dx}, gradient, ws);
+  CHECK(max_difference(y.view(), golden.matrix<double>("y").view()) < bound);
+  CHECK(std::abs(saved.align_loss - golden.scalar("align")) < bound);
+  CHECK(max_difference(dv.view(), golden.matrix<double>("dvideo").view()) < bound);
+  CHECK(max_difference(dl.view(), golden.matrix<double>("dlive").view()) < bound);
+  CHECK(max_difference(dc.view(), golden.matrix<double>("dcandidates").view()) < bound);
+  CHECK(max_difference(dx.view(), golden.matrix<double>("dcontext").view()) < bound);
+  visit(
+      [&](const FieldPath& path, const auto& leaf) {
+        if (leaf_values(leaf).empty()) return;
+        const auto want = golden.values<double>("d." + path.str());
+        double most = 0;
+        for (Index i = 0; i < leaf_values(leaf).size(); ++i)
+          most = std::max(most, std::abs(static_cast<double>(leaf_values(leaf)[i]) - want[static_cast<std::size_t>(i)]));
+        CAPTURE(path.str());
+        CHECK(most < 5 * bound);
+      },
+      gradient);
+}
 
 TEST_CASE("the gradient of FARM, align and inputs included", "[models][farm]") {
   Random random = random_stream(921);
