@@ -2,6 +2,7 @@
 /// arrays take turns, or the branch predictors learn the only one by heart.
 #include <algorithm>
 #include <recops/core/random.hpp>
+#include <recops/ranking/smooth_rank.hpp>
 #include <recops/ranking/soft_rank.hpp>
 #include <utility>
 
@@ -59,10 +60,35 @@ void add_soft_rank(Index n, SoftRankRegularization regularization) {
   });
 }
 
+/// All pairs of n scores: ns_each is the time of a pair, so 0.1 are ten thousand million pairs a second.
+void add_sigmoid_rank(Index n, bool backward) {
+  register_case<float>("ranking/sigmoid_rank" + std::string(backward ? "_backward" : "") + "/f32/n:" + std::to_string(n), [=] {
+    const Index copies = arrays_of(n);
+    const auto x = normal_arrays(n, copies);
+    const auto u = normal_arrays(n, 1);
+    const auto out = std::make_shared<Vector<float>>(n, 0.0f);
+    const auto ws = std::make_shared<Workspace>();
+    Case<float> c;
+    c.copies = copies;
+    c.elements = static_cast<double>(n) * static_cast<double>(n);
+    c.flops = (backward ? 10 : 5) * c.elements;  // a sum, a Newton step; a product of three, a difference, a sum
+    c.working_set = 4.0 * static_cast<double>(n);
+    c.kernel = [=](Index copy) {
+      const VectorView<const float> scores((*x)[copy], n);
+      if (backward)
+        sigmoid_rank_backward<float>(scores, {}, {}, VectorView<const float>((*u)[0], n), *out, *ws);
+      else
+        sigmoid_rank<float>(scores, {}, {}, *out, *ws);
+    };
+    return c;
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   for (const Index n : {100, 1000, 10000, 100000, 1000000}) add_soft_rank(n, SoftRankRegularization::quadratic);
   add_soft_rank(1000, SoftRankRegularization::kl);
+  for (const bool backward : {false, true}) add_sigmoid_rank(1008, backward);
   return run_registered(argc, argv);
 }

@@ -152,9 +152,12 @@
 #include <recops/ranking/rank_sum_auc_loss.hpp>
 #include <recops/ranking/ranknet.hpp>
 #include <recops/ranking/score_fusion.hpp>
+#include <recops/ranking/sinkhorn_rank.hpp>
 #include <recops/ranking/smooth_rank.hpp>
+#include <recops/ranking/soft_permutation.hpp>
 #include <recops/ranking/soft_rank.hpp>
 #include <recops/ranking/soft_sort.hpp>
+#include <recops/ranking/sorting_network.hpp>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/argsort.hpp>
 #include <recops/simd/attention_backward.hpp>
@@ -196,6 +199,7 @@
 #include <recops/simd/pool_rows.hpp>
 #include <recops/simd/quantize.hpp>
 #include <recops/simd/random_index.hpp>
+#include <recops/simd/rank_sums.hpp>
 #include <recops/simd/reduce.hpp>
 #include <recops/simd/shuffle.hpp>
 #include <recops/simd/similarity.hpp>

@@ -1,5 +1,6 @@
 // Oracles: all pairs, compared one by one; the symmetries of AUC; hand-computed values of a small tied example.
 #include <recops/metrics/auc.hpp>
+#include <recops/simd/midrank.hpp>
 
 #include "metrics/cases.hpp"
 #include "support/allocations.hpp"
@@ -161,4 +162,24 @@ TEMPLATE_TEST_CASE("an auc histogram brackets the auc, and shards merge exactly"
   AucHistogram poisoned(8);
   poisoned.add<T>(kept(std::vector<T>{std::numeric_limits<T>::quiet_NaN(), 1}), kept(std::vector<std::uint8_t>{1, 0}));
   CHECK((std::isnan(poisoned.result().value) && !poisoned.result().valid));
+}
+
+TEMPLATE_TEST_CASE("AUC of many scores, which are ordered in parts, equals the rank sum", "[metrics][auc]", float, double) {
+  using T = TestType;
+  const Index n = (Index{1} << 17) + 123;
+  Random random(7);
+  Vector<T> scores(n);
+  Vector<std::uint8_t> labels(n);
+  Vector<double> ranks(n);
+  for (Index i = 0; i < n; ++i) {
+    labels[i] = random.chance(0.2) ? 1 : 0;
+    scores[i] = static_cast<T>(std::round(500 * random.normal()) / 500 + 0.25 * labels[i]);
+  }
+  Workspace ws;
+  simd::midrank<T>(scores.data(), n, Order::ascending, ranks.data(), nullptr, ws);
+  double sum = 0, positives = 0;
+  for (Index i = 0; i < n; ++i)
+    if (labels[i] != 0) sum += ranks[i], positives += 1;
+  const double expected = (sum - 0.5 * positives * (positives + 1)) / positives / (static_cast<double>(n) - positives);
+  CHECK(auc<T>(scores, labels, ws).value == Approx(expected).epsilon(1e-14));
 }

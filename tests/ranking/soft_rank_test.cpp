@@ -1,7 +1,7 @@
 // Oracles: the definition in long double (soft_rank_reference.hpp), hard mid-ranks counted pair by pair, scikit-learn's isotonic
 // regression and scipy's minimiser (golden), central differences, and what the definition implies: sums, shifts, scales, orders.
 #include <recops/core/random.hpp>
-#include <recops/ranking/soft_rank.hpp>
+#include <recops/ranking/rank_sum_auc_loss.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include "ranking/soft_rank_reference.hpp"
@@ -344,7 +344,8 @@ TEST_CASE("Soft ranks: extremes and edges", "[ranking][soft_rank]") {
   soft_rank<float>(x, {}, {.regularization = kl}, out, saved, ws);
   Vector<float> g(3, 1.0f);
   CHECK_THAT(error_of([&] { soft_rank_backward<float>(VectorView<const float>(), saved, x, g, ws); }), contains("ranks"));
-  CHECK_THAT(error_of([&] { soft_rank_backward<float>(out, saved, VectorView<const float>(x).segment(0, 2), g, ws); }), contains("dranks"));
+  CHECK_THAT(error_of([&] { soft_rank_backward<float>(out, saved, VectorView<const float>(x).segment(0, 2), g, ws); }),
+             contains("dranks"));
   CHECK((g[0] == 1 && g[2] == 1));
 }
 
@@ -375,4 +376,23 @@ TEST_CASE("Ten million float scores: ranks and loss within the documented bound"
   INFO("units in the last place beyond n 1e-10: " << worst);
   CHECK(worst <= 0.51);
   CHECK(std::abs(sum / (0.5L * n * (n + 1)) - 1) < 1e-9L);
+
+  Matrix<std::uint8_t> y(n, 1);
+  long double positives = 0, above = 0;
+  for (Index i = 0; i < n; ++i) positives += y(i, 0) = random.chance(0.01) ? 1 : 0;
+  for (Index k = 0; k < blocks.blocks; ++k) {
+    const Index a = saved.starts[k], b = k + 1 < blocks.blocks ? saved.starts[k + 1] : n;
+    long double mean = 0, inside = 0, count = 0;
+    for (Index i = a; i < b; ++i) mean += x[saved.order[i]];
+    mean /= static_cast<long double>(b - a);
+    for (Index i = a; i < b; ++i) {
+      if (y(saved.order[i], 0) == 0) continue;
+      ++count;
+      inside += (x[saved.order[i]] - mean) / eps;
+    }
+    above += count * (0.5L * n - 0.5L * static_cast<long double>(a + b)) + inside;
+  }
+  Workspace ws;
+  const double loss = rank_sum_auc_loss<float>(x, y, {}, {}, {}, ws).loss;
+  CHECK(std::abs(loss - (0.5L - above / positives / (n - positives))) < 1e-9L);
 }
