@@ -51,7 +51,7 @@ TEMPLATE_TEST_CASE("frozen, a sampler gives what its layers give", "[diffusion][
   double worst = 0;
   for (const auto& d : denoisers)
     for (const SamplerOptions& o : plans)
-      for (const Index rows : {0, 1, 2, 3, 4, 7, 8, 13}) {
+      for (const Index rows : {0, 1, 3, 8, 13}) {
         const SamplerPlan plan(schedule(), o);
         const auto frozen = freeze(d, plan);
         const Matrix<T> c = random_matrix<T>(rows, d.condition_width(), random);
@@ -71,7 +71,7 @@ TEMPLATE_TEST_CASE("frozen, a sampler gives what its layers give", "[diffusion][
 TEST_CASE("frozen: the same bits for any batch, place, tile and number of threads; in sixteen bits too", "[diffusion][frozen]") {
   Random random = random_stream(762);
   const MlpDenoiser<float> d = denoiser<float>(20, 5, {40, 24}, Activation::silu, random);
-  const Index rows = 29;
+  const Index rows = 17;
   const Matrix<float> c = random_matrix<float>(rows, 5, random);
   std::vector<std::int64_t> ids;
   for (Index b = 0; b < rows; ++b) ids.push_back(500 - 3 * b);
@@ -81,7 +81,7 @@ TEST_CASE("frozen: the same bits for any batch, place, tile and number of thread
     sampler.sample(c, {.at = {.seed = 1}, .ids = ids}, all, ws);
     double worst = 0;
     for (const int workers : {1, 3})
-      for (const Index tile : {1, 4, 9, 0}) {
+      for (const Index tile : {4, 9, 0}) {
         Threads threads{workers};
         Workspace own(make_executor(threads, workers));
         Matrix<float> x(rows, 20);
