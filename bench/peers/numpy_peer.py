@@ -53,3 +53,32 @@ def matmul(m, n, k, type="f32", copies=1):
 def einsum(expression, shapes, type="f32"):
     xs = [rotated(1, *shape, type=type)[0] for shape in shapes]
     return lambda i: np.einsum(expression, *xs, optimize=True)
+
+
+def dpp_fast_greedy(n, d, k, copies=8):
+    """Chen et al., NeurIPS 2018, algorithm 1, on V = diag(q) X: kernel rows are made when they are needed."""
+    def one():
+        x = random.standard_normal((n, d)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        return x * np.exp(0.5 * random.standard_normal(n)).astype(np.float32)[:, None]
+
+    vs = [one() for _ in range(copies)]
+    c = np.empty((k, n), np.float32)
+
+    def run(i):
+        v = vs[i % copies]
+        d2 = np.einsum("ij,ij->i", v, v)
+        picks = []
+        for t in range(k):
+            j = int(np.argmax(d2))
+            picks.append(j)
+            e = v @ v[j]
+            if t > 0:
+                e -= c[:t, j] @ c[:t]
+            e /= np.sqrt(d2[j])
+            c[t] = e
+            d2 -= e * e
+            d2[j] = -np.inf
+        return picks
+
+    return run

@@ -39,6 +39,7 @@
 #include <recops/diversity/candidates.hpp>
 #include <recops/diversity/constraints.hpp>
 #include <recops/diversity/dpp_algebra.hpp>
+#include <recops/diversity/dpp_backward.hpp>
 #include <recops/diversity/dpp_basis.hpp>
 #include <recops/diversity/dpp_features.hpp>
 #include <recops/diversity/dpp_input.hpp>

@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/dpp_reference.hpp"
 #include "support/golden.hpp"
+#include "support/selectors.hpp"
 #include "support/threads.hpp"
 
 using namespace recops;
@@ -401,6 +402,29 @@ TEMPLATE_TEST_CASE("dpp_map on every instruction set, in a batch, on threads, wi
   const recops_test::AllocationCounter counter;
   everything();
   CHECK(counter.count() == 0);
+}
+
+TEST_CASE("dpp_map_backward agrees with central differences and adds", "[diversity][dpp]") {
+  Random random(recops_test::seed(), 9);
+  for (int trial = 0; trial < 12; ++trial) {
+    auto q = recops_test::normal_request<double>(random, 12, 8, trial % 3);
+    for (auto& v : q.relevance) v = std::exp(0.3 * v);
+    Vector<double> diagonal(trial % 4 == 3 ? 12 : 0, 0.5);
+    const DppOptions o{.window = trial % 2 == 0 ? 0 : 4, .normalize = trial % 5 != 0, .alpha = trial % 3 == 1 ? 0.8 : 1.0};
+    const auto input = [&] {
+      return DppInput<double>{.quality = q.relevance, .features = q.features, .history = q.history, .diagonal = diagonal};
+    };
+    CAPTURE(trial, o.window, o.alpha);
+    recops_test::check_backward(
+        q, 5, [&](auto picks, auto scores, Workspace& ws) { dpp_map<double>(input(), o, picks, scores, ws); },
+        [&](auto picks, auto g, const SelectionGradient<double>& to, Workspace& ws) {
+          dpp_map_backward<double>(input(), o, picks, g, to, ws);
+        },
+        [&](const std::vector<std::int32_t>& before, Index i) {
+          const auto d2 = recops_test::dpp_reference<double>(input(), q.features, o).volumes(before);
+          return static_cast<double>(std::log(d2[static_cast<std::size_t>(i)]));
+        });
+  }
 }
 
 TEST_CASE("dpp_map agrees with the published fast greedy and with slogdet", "[diversity][dpp]") {

@@ -1,4 +1,5 @@
 // Oracle: the features themselves, and normalize_rows.
+#include <recops/diversity/candidates.hpp>
 #include <recops/diversity/panels.hpp>
 
 #include "support/allocations.hpp"
@@ -87,4 +88,63 @@ TEST_CASE("Panels keep their memory and refuse what is not sound", "[diversity][
   CHECK((panels.rows() == 130 && panels.cols() == 9));
   const Panels<float> taken = std::move(panels);
   CHECK((taken.rows() == 130 && panels.rows() == 0));
+}
+
+TEST_CASE("Panels in every storage and order are the same items", "[diversity][panels]") {
+  auto random = recops_test::random_stream(7);
+  constexpr Index n = 150, d = 11;
+  auto x = recops_test::random_matrix<float>(n, d, random);
+  x(3, 2) = std::numeric_limits<float>::quiet_NaN();
+  for (Index c = 0; c < d; ++c) x(4, c) = 0;
+  Vector<float> priority(n);
+  for (float& p : priority) p = static_cast<float>(random.normal());
+  priority[7] = std::numeric_limits<float>::quiet_NaN();
+  Matrix<BFloat16> halves(n, d);
+  simd::convert<BFloat16>(x.data(), halves.data(), n * d);
+  Matrix<std::int8_t> codes(n, d);
+  Matrix<float> scales(n, 1);
+  simd::quantize_rows(x.view(), 0, codes.view(), scales.view());
+  const QuantizedView quantized{codes, scales, 0};
+  for (const auto storage : {PanelStorage::full, PanelStorage::bfloat16, PanelStorage::int8}) {
+    for (const bool normalize : {false, true}) {
+      for (const bool ordered : {false, true}) {
+        for (const int source : {0, 1, 2}) {
+          Panels<float> panels;
+          const PanelOptions o{.normalize = normalize, .storage = storage};
+          const VectorView<const float> by = ordered ? VectorView<const float>(priority) : VectorView<const float>();
+          if (source == 0) panels.pack(x, o, by);
+          if (source == 1) panels.pack(halves, o, by);
+          if (source == 2) panels.pack(quantized, o, by);
+          Workspace ws;
+          detail::Candidates<float, simd::DefaultArch> rows({}, panels, n, normalize, false, nullptr, ws);
+          CAPTURE(static_cast<int>(storage), normalize, ordered, source);
+          REQUIRE((panels.view().order != nullptr) == ordered);
+          std::vector<int> seen(n);
+          double most = 0;
+          Vector<float> row(d);
+          for (Index i = 0; i < n; ++i) {
+            const Index item = rows.item(i);
+            ++seen[static_cast<std::size_t>(item)];
+            CHECK(rows.marked(i) == (item == 3));
+            rows.row(i, row.data());
+            double length = 0, square = 0;
+            for (Index c = 0; c < d; ++c) length += static_cast<double>(x(item, c)) * static_cast<double>(x(item, c));
+            const double factor = item == 3 || length == 0 ? 0 : normalize ? 1 / std::sqrt(length) : 1;
+            for (Index c = 0; c < d; ++c) {
+              const double expected = factor == 0 ? 0 : factor * static_cast<double>(x(item, c));
+              most = std::max(most, std::abs(static_cast<double>(row[c]) - expected));
+              square += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+            }
+            if (item != 3) CHECK(static_cast<double>(panels.view().squares[i]) == Approx(square).epsilon(1e-5).margin(1e-9));
+          }
+          CHECK(std::count(seen.begin(), seen.end(), 1) == n);
+          CHECK(most < (storage == PanelStorage::full && source == 0 ? 1e-6 : 0.04));
+        }
+      }
+    }
+  }
+  Panels<double> wide;
+  const Matrix<double> y(4, 3, 1.0);
+  CHECK_THROWS_WITH(wide.pack(y, {.storage = PanelStorage::int8}), recops_test::contains("storage"));
+  CHECK_THROWS_WITH(wide.pack(y, {}, VectorView<const double>(y.data(), 3)), recops_test::contains("priority"));
 }

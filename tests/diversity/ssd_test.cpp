@@ -189,6 +189,26 @@ TEMPLATE_TEST_CASE("ssd at its limits", "[diversity][ssd]", float, double) {
   for (const double s : run<T>(q.input(), {.mode = SsdMode::volume}, 90).scores) CHECK(std::isfinite(s));
 }
 
+TEST_CASE("ssd_backward agrees with central differences and adds", "[diversity][ssd]") {
+  Random random(recops_test::seed(), 4);
+  for (int trial = 0; trial < 12; ++trial) {
+    auto q = recops_test::normal_request<double>(random, 12, 6, trial % 3);
+    const SsdOptions o{.gamma = 0.5,
+                       .window = trial % 2 == 0 ? 0 : 3,
+                       .mode = trial % 4 < 2 ? SsdMode::norm : SsdMode::volume,
+                       .normalize = trial % 5 != 0};
+    CAPTURE(trial);
+    recops_test::check_backward(
+        q, 5, [&](auto picks, auto scores, Workspace& ws) { ssd<double>(q.input(), o, picks, scores, ws); },
+        [&](auto picks, auto g, const SelectionGradient<double>& to, Workspace& ws) {
+          ssd_backward<double>(q.input(), o, picks, g, to, ws);
+        },
+        [&](const std::vector<std::int32_t>& before, Index i) {
+          return scores_after(q, o, before)[static_cast<std::size_t>(i)];
+        });
+  }
+}
+
 TEST_CASE("ssd agrees with numpy", "[diversity][ssd]") {
   const recops_test::Golden golden("selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("ssd.cases")); ++number) {
@@ -220,8 +240,12 @@ TEST_CASE("ssd says what is wrong, touches nothing, and allocates nothing once w
   CHECK_THROWS_WITH(ssd<float>(q.input(), {.window = -1}, picks, scores, ws), contains("ssd: window"));
   CHECK_THROWS_WITH(ssd<float>(q.input(), {}, picks, few, ws), contains("ssd: scores"));
   CHECK((std::count(picks.begin(), picks.end(), 7) == 9 && std::count(scores.begin(), scores.end(), 7.0f) == 9));
+  Matrix<float> dx(200, 12, 0.0f);
   const auto everything = [&] {
-    for (const Index window : {0, 4}) ssd<float>(q.input(), {.window = window, .normalize = true}, picks, scores, ws);
+    for (const Index window : {0, 4}) {
+      ssd<float>(q.input(), {.window = window, .normalize = true}, picks, scores, ws);
+      ssd_backward<float>(q.input(), {.window = window, .normalize = true}, picks, scores, {.features = dx}, ws);
+    }
   };
   everything();
   const recops_test::AllocationCounter counter;

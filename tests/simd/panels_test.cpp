@@ -93,3 +93,51 @@ TEMPLATE_TEST_CASE("panel_products are dot products, whatever is computed togeth
     }
   });
 }
+
+TEST_CASE("panels of bfloat16 and int8: what is stored, and products with it", "[simd][panels]") {
+  constexpr Index P = simd::panel_width<float>;
+  auto random = recops_test::random_stream(5);
+  recops_test::for_each_architecture([&](auto architecture) {
+    using A = decltype(architecture);
+    for (const Index cols : {1, 2, 7, 64}) {
+      Matrix<float> panel(cols, P), queries(3, cols);
+      for (Index i = 0; i < cols * P; ++i) panel.data()[i] = static_cast<float>(random.normal());
+      for (Index d = 0; d < cols; ++d) panel(d, 5) = 0;  // a row of zeros
+      for (Index i = 0; i < 3 * cols; ++i) queries.data()[i] = static_cast<float>(random.below(9) - 4) / 4;
+      Vector<std::uint32_t> words(cols * P);
+      Vector<float> squares(P), steps(P), products(3 * P);
+      const auto check = [&](auto row, double exact) {  // row(l, d): what is stored
+        bool same = true;
+        for (Index l = 0; l < P; ++l) {
+          double square = 0;
+          for (Index d = 0; d < cols; ++d) square += row(l, d) * row(l, d);
+          CHECK(static_cast<double>(squares[l]) == Approx(square).epsilon(exact));
+          for (Index q = 0; q < 3; ++q) {
+            double sum = 0;
+            for (Index d = 0; d < cols; ++d) sum += row(l, d) * static_cast<double>(queries(q, d));
+            same &= std::abs(static_cast<double>(products[q * P + l]) - sum) <= exact * (1 + std::abs(sum));
+          }
+        }
+        CHECK(same);
+      };
+      const auto keep = [&](Index q, Index lane, simd::Batch<float, A> c) { c.store_aligned(products.data() + q * P + lane); };
+      simd::encode_panel<A>(panel.data(), cols, static_cast<BFloat16*>(nullptr), words.data(), squares.data());
+      simd::panel_products<float, A, BFloat16>(words.data(), cols, queries.data(), cols, 3, keep);
+      check([&](Index l, Index d) { return static_cast<double>(static_cast<float>(BFloat16(panel(d, l)))); }, 1e-5);
+      simd::encode_panel<A>(panel.data(), cols, static_cast<std::int8_t*>(nullptr), words.data(), steps.data(), squares.data());
+      simd::panel_products<float, A, std::int8_t>(words.data(), cols, queries.data(), cols, 3, keep);
+      bool rounded = true;
+      const auto code = [&](Index l, Index d) {
+        return static_cast<double>(static_cast<std::int8_t>(words[d * (P / 4) + l % (P / 4)] >> (8 * (l / (P / 4)))));
+      };
+      check(code, 1e-6);
+      for (Index l = 0; l < P; ++l) {
+        for (Index d = 0; d < cols; ++d)
+          rounded &= std::abs(code(l, d) * static_cast<double>(steps[l]) - static_cast<double>(panel(d, l))) <=
+                     0.501 * static_cast<double>(steps[l]);
+      }
+      CHECK(rounded);
+      CHECK(steps[5] == 0);
+    }
+  });
+}

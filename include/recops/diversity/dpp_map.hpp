@@ -25,6 +25,7 @@
 /// Reference   Chen, Zhang, Zhou, Fast greedy MAP inference for determinantal point process, NeurIPS 2018 (arXiv 1709.05135); the
 ///             form by features, and its window, are our reconstruction. Blocked lazy evaluation after Hemmi et al., NeurIPS 2022.
 #pragma once
+#include <recops/diversity/dpp_backward.hpp>
 #include <recops/diversity/dpp_features.hpp>
 #include <recops/diversity/dpp_kernel.hpp>
 

@@ -243,5 +243,85 @@ void ssd(const SelectionBatch<T>& batch, const SsdOptions& options, MatrixView<s
                        });
 }
 
+/// Backward of `ssd` with its picks held fixed: `picks` [k] as it wrote them (-1 behind the last), `dscores` [k] the gradient of its
+/// scores, through all directions that were kept. Inputs must be features, not panels. O((m + k) w D), without a window O((m + k)^2 D).
+template <Real T>
+void ssd_backward(const SelectionInput<T>& input, const SsdOptions& options, VectorView<const std::int32_t> picks,
+                  VectorView<const T> dscores, const SelectionGradient<T>& gradient, Workspace& scratch) {
+  const char* const name = "ssd_backward";
+  detail::check_ssd_options(name, options);
+  const Index cols = detail::check_selection(name, "relevance", input, any_size);
+  const Index count = detail::check_selection_backward(name, input, cols, picks, dscores, gradient);
+  const auto mark = scratch.mark();
+  detail::ShownRows<T> shown(input, cols, options.normalize, picks.segment(0, count), scratch);
+  const Index keep = options.window > 0 ? options.window : std::numeric_limits<Index>::max(), total = shown.seen + count;
+  const Index from = std::max(Index{0}, shown.seen - keep);  // older history was never looked at
+  const auto oldest = [&](Index l) { return std::max(from, keep < l ? l - keep : Index{0}); };
+  // Directions u_l = e_l / |e_l|, e_l = x_l - sum_b c_lb u_b, c_lb = <x_l, u_b>; rho_l = |x_l|^2 - sum_b c_lb^2.
+  T* const u = scratch.take<T>(total * cols);
+  T* const du = scratch.take<T>(total * cols);
+  T* const de = scratch.take<T>(cols);
+  T* const length = scratch.take<T>(total);
+  T* const rho = scratch.take<T>(total);
+  T* const volume = scratch.take<T>(count + 1);
+  std::fill(du, du + total * cols, T(0));
+  volume[0] = static_cast<T>(options.gamma);
+  for (Index l = from; l < total; ++l) {
+    const T* const x = shown.row(l);
+    T* const e = u + l * cols;
+    std::copy_n(x, cols, e);
+    const T square = simd::dot(x, x, cols);
+    rho[l] = square;
+    for (Index b = oldest(l); b < l; ++b) {
+      const T c = simd::dot(x, u + b * cols, cols);
+      rho[l] -= c * c;
+      simd::axpy(-simd::dot(e, u + b * cols, cols), u + b * cols, e, cols);
+    }
+    const T left = simd::dot(e, e, cols);
+    length[l] = left > detail::ssd_eps<T> * square ? std::sqrt(left) : T(0);
+    if (!(rho[l] > detail::ssd_eps<T> * square)) rho[l] = 0;
+    for (Index d = 0; d < cols; ++d) e[d] = length[l] > T(0) ? e[d] / length[l] : T(0);
+    if (l >= shown.seen) {
+      const Index t = l - shown.seen;
+      volume[t + 1] = options.mode == SsdMode::volume ? volume[t] * std::sqrt(rho[l]) : volume[t];
+    }
+  }
+  T dvolume = 0;  // of the volume after the place
+  for (Index l = total; l-- > from;) {
+    const T *const x = shown.row(l), *const own = u + l * cols;
+    T *const dx = shown.drow(l), *const g = du + l * cols;
+    T drho = 0;
+    if (l >= shown.seen) {
+      const Index t = l - shown.seen;
+      const bool first = l == from;
+      const T score = dscores[t], root = std::sqrt(rho[l]);
+      if (!gradient.relevance.empty()) gradient.relevance[picks[t]] += score;
+      T droot = first ? T(0) : score * volume[t];
+      T before = first ? T(0) : score * root;
+      if (options.mode == SsdMode::volume) {
+        droot += dvolume * volume[t];
+        before += dvolume * root;
+      } else {
+        before += dvolume;
+      }
+      dvolume = before;
+      if (root > T(0)) drho = droot / (2 * root);
+    }
+    const T inverse = length[l] > T(0) ? T(1) / length[l] : T(0);
+    const T along = simd::dot(g, own, cols);
+    for (Index d = 0; d < cols; ++d) de[d] = (g[d] - along * own[d]) * inverse;
+    simd::axpy(2 * drho, x, dx, cols);
+    simd::add(de, dx, cols);
+    for (Index b = oldest(l); b < l; ++b) {
+      const T* const ub = u + b * cols;
+      const T c = simd::dot(x, ub, cols), dc = -2 * drho * c - simd::dot(de, ub, cols);
+      simd::axpy(-c, de, du + b * cols, cols);
+      simd::axpy(dc, x, du + b * cols, cols);
+      simd::axpy(dc, ub, dx, cols);
+    }
+  }
+  shown.add_to(input, picks, gradient);
+}
+
 }  // namespace RECOPS_ABI
 }  // namespace recops
