@@ -73,7 +73,7 @@ struct Data {
 };
 
 // Additions and multiplications of a pair in simd/pair_sums.hpp and simd/lambda_sums.hpp, a fused pair counted as two.
-constexpr double logistic_flops = 11, lambda_flops = 60;
+constexpr double logistic_flops = 9.5, lambda_flops = 36;
 
 template <class T, class F>
 void add(const std::string& kind, Index groups, Index n, double flops_a_pair, bool by_grade, F&& run) {

@@ -70,7 +70,7 @@ TEMPLATE_TEST_CASE("what a pair costs at the ends of the range", "[simd][pair_su
   const T high[] = {-large, 0, large}, low[] = {large};
   const auto how = simd::pair_scores<T>(T(1), -large, large, large, large);
   CHECK(!how.separable);
-  double row[3] = {}, col[1] = {};
+  double row[3] = {}, col[2] = {};
   const double sum = simd::pair_sums<simd::PairLoss::logistic, T>(high, 3, low, 1, how, row, col);
   CHECK(sum == Approx(3 * static_cast<double>(large)).epsilon(1e-6));
   CHECK((row[0] == 1 && row[1] == 1 && row[2] == 0.5 && col[0] == 2.5));

@@ -65,7 +65,7 @@ GroupLoss hardest_pair(const char* name, VectorView<const T> scores, VectorView<
       groups, scores, o.groups, dscores, ws, [&](Index begin, Index n) { return has_both_classes(labels.data() + begin, n); },
       [&](Index begin, Index n, double scale, T* gradient, Workspace& scratch) {
         ClassScores<T> p(n, scratch), q(n, scratch);
-        for (Index i = 0; i < n; ++i) (labels[begin + i] != 0 ? p : q).add(scores[begin + i], i);
+        split_by_label(scores.data() + begin, labels.data() + begin, n, p, q);
         if (o.beta == 0) return hardest_pair_of(p, q, scale, gradient);
         T* const high = scratch.take<T>(p.size);
         T* const low = scratch.take<T>(q.size);

@@ -59,10 +59,6 @@ struct ClassScores {
   std::int32_t* index;
   Index size = 0;
   ClassScores(Index n, Workspace& ws) : score(ws.take<T>(n)), index(ws.take<std::int32_t>(n)) {}
-  void add(T s, Index i) {
-    score[size] = s;
-    index[size++] = static_cast<std::int32_t>(i);
-  }
   VectorView<const T> scores() const { return VectorView<const T>(score, size); }
   double mean() const {
     double sum = 0;
@@ -79,6 +75,20 @@ struct ClassScores {
   }
 };
 
+/// Parts a group by its labels; without branches, which labels would mislead.
+template <class T>
+void split_by_label(const T* scores, const std::uint8_t* labels, Index n, ClassScores<T>& positives, ClassScores<T>& negatives) {
+  Index p = 0, q = 0;
+  for (Index i = 0; i < n; ++i) {
+    positives.score[p] = negatives.score[q] = scores[i];
+    positives.index[p] = negatives.index[q] = static_cast<std::int32_t>(i);
+    p += labels[i];
+    q += 1 - labels[i];
+  }
+  positives.size = p;
+  negatives.size = q;
+}
+
 inline bool has_both_classes(const std::uint8_t* labels, Index n) {
   Index positives = 0;
   for (Index i = 0; i < n; ++i) positives += labels[i];
@@ -88,9 +98,9 @@ inline bool has_both_classes(const std::uint8_t* labels, Index n) {
 /// Mean of phi over pairs by `pair_sums`.
 template <simd::PairLoss kind, class T>
 double all_pairs_auc(const ClassScores<T>& p, const ClassScores<T>& n, double sigma, double scale, T* gradient, Workspace& ws) {
-  const auto [p_min, p_max] = std::minmax_element(p.score, p.score + p.size);
-  const auto [n_min, n_max] = std::minmax_element(n.score, n.score + n.size);
-  const auto how = simd::pair_scores<T>(static_cast<T>(sigma), *p_min, *p_max, *n_min, *n_max);
+  const auto [p_min, p_max] = simd::min_max<T>(p.score, p.size);
+  const auto [n_min, n_max] = simd::min_max<T>(n.score, n.size);
+  const auto how = simd::pair_scores<T>(static_cast<T>(sigma), p_min, p_max, n_min, n_max);
   T* const high = ws.take<T>(p.size);
   T* const low = ws.take<T>(n.size);
   simd::prepare_pair_scores<T>(p.score, p.size, how, -1, high);
@@ -218,7 +228,7 @@ GroupLoss pairwise_auc(const char* name, VectorView<const T> scores, VectorView<
       groups, scores, o.groups, dscores, ws, [&](Index begin, Index n) { return has_both_classes(labels.data() + begin, n); },
       [&](Index begin, Index n, double scale, T* gradient, Workspace& scratch) {
         ClassScores<T> p(n, scratch), q(n, scratch);
-        for (Index i = 0; i < n; ++i) (labels[begin + i] != 0 ? p : q).add(scores[begin + i], i);
+        split_by_label(scores.data() + begin, labels.data() + begin, n, p, q);
         keep_some(q, o.max_negatives, o.seed, static_cast<std::uint64_t>(begin));
         switch (o.surrogate) {
           case AucSurrogate::logistic:

@@ -90,8 +90,8 @@ GroupLoss ranknet(const char* name, VectorView<const T> scores, VectorView<const
         const Index runs = equal_runs(graded, n, blocks);
         T* const sorted = graded;  // from here on the scores, most relevant first
         for (Index i = 0; i < n; ++i) sorted[i] = scores[begin + order[i]];
-        const auto [least, most] = std::minmax_element(sorted, sorted + n);
-        const auto how = simd::pair_scores<T>(static_cast<T>(o.sigma), *least, *most, *least, *most);
+        const auto [least, most] = simd::min_max<T>(sorted, n);
+        const auto how = simd::pair_scores<T>(static_cast<T>(o.sigma), least, most, least, most);
         T* const high = scratch.take<T>(n);
         T* const low = scratch.take<T>(n);
         simd::prepare_pair_scores<T>(sorted, n, how, -1, high);
@@ -163,10 +163,12 @@ double lambdarank_of(const T* scores, const T* relevance, Index n, const LambdaR
   Index* const blocks = ws.take<Index>(k + 1);
   const Index runs = equal_runs(top.gain, k, blocks);
   const T sigma = static_cast<T>(o.sigma);
+  const auto [lowest, highest] = simd::min_max<T>(scores, n);
+  const T least = lowest, most = highest;  // names that a lambda may capture
   double sum = 0;
   pairs_of_blocks(blocks, 0, runs, [&](Index first, Index middle, Index last) {
-    sum += simd::lambda_sums<T>(top.items(first, middle - first), top.items(middle, last - middle), sigma, top.won + first,
-                                top.lost + middle);
+    sum += simd::lambda_sums<T>(top.items(first, middle - first), top.items(middle, last - middle), sigma, least, most,
+                                top.won + first, top.lost + middle);
   });
   Index above = 0, from = 0;  // of the rest: more relevant than the block, and not more relevant
   for (Index b = 0; b < runs; ++b) {
@@ -174,9 +176,9 @@ double lambdarank_of(const T* scores, const T* relevance, Index n, const LambdaR
     while (above < rest.size && rest.gain[above] > top.gain[first]) ++above;
     from = std::max(from, above);
     while (from < rest.size && rest.gain[from] >= top.gain[first]) ++from;
-    sum += simd::lambda_sums<T>(top.items(first, count), rest.items(from, rest.size - from), sigma, top.won + first,
+    sum += simd::lambda_sums<T>(top.items(first, count), rest.items(from, rest.size - from), sigma, least, most, top.won + first,
                                 rest.lost + from);
-    sum += simd::lambda_sums<T>(rest.items(0, above), top.items(first, count), sigma, rest.won, top.lost + first);
+    sum += simd::lambda_sums<T>(rest.items(0, above), top.items(first, count), sigma, least, most, rest.won, top.lost + first);
   }
   if (gradient != nullptr) {
     for (const LambdaItems<T>* const part : {&top, &rest})

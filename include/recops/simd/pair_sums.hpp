@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <recops/simd/log.hpp>
+#include <utility>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -172,6 +173,30 @@ PairScores<T> pair_scores(T sigma, T high_min, T high_max, T low_min, T low_max)
   const double reach = s * (static_cast<double>(low_max) - static_cast<double>(high_min));
   const bool separable = s * (largest - least) <= spread && reach <= most;
   return {separable, sigma, static_cast<T>(0.5 * least + 0.5 * largest), static_cast<T>(separable ? reach : 0)};
+}
+
+/// The least and the largest of n >= 1 numbers that are not NaN.
+template <class T, class A = DefaultArch>
+std::pair<T, T> min_max(const T* x, Index n) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  T least = x[0], most = x[0];
+  Index i = 0;
+  if (n >= W) {
+    B low = B::load_unaligned(x), high = low;
+    for (i = W; i + W <= n; i += W) {
+      const B v = B::load_unaligned(x + i);
+      low = xsimd::min(low, v);
+      high = xsimd::max(high, v);
+    }
+    least = -max_lane(B(-low));
+    most = max_lane(high);
+  }
+  for (; i < n; ++i) {
+    least = x[i] < least ? x[i] : least;
+    most = x[i] > most ? x[i] : most;
+  }
+  return {least, most};
 }
 
 /// out = scores as `pair_sums` wants them; `sign` is +1 for those that should lose, -1 for those that should win.
