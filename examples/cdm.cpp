@@ -40,7 +40,7 @@ struct Config {
   Index seeds = 1, steps = 1500, batch = 4, candidates = 200, list = 10, requests = 100, pool = 64;
   bool untimed = false;
   double gumbel = 0.1;
-  double lambda = 0.7, beta = 10, learning_rate = 3e-3;
+  double lambda = 0.7, beta = 10, learning_rate = 6e-3;
 };
 
 /// Candidates of one user at one moment: latent vectors of length 1, and the true probability of a click as relevance.

@@ -139,7 +139,7 @@ TEST_CASE("spectrum of a Gram matrix; polynomials", "[diversity][dpp_loss]") {
       if (rank > 0) simd::gemm<double>(simd::transposed(v.view()), simd::plain(v.view()), {}, c, ws);
       Matrix<double> u = c;
       Vector<double> lambda(n);
-      REQUIRE(recops::detail::psd_spectrum(u, lambda.data()));
+      REQUIRE(recops::detail::psd_spectrum(u, lambda.data(), ws));
       double worst = 0;
       for (Index i = 0; i < n; ++i)
         for (Index j = 0; j < n; ++j) {

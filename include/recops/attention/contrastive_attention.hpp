@@ -79,30 +79,22 @@ void check_contrastive(const char* name, const ContrastiveInput<T>& in) {
   }
 }
 
-/// Both softmaxes of a tile of logits s [rows, M]: positive from s, negative from -s. `own(i)` is the key that row i leaves out, or
+/// Both softmaxes of a tile of logits s [rows, M], which it uses up: positive from s, negative from -s. `own(i)` is the key that row i leaves out, or
 /// -1; log_weights [M] or null; log_sums, unless null, receives the two log-sum-exps of each row.
 template <class T, class Own>
-void contrast(MatrixView<const T> s, Own&& own, const T* log_weights, MatrixView<T> positive, MatrixView<T> negative,
-              T* log_sums) {
+void contrast(MatrixView<T> s, Own&& own, const T* log_weights, MatrixView<T> positive, MatrixView<T> negative, T* log_sums) {
   constexpr T never = -std::numeric_limits<T>::infinity();
   const Index m = s.cols();
   for (Index i = 0; i < s.rows(); ++i) {
-    T *const p = positive.row(i), *const n = negative.row(i);
-    const T* const from = s.row(i);
+    T *const x = s.row(i), *const p = positive.row(i), *const n = negative.row(i);
     const Index place = own(i);
+    for (Index j = 0; j < m; ++j) p[j] = -x[j];  // a softmax from one row into another needs fewer passes: p is where -s waits
     if (log_weights) {
-      for (Index j = 0; j < m; ++j) {
-        p[j] = log_weights[j] + from[j];
-        n[j] = log_weights[j] - from[j];
-      }
-    } else {
-      for (Index j = 0; j < m; ++j) {
-        p[j] = from[j];
-        n[j] = -from[j];
-      }
+      simd::add(log_weights, p, m);
+      simd::add(log_weights, x, m);
     }
-    if (place >= 0) p[place] = n[place] = never;
-    const T up = simd::softmax<T>(p, m), down = simd::softmax<T>(n, m);
+    if (place >= 0) p[place] = x[place] = never;
+    const T down = simd::softmax<T>(p, n, m), up = simd::softmax<T>(x, p, m);
     if (log_sums) {
       log_sums[2 * i] = up;
       log_sums[2 * i + 1] = down;

@@ -52,43 +52,127 @@ inline void cholesky_inverse(MatrixView<const double> factor, MatrixView<double>
   simd::gemm<double>(simd::transposed(MatrixView<const double>(r)), simd::plain(MatrixView<const double>(r)), {}, inverse, ws);
 }
 
-/// Eigenvalues [n] and unit eigenvectors (the rows of `a` on return) of a positive semidefinite matrix, by one-sided Jacobi rotations:
-/// rows are turned in pairs until they are orthogonal; what they are then is eigenvalue times eigenvector. Small eigenvalues are as
-/// accurate as large ones. A vanishing eigenvalue gets a row of zeros. False for a matrix that is not finite.
-inline bool psd_spectrum(MatrixView<double> a, double* eigenvalues) {
+/// Turns a symmetric matrix into a tridiagonal one by reflections (Householder), from the last row up: `diagonal` and `beside` [n]
+/// (beside[i]: entry i, i - 1). Row j of `a` becomes column j of the product of the reflections. Only a(j, k >= j) is read.
+inline void tridiagonalise(MatrixView<double> a, double* diagonal, double* beside) {
   const Index n = a.rows();
-  double total = 0;
-  for (Index i = 0; i < n; ++i) total += eigenvalues[i] = simd::dot(a.row(i), a.row(i), n);  // squares, as long as it runs
-  if (!(total <= std::numeric_limits<double>::max())) return false;
-  const double least = 1e-32 * total;
-  for (int sweep = 0; sweep < 60; ++sweep) {
-    bool turned = false;
-    for (Index p = 0; p + 1 < n; ++p) {
-      for (Index q = p + 1; q < n; ++q) {
-        const double x = eigenvalues[p], y = eigenvalues[q];
-        if (x <= least || y <= least) continue;
-        const double product = simd::dot(a.row(p), a.row(q), n);
-        if (!(std::abs(product) > 1e-15 * std::sqrt(x * y))) continue;
-        turned = true;
-        const double zeta = (y - x) / (2 * product);
-        const double t = (zeta >= 0 ? 1 : -1) / (std::abs(zeta) + std::hypot(1.0, zeta)), c = 1 / std::hypot(1.0, t), s = c * t;
-        double *const u = a.row(p), *const v = a.row(q);
-        for (Index i = 0; i < n; ++i) {
-          const double old = u[i];
-          u[i] = c * old - s * v[i];
-          v[i] = s * old + c * v[i];
-        }
-        eigenvalues[p] = simd::dot(u, u, n);
-        eigenvalues[q] = simd::dot(v, v, n);
+  double* const v = diagonal;  // the vector of the reflection at work
+  for (Index j = 0; j < n; ++j) v[j] = a(j, n - 1);
+  for (Index i = n - 1; i > 0; --i) {
+    double scale = 0, h = 0;
+    for (Index k = 0; k < i; ++k) scale += std::abs(v[k]);
+    if (scale == 0) {
+      beside[i] = v[i - 1];
+      for (Index j = 0; j < i; ++j) {
+        v[j] = a(j, i - 1);
+        a(j, i) = a(i, j) = 0;
+      }
+    } else {
+      simd::scale(1 / scale, v, v, i);
+      h = simd::dot(v, v, i);
+      const double last = v[i - 1], length = last > 0 ? -std::sqrt(h) : std::sqrt(h);
+      beside[i] = scale * length;
+      h -= last * length;
+      v[i - 1] = last - length;
+      double* const p = beside;  // A v / h, then less its part along v
+      std::fill_n(p, i, 0.0);
+      for (Index j = 0; j < i; ++j) {
+        const double f = a(i, j) = v[j];
+        p[j] += a(j, j) * f + simd::dot(a.row(j) + j + 1, v + j + 1, i - 1 - j);
+        simd::axpy(f, a.row(j) + j + 1, p + j + 1, i - 1 - j);
+      }
+      simd::scale(1 / h, p, p, i);
+      simd::axpy(-simd::dot(p, v, i) / (2 * h), v, p, i);
+      for (Index j = 0; j < i; ++j) {
+        const double f = v[j], g = p[j];
+        simd::axpy(-f, p + j, a.row(j) + j, i - j);
+        simd::axpy(-g, v + j, a.row(j) + j, i - j);
+      }
+      for (Index j = 0; j < i; ++j) {
+        v[j] = a(j, i - 1);
+        a(j, i) = 0;
       }
     }
-    if (!turned) break;
+    diagonal[i] = h;
   }
+  // What is left of `a` are the reflections (row i: that of step i); their product, one by one.
+  for (Index i = 0; i + 1 < n; ++i) {
+    a(i, n - 1) = a(i, i);
+    a(i, i) = 1;
+    const double h = diagonal[i + 1];
+    double* const reflection = a.row(i + 1);
+    if (h != 0)
+      for (Index j = 0; j <= i; ++j) simd::axpy(-simd::dot(reflection, a.row(j), i + 1) / h, reflection, a.row(j), i + 1);
+    std::fill_n(reflection, i + 1, 0.0);
+  }
+  for (Index j = 0; j < n; ++j) {
+    diagonal[j] = a(j, n - 1);
+    a(j, n - 1) = 0;
+  }
+  a(n - 1, n - 1) = 1;
+  beside[0] = 0;
+}
+
+/// Eigenvalues [n] and unit eigenvectors (the rows of `a` on return) of a positive semidefinite matrix, by tridiagonalisation and the
+/// implicit QL iteration (tred2 and tql2 of Wilkinson & Reinsch, Handbook for automatic computation, 1971; rows here are columns there).
+/// Exact to rounding of the largest: what is below that is set to 0. False for a matrix that is not finite.
+inline bool psd_spectrum(MatrixView<double> a, double* eigenvalues, Workspace& ws) {
+  const Index n = a.rows();
+  if (n == 0) return true;
+  double largest = 0;
   for (Index i = 0; i < n; ++i) {
-    const double length = eigenvalues[i] > least ? std::sqrt(eigenvalues[i]) : 0;
-    eigenvalues[i] = length;
-    simd::scale(length > 0 ? 1 / length : 0.0, a.row(i), a.row(i), n);
+    for (Index j = 0; j < n; ++j) largest = std::abs(a(i, j)) <= largest ? largest : std::abs(a(i, j));  // a NaN is taken
   }
+  if (!(largest <= std::numeric_limits<double>::max())) return false;
+  const auto mark = ws.mark();
+  double *const d = eigenvalues, *const e = ws.take<double>(n);
+  const double unit = largest > 0 ? 1 / largest : 1;
+  for (Index i = 0; i < n; ++i) simd::scale(unit, a.row(i), a.row(i), n);
+  tridiagonalise(a, d, e);
+  for (Index i = 1; i < n; ++i) e[i - 1] = e[i];
+  e[n - 1] = 0;
+  constexpr double epsilon = std::numeric_limits<double>::epsilon();
+  double shifted = 0, size = 0;
+  for (Index l = 0; l < n; ++l) {
+    size = std::max(size, std::abs(d[l]) + std::abs(e[l]));
+    Index m = l;
+    while (m + 1 < n && std::abs(e[m]) > epsilon * size) ++m;
+    for (int round = 0; m > l && round < 60 && std::abs(e[l]) > epsilon * size; ++round) {
+      const double before = d[l], ratio = (d[l + 1] - before) / (2 * e[l]);
+      const double root = (ratio < 0 ? -1 : 1) * std::sqrt(ratio * ratio + 1);
+      d[l] = e[l] / (ratio + root);
+      d[l + 1] = e[l] * (ratio + root);
+      const double second = d[l + 1], shift = before - d[l], beside_second = e[l + 1];
+      for (Index i = l + 2; i < n; ++i) d[i] -= shift;
+      shifted += shift;
+      double p = d[m], c = 1, s = 0, c_before = 1, c_twice = 1, s_before = 0;
+      for (Index i = m; i-- > l;) {
+        c_twice = c_before;
+        c_before = c;
+        s_before = s;
+        const double g = c * e[i], h = c * p, r = std::sqrt(p * p + e[i] * e[i]);
+        e[i + 1] = s * r;
+        s = e[i] / r;
+        c = p / r;
+        p = c * d[i] - s * g;
+        d[i + 1] = h + s * (c * g + s * d[i]);
+        double *const low = a.row(i), *const high = a.row(i + 1);
+        for (Index k = 0; k < n; ++k) {
+          const double x = high[k], y = low[k];
+          high[k] = s * y + c * x;
+          low[k] = c * y - s * x;
+        }
+      }
+      p = -s * s_before * c_twice * beside_second * e[l] / second;
+      e[l] = s * p;
+      d[l] = c * p;
+    }
+    d[l] += shifted;
+    e[l] = 0;
+  }
+  double most = 0;
+  for (Index i = 0; i < n; ++i) most = std::max(most, d[i]);
+  for (Index i = 0; i < n; ++i) d[i] = d[i] > 4 * epsilon * static_cast<double>(n) * most ? d[i] * largest : 0;
   return true;
 }
 

@@ -213,7 +213,7 @@ double kdpp_nll(const DppItems<T>& in, IndexView chosen, const DppGradients<T>& 
   const MatrixView<double> dchosen = ws.matrix<double>(k, d), u = ws.matrix<double>(d, d);
   double* const log_value = ws.take<double>(d);
   detail::dpp_gram(in, u, ws);
-  if (!detail::psd_spectrum(u, log_value)) return std::numeric_limits<double>::quiet_NaN();
+  if (!detail::psd_spectrum(u, log_value, ws)) return std::numeric_limits<double>::quiet_NaN();
   const double chosen_part = detail::dpp_chosen(in, chosen, 0, dchosen, ws);
   if (!(chosen_part < infinity)) return chosen_part;
   for (Index i = 0; i < d; ++i) log_value[i] = std::log(log_value[i]);

@@ -34,7 +34,7 @@ class DppSampler {
     values_.resize(d);
     items_ = rank_ = 0;
     detail::dpp_gram(in, vectors_, ws);
-    if (!detail::psd_spectrum(vectors_, values_.data())) fail("DppSampler", "features", "finite numbers", "others");
+    if (!detail::psd_spectrum(vectors_, values_.data(), ws)) fail("DppSampler", "features", "finite numbers", "others");
     double most = 0;
     for (const double v : values_) most = std::max(most, v);
     rank_ = 0;
