@@ -38,7 +38,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
   std::string data, plot;
-  Index requests = 600;    // half for tuning (and for CDM to learn from), half for judging
+  Index requests = 400;    // half for tuning (and for CDM to learn from), half for judging
   Index candidates = 200;  // of a request
   Index list = 12;         // places
   Index window = 5;        // of windowed DPP and SSD
