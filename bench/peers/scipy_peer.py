@@ -27,6 +27,20 @@ def fft_filter(batch, length, channels, type="f32"):
     return lambda i: scipy.fft.irfft(scipy.fft.rfft(x, axis=1) * w, n=length, axis=1)
 
 
+def band_mix(batch, length, channels, keep, type="f32"):
+    """Low band by transform, zeros, inverse; then low + b (x - low) with one b per channel."""
+    x = random.standard_normal((batch, length, channels)).astype(types[type])
+    b = random.standard_normal(channels).astype(types[type]) ** 2
+
+    def run(i):
+        z = scipy.fft.rfft(x, axis=1)
+        z[:, keep:] = 0
+        low = scipy.fft.irfft(z, n=length, axis=1)
+        return low + b * (x - low)
+
+    return run
+
+
 def unary(f, n, type="f32", copies=1):
     """A function of scipy.special: expit, erf, log_ndtr ..."""
     xs = [random.uniform(-5, 5, n).astype(types[type]) for _ in range(copies)]

@@ -217,6 +217,20 @@ def fft_filter(batch, length, channels):
     return lambda i: torch.fft.irfft(torch.fft.rfft(x, dim=1) * w, n=length, dim=1)
 
 
+def fft_filter_step(batch, length, channels):
+    """The same, then the gradients of x and of the frequencies' rows."""
+    x = torch.randn(batch, length, channels, requires_grad=True)
+    w = torch.randn(length // 2 + 1, channels, dtype=torch.complex64, requires_grad=True)
+    dy = torch.randn(batch, length, channels)
+
+    def run(i):
+        with torch.enable_grad():
+            y = torch.fft.irfft(torch.fft.rfft(x, dim=1) * w, n=length, dim=1)
+        return torch.autograd.grad(y, [x, w], dy)
+
+    return run
+
+
 def trained(make_model, make_step):
     """A training step of a model of this version's fastest kind: eager, with each form of Adam that there is."""
     def with_adam(**kind):

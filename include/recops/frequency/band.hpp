@@ -63,6 +63,17 @@ inline BandPath choose_band_path(BandPath path, Index length, Index keep) {
   return low <= high ? BandPath::projection : BandPath::complement;
 }
 
+/// Batches of more bytes, read and written, are taken to come from memory and go there: what is written goes around the caches.
+inline constexpr Index band_near_bytes = Index{4} << 20;
+
+/// How a projection writes its rows.
+template <class T>
+simd::BandStore band_store(JaggedView<const T> x, bool add) {
+  if (add) return simd::BandStore::add;
+  const Index bytes = 2 * x.values().rows() * x.cols() * static_cast<Index>(sizeof(T));
+  return bytes > band_near_bytes ? simd::BandStore::far : simd::BandStore::write;
+}
+
 /// What sequences of one length need; lives in a workspace.
 template <class T>
 struct BandMethod {
@@ -134,11 +145,13 @@ void band_low(JaggedView<const T> x, const Band& band, BandPath path, const Spec
   for_bands<T>(x, band, path, plans, ws, [&](const BandMethod<T>& m, const Index* sequences, Index count, Workspace& scratch) {
     if (m.path == BandPath::transform) return band_transform<T>(m, x, sequences, count, add, low, scratch);
     const bool direct = m.path == BandPath::projection;
+    const simd::BandStore store = band_store(x, add);
     for (Index i = 0; i < count; ++i) {
       const T* const next = i + 1 < count ? x[sequences[i + 1]].data() : nullptr;
-      simd::band_mix<T>(m.waves, x[sequences[i]], direct ? one : zero, direct ? zero : one, add,
+      simd::band_mix<T>(m.waves, x[sequences[i]], direct ? one : zero, direct ? zero : one, store,
                         low.middle_rows(x.begin(sequences[i]), m.length), next, scratch);
     }
+    if (store == simd::BandStore::far) simd::band_far_done();
   });
 }
 

@@ -127,14 +127,16 @@ void band_mix_projected(const BandMethod<T>& m, JaggedView<const T> x, const Ind
   const auto mark = ws.mark();
   const Index cols = x.cols();
   T *const spread_a = ws.take<T>(cols), *const spread_b = ws.take<T>(cols);
+  const simd::BandStore store = band_store(x, add);
   for (Index i = 0; i < count; ++i) {
     const Index b = sequences[i];
     const T *a = gain_row(alpha, alpha.row_of(b, 0, 0), cols, spread_a),
             *g = gain_row(beta, beta.row_of(b, 0, 0), cols, spread_b);
     if (m.path == BandPath::complement) std::swap(a, g);
     const T* const next = i + 1 < count ? x[sequences[i + 1]].data() : nullptr;
-    simd::band_mix<T>(m.waves, x[b], a, g, add, y.middle_rows(x.begin(b), m.length), next, ws);
+    simd::band_mix<T>(m.waves, x[b], a, g, store, y.middle_rows(x.begin(b), m.length), next, ws);
   }
+  if (store == simd::BandStore::far) simd::band_far_done();
 }
 
 /// low becomes a . low + b . (x - low), one row.

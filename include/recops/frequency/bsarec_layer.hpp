@@ -104,6 +104,24 @@ struct BsarecFilter {
   }
 };
 
+namespace detail {
+/// y = a filter + (1 - a) attention, where `branch(attention, out)` evaluates one of them; one with no share is not.
+template <class T, class F>
+void bsarec_mix(double alpha, MatrixView<T> y, Workspace& ws, F&& branch) {
+  if (alpha == 0) return branch(true, y);
+  branch(false, y);
+  if (alpha == 1) return;
+  const auto mark = ws.mark();
+  const MatrixView<T> other = ws.matrix<T>(y.rows(), y.cols());
+  branch(true, other);
+  const T a = static_cast<T>(alpha);
+  for (Index r = 0; r < y.rows(); ++r) {
+    simd::scale(a, y.row(r), y.row(r), y.cols());
+    simd::axpy(1 - a, other.row(r), y.row(r), y.cols());
+  }
+}
+}  // namespace detail
+
 /// BSARec's layer, a sequence layer `[total, D]` to `[total, D]`.
 template <class T>
 struct BsarecLayer {
@@ -130,15 +148,16 @@ struct BsarecLayer {
     typename FilterSublayer<T, MultiheadAttention<T>>::Saved attention;
   };
   void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
-    run("BsarecLayer", x, y, ws, [&](const auto& branch, bool, MatrixView<T> out) { branch.forward(x, out, ws); });
+    check("BsarecLayer", x, MatrixView<const T>(y));
+    detail::bsarec_mix<T>(options.alpha, y, ws, [&](bool attention, MatrixView<T> out) {
+      attention ? attention_layer.forward(x, out, ws) : filter_layer.forward(x, out, ws);
+    });
   }
   void forward(JaggedView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
-    run("BsarecLayer", x, y, ws, [&](const auto& branch, auto which, MatrixView<T> out) {
-      if constexpr (which) {
-        branch.forward(x, out, saved.attention, step.child(1), ws);
-      } else {
-        branch.forward(x, out, saved.filter, step.child(0), ws);
-      }
+    check("BsarecLayer", x, MatrixView<const T>(y));
+    detail::bsarec_mix<T>(options.alpha, y, ws, [&](bool attention, MatrixView<T> out) {
+      attention ? attention_layer.forward(x, out, saved.attention, step.child(1), ws)
+                : filter_layer.forward(x, out, saved.filter, step.child(0), ws);
     });
   }
   void backward(JaggedView<const T> x, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx, BsarecLayer& gradient,
@@ -168,22 +187,35 @@ struct BsarecLayer {
     output_cols(x.cols());
     check_shape(name, "y", y, x.values().rows(), x.cols());
   }
-  template <class F>
-  void run(const char* name, JaggedView<const T> x, MatrixView<T> y, Workspace& ws, F&& branch) const {
-    check(name, x, MatrixView<const T>(y));
-    if (options.alpha == 0) return branch(attention_layer, std::true_type(), y);
-    branch(filter_layer, std::false_type(), y);
-    if (options.alpha == 1) return;
-    const auto mark = ws.mark();
-    const MatrixView<T> other = ws.matrix<T>(y.rows(), y.cols());
-    branch(attention_layer, std::true_type(), other);
-    const T a = static_cast<T>(options.alpha);
-    for (Index r = 0; r < y.rows(); ++r) {
-      simd::scale(a, y.row(r), y.row(r), y.cols());
-      simd::axpy(1 - a, other.row(r), y.row(r), y.cols());
-    }
+};
+
+/// Serving forms. The rescaler has nothing to pack.
+template <class T>
+BsarecFilter<T> freeze(const BsarecFilter<T>& layer) {
+  return layer;
+}
+/// Immutable; threads may share it.
+template <class T, class Filter, class Attention>
+struct FrozenBsarecLayer {
+  Filter filter_layer;
+  Attention attention_layer;
+  double alpha = 0;
+  Index output_cols(Index input_cols) const { return attention_layer.output_cols(filter_layer.output_cols(input_cols)); }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    check_jagged("FrozenBsarecLayer", "x", x, any_size, any_size);
+    check_shape("FrozenBsarecLayer", "y", y, x.values().rows(), output_cols(x.cols()));
+    detail::bsarec_mix<T>(alpha, y, ws, [&](bool attention, MatrixView<T> out) {
+      attention ? attention_layer.forward(x, out, ws) : filter_layer.forward(x, out, ws);
+    });
   }
 };
+template <class T>
+auto freeze(const BsarecLayer<T>& layer) {
+  auto filter = freeze(layer.filter_layer);
+  auto attention = freeze(layer.attention_layer);
+  return FrozenBsarecLayer<T, decltype(filter), decltype(attention)>{std::move(filter), std::move(attention),
+                                                                     layer.options.alpha};
+}
 
 }  // namespace RECOPS_ABI
 }  // namespace recops

@@ -28,6 +28,68 @@ struct FarmIntraDomainOptions {
 
 inline namespace RECOPS_ABI {
 
+namespace detail {
+
+template <class T, class Y>
+void check_farm(const char* name, const FarmIntraDomainOptions& o, JaggedView<const T> x, MatrixView<const T> context,
+                MatrixView<Y> y) {
+  check_jagged(name, "x", x, any_size, any_size);
+  const Index longest = x.longest();
+  check_option(name, "x", longest <= o.length, "sequences of at most `length` rows", static_cast<double>(longest));
+  if (o.context > 0) check_shape(name, "context", context, x.size(), o.context);
+  check_option(name, "context", o.context > 0 || context.empty(), "none, as the layer was made without",
+               static_cast<double>(context.cols()));
+  check_shape(name, "y", y, x.values().rows(), x.cols());
+}
+
+template <class U>
+BandGains<U> farm_gains(MatrixView<U> gains, Index first, Index count) {
+  return {gains.middle_cols(first, count), GainRows::sequence};
+}
+
+/// What the gate reads: the mean of the valid rows, even where others are made for the transform, and the context.
+template <class T>
+void farm_summary(JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> p) {
+  const Index cols = x.cols();
+  for (Index b = 0; b < x.size(); ++b) {
+    std::fill_n(p.row(b), cols, T(0));
+    for (Index n = 0; n < x.length(b); ++n) simd::add(x.values().row(x.begin(b) + n), p.row(b), cols);
+    simd::scale(T(1) / static_cast<T>(std::max(x.length(b), Index{1})), p.row(b), p.row(b), cols);
+    if (!context.empty()) std::copy_n(context.row(b), context.cols(), p.row(b) + cols);
+  }
+}
+
+template <class T>
+void farm_scale(const FarmIntraDomainOptions& o, MatrixView<T> z) {
+  if (o.gate_scale == 1) return;
+  for (Index b = 0; b < z.rows(); ++b) simd::scale(static_cast<T>(o.gate_scale), z.row(b), z.row(b), z.cols());
+}
+
+template <class T>
+void farm_mix(const FarmIntraDomainOptions& o, const SpectralPlans<T>& plans, JaggedView<const T> x, MatrixView<const T> z,
+              MatrixView<T> y, Workspace& ws) {
+  const Index half = o.per_channel ? x.cols() : 1;
+  forward_filled<T>(x, o.padding, o.length, y, ws, [&](JaggedView<const T> in, MatrixView<T> out) {
+    band_mix<T>(in, farm_gains(z, 0, half), farm_gains(z, half, half), o.band, plans, out, ws);
+  });
+}
+
+/// Inference with either form of the gate.
+template <class T, class Gate>
+void farm_forward(const char* name, const Gate& gate, const FarmIntraDomainOptions& o, const SpectralPlans<T>& plans,
+                  JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> y, Workspace& ws) {
+  check_farm(name, o, x, context, y);
+  const auto mark = ws.mark();
+  const MatrixView<T> p = ws.matrix<T>(x.size(), x.cols() + o.context);
+  const MatrixView<T> z = ws.matrix<T>(x.size(), o.per_channel ? 2 * x.cols() : 2);
+  farm_summary<T>(x, context, p);
+  gate.forward(p, z, ws);
+  farm_scale<T>(o, z);
+  farm_mix<T>(o, plans, x, z, y, ws);
+}
+
+}  // namespace detail
+
 /// A sequence layer (without context) `[total, D]` to `[total, D]`. Each domain has one of its own.
 template <class T>
 struct FarmIntraDomain {
@@ -73,24 +135,18 @@ struct FarmIntraDomain {
 
   /// `context [B, C]`, empty where C is 0.
   void forward(JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> y, Workspace& ws) const {
-    check("FarmIntraDomain", x, context, y);
-    const auto mark = ws.mark();
-    const MatrixView<T> p = ws.matrix<T>(x.size(), x.cols() + options.context);
-    const MatrixView<T> z = ws.matrix<T>(x.size(), options.per_channel ? 2 * x.cols() : 2);
-    summarise(x, context, p);
-    gate.forward(p, z, ws);
-    scale(z);
-    mix(x, z, y, ws);
+    output_cols(x.cols());
+    detail::farm_forward<T>("FarmIntraDomain", gate, options, plans, x, context, y, ws);
   }
   void forward(JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> y, Saved& saved, const Step& step,
                Workspace& ws) const {
     check("FarmIntraDomain", x, context, y);
     saved.summary.resize(x.size(), x.cols() + options.context);
     saved.gains.resize(x.size(), options.per_channel ? 2 * x.cols() : 2);
-    summarise(x, context, saved.summary);
+    detail::farm_summary<T>(x, context, saved.summary);
     gate.forward(saved.summary, saved.gains, saved.gate, step, ws);
-    scale(saved.gains);
-    mix(x, saved.gains.view(), y, ws);
+    detail::farm_scale<T>(options, saved.gains);
+    detail::farm_mix<T>(options, plans, x, saved.gains.view(), y, ws);
   }
   /// Adds to dx and dcontext, either unless empty, and to `gradient`.
   void backward(JaggedView<const T> x, MatrixView<const T> context, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx,
@@ -108,12 +164,12 @@ struct FarmIntraDomain {
     std::fill_n(dz.data(), dz.rows() * dz.cols(), T(0));
     std::fill_n(dp.data(), dp.rows() * dp.cols(), T(0));
     const MatrixView<const T> z = saved.gains;
-    detail::backward_filled<T>(x, options.padding, options.length, dy, dx, ws,
-                               [&](JaggedView<const T> in, MatrixView<const T> dout, MatrixView<T> din) {
-                                 band_mix_backward<T>(in, part(z, 0, half), part(z, half, half), options.band, plans, dout, din,
-                                                      part(dz, 0, half), part(dz, half, half), ws);
-                               });
-    scale(dz);
+    detail::backward_filled<T>(
+        x, options.padding, options.length, dy, dx, ws, [&](JaggedView<const T> in, MatrixView<const T> dout, MatrixView<T> din) {
+          band_mix_backward<T>(in, detail::farm_gains(z, 0, half), detail::farm_gains(z, half, half), options.band, plans, dout,
+                               din, detail::farm_gains(dz, 0, half), detail::farm_gains(dz, half, half), ws);
+        });
+    detail::farm_scale<T>(options, dz);
     gate.backward(saved.summary, dz, saved.gate, dp, gradient.gate, ws);
     for (Index b = 0; b < batch; ++b) {
       if (!dcontext.empty()) simd::add(dp.row(b) + cols, dcontext.row(b), options.context);
@@ -135,40 +191,42 @@ struct FarmIntraDomain {
  private:
   template <class Y>
   void check(const char* name, JaggedView<const T> x, MatrixView<const T> context, MatrixView<Y> y) const {
-    check_jagged(name, "x", x, any_size, any_size);
     output_cols(x.cols());
-    const Index longest = x.longest();
-    check_option(name, "x", longest <= options.length, "sequences of at most `length` rows", static_cast<double>(longest));
-    if (options.context > 0) check_shape(name, "context", context, x.size(), options.context);
-    check_option(name, "context", options.context > 0 || context.empty(), "none, as the layer was made without",
-                 static_cast<double>(context.cols()));
-    check_shape(name, "y", y, x.values().rows(), x.cols());
-  }
-  template <class U>
-  static BandGains<U> part(MatrixView<U> gains, Index first, Index count) {
-    return {gains.middle_cols(first, count), GainRows::sequence};
-  }
-  /// Of the valid rows, even where others are made for the transform.
-  static void summarise(JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> p) {
-    const Index cols = x.cols();
-    for (Index b = 0; b < x.size(); ++b) {
-      std::fill_n(p.row(b), cols, T(0));
-      for (Index n = 0; n < x.length(b); ++n) simd::add(x.values().row(x.begin(b) + n), p.row(b), cols);
-      simd::scale(T(1) / static_cast<T>(std::max(x.length(b), Index{1})), p.row(b), p.row(b), cols);
-      if (!context.empty()) std::copy_n(context.row(b), context.cols(), p.row(b) + cols);
-    }
-  }
-  void scale(MatrixView<T> z) const {
-    if (options.gate_scale == 1) return;
-    for (Index b = 0; b < z.rows(); ++b) simd::scale(static_cast<T>(options.gate_scale), z.row(b), z.row(b), z.cols());
-  }
-  void mix(JaggedView<const T> x, MatrixView<const T> z, MatrixView<T> y, Workspace& ws) const {
-    const Index half = options.per_channel ? x.cols() : 1;
-    detail::forward_filled<T>(x, options.padding, options.length, y, ws, [&](JaggedView<const T> in, MatrixView<T> out) {
-      band_mix<T>(in, part(z, 0, half), part(z, half, half), options.band, plans, out, ws);
-    });
+    detail::check_farm(name, options, x, context, y);
   }
 };
+
+/// Serving form: the gate's weights packed. Immutable; threads may share it.
+template <class T, class Gate>
+class FrozenFarmIntraDomain {
+ public:
+  FrozenFarmIntraDomain(const FarmIntraDomain<T>& layer, Gate gate)
+      : gate_(std::move(gate)), options_(layer.options), plans_(layer.plans), width_(layer.width()) {}
+  /// D; throws `Error` unless the input has as many columns.
+  Index output_cols(Index input_cols) const {
+    check_option("FrozenFarmIntraDomain", "input columns", input_cols == width_, "as many as the gate was made for",
+                 static_cast<double>(input_cols));
+    return input_cols;
+  }
+  /// As `FarmIntraDomain::forward`.
+  void forward(JaggedView<const T> x, MatrixView<const T> context, MatrixView<T> y, Workspace& ws) const {
+    output_cols(x.cols());
+    detail::farm_forward<T>("FrozenFarmIntraDomain", gate_, options_, plans_, x, context, y, ws);
+  }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const { forward(x, MatrixView<const T>(), y, ws); }
+
+ private:
+  Gate gate_;
+  FarmIntraDomainOptions options_;
+  SpectralPlans<T> plans_;
+  Index width_;
+};
+template <class T, class S = T>
+auto freeze(const FarmIntraDomain<T>& layer, Weights<S> weights = {}) {
+  layer.output_cols(layer.width());
+  auto gate = freeze(layer.gate, weights);
+  return FrozenFarmIntraDomain<T, decltype(gate)>(layer, std::move(gate));
+}
 
 }  // namespace RECOPS_ABI
 }  // namespace recops

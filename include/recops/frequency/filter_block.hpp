@@ -267,5 +267,61 @@ struct FilterBlock {
   }
 };
 
+/// Serving forms. Immutable; threads may share them.
+template <class T, class Frozen>
+struct FrozenFilterSublayer {
+  Frozen filter;
+  LayerNorm<T> norm;
+  Index output_cols(Index input_cols) const { return filter.output_cols(input_cols); }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    filter.forward(x, y, ws);
+    detail::ResidualNorm<T>::forward(norm, x.values(), y, ws);
+  }
+};
+template <class T, class S = T>
+struct FrozenFeedForward {
+  FrozenDense<T, S> dense_1, dense_2;
+  LayerNorm<T> norm;
+  Index output_cols(Index input_cols) const { return dense_2.output_cols(dense_1.output_cols(input_cols)); }
+  void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    check_shape("FrozenFeedForward", "x", x, any_size, any_size);
+    check_shape("FrozenFeedForward", "y", y, x.rows(), output_cols(x.cols()));
+    const auto mark = ws.mark();
+    const MatrixView<T> hidden = ws.matrix<T>(x.rows(), dense_2.input_cols());
+    dense_1.forward(x, hidden, ws);
+    dense_2.forward(hidden, y, ws);
+    detail::ResidualNorm<T>::forward(norm, x, y, ws);
+  }
+};
+template <class T, class Mixer, class Network>
+struct FrozenFilterBlock {
+  Mixer mixer;
+  Network feed_forward;
+  Index output_cols(Index input_cols) const { return feed_forward.output_cols(mixer.output_cols(input_cols)); }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    check_jagged("FrozenFilterBlock", "x", x, any_size, any_size);
+    check_shape("FrozenFilterBlock", "y", y, x.values().rows(), output_cols(x.cols()));
+    const auto mark = ws.mark();
+    const MatrixView<T> mixed = ws.matrix<T>(y.rows(), y.cols());
+    mixer.forward(x, mixed, ws);
+    feed_forward.forward(mixed, y, ws);
+  }
+};
+template <class T, class Filter>
+auto freeze(const FilterSublayer<T, Filter>& layer) {
+  return FrozenFilterSublayer<T, decltype(freeze(layer.filter))>{freeze(layer.filter), layer.norm};
+}
+template <class T, class S = T>
+FrozenFeedForward<T, S> freeze(const FeedForward<T>& layer, Weights<S> = {}) {
+  return {FrozenDense<T, S>(layer.dense_1.weight, layer.dense_1.bias, layer.activation),
+          FrozenDense<T, S>(layer.dense_2.weight, layer.dense_2.bias, Activation::none), layer.norm};
+}
+/// The mixer stays in T; the network's weights are kept in S.
+template <class T, class Mixer, class S = T>
+auto freeze(const FilterBlock<T, Mixer>& layer, Weights<S> weights = {}) {
+  using Network = FrozenFeedForward<T, S>;
+  return FrozenFilterBlock<T, decltype(freeze(layer.mixer)), Network>{freeze(layer.mixer), freeze(layer.feed_forward, weights)};
+}
+
 }  // namespace RECOPS_ABI
 }  // namespace recops

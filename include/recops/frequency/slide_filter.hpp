@@ -149,5 +149,14 @@ struct SlideFilter {
   }
 };
 
+/// Serving form: a spectral filter with the effective gains.
+template <class T>
+FrozenSpectralFilter<T> freeze(const SlideFilter<T>& layer) {
+  layer.output_cols(layer.width());
+  Workspace ws;
+  const auto mark = ws.mark();
+  return FrozenSpectralFilter<T>(detail::read_only(layer.effective_gains(ws)), layer.plans, layer.filter_options());
+}
+
 }  // namespace RECOPS_ABI
 }  // namespace recops

@@ -99,6 +99,17 @@ void fit_gains_backward(SpectrumView<const T> dfitted, const SpectralFilterOptio
 /// Sequences of one task where all have one length: even, so that pairs do not depend on the tasks.
 inline constexpr Index filter_task = 16;
 
+/// Sequences of one length, one below the other.
+template <class T>
+void filter_batch(const simd::FftPlan<T>& plan, const simd::FftFilter<T>& filter, MatrixView<const T> x, bool add,
+                  MatrixView<T> y, Workspace& ws) {
+  const Index count = x.rows() / plan.length(), at_once = ws.workers() == 1 ? count : filter_task;
+  ws.parallel_for((count + at_once - 1) / at_once, [&](Index task, Workspace& scratch) {
+    const Index first = task * at_once * plan.length(), rows = std::min(at_once * plan.length(), x.rows() - first);
+    simd::fft_filter<T>(plan, filter, x.middle_rows(first, rows), y.middle_rows(first, rows), add, scratch);
+  });
+}
+
 /// y <- or += sequences filtered at their own lengths; the shapes have been checked. `conjugate` for gradients.
 template <class T>
 void filter_sequences(JaggedView<const T> x, SpectrumView<const T> gains, const SpectralPlans<T>& plans,
@@ -109,12 +120,7 @@ void filter_sequences(JaggedView<const T> x, SpectrumView<const T> gains, const 
     const simd::FftPlan<T>& plan = plans[length];
     simd::FftFilter<T> filter;
     filter.prepare_in(ws, plan, fit_gains(gains, o, length, ws), conjugate);
-    const Index at_once = ws.workers() == 1 ? x.size() : filter_task;
-    ws.parallel_for((x.size() + at_once - 1) / at_once, [&](Index task, Workspace& scratch) {
-      const Index first = task * at_once * length, rows = std::min(at_once * length, x.values().rows() - first);
-      simd::fft_filter<T>(plan, filter, x.values().middle_rows(first, rows), y.middle_rows(first, rows), add, scratch);
-    });
-    return;
+    return filter_batch<T>(plan, filter, x.values(), add, y, ws);
   }
   const LengthGroups groups(x, ws);
   ws.parallel_for(groups.groups, [&](Index g, Workspace& scratch) {
@@ -312,6 +318,66 @@ struct SpectralFilter {
  private:
   SpectrumView<T> planes(Workspace& ws) const { return detail::split_gains<T>(complex_weight, width(), ws); }
 };
+
+/// Serving form of SpectralFilter: gains for `length` rows prepared once. Shorter ragged sequences still prepare theirs. Immutable;
+/// threads may share it.
+template <class T>
+class FrozenSpectralFilter {
+ public:
+  FrozenSpectralFilter() = default;
+  /// From gains `[K, D]`. Throws `Error` for shapes that disagree.
+  FrozenSpectralFilter(SpectrumView<const T> gains, const SpectralPlans<T>& plans, const SpectralFilterOptions& options)
+      : re_(gains.re.rows(), gains.re.cols()), im_(gains.re.rows(), gains.re.cols()), options_(options), plans_(plans) {
+    constexpr const char* name = "FrozenSpectralFilter";
+    check_shape(name, "gains.re", gains.re, detail::spectrum_bins(options.length), any_size);
+    check_shape(name, "gains.im", gains.im, gains.re.rows(), gains.re.cols());
+    check_option(name, "plans", plans.has(options.length), "plans that hold `length`", static_cast<double>(plans.longest()));
+    for (Index k = 0; k < re_.rows(); ++k) {
+      std::copy_n(gains.re.row(k), re_.cols(), re_.row(k));
+      std::copy_n(gains.im.row(k), im_.cols(), im_.row(k));
+    }
+    if (options.length > 0) {
+      Workspace ws;
+      filter_.prepare(plans[options.length], gains, ws);
+    }
+  }
+  const SpectralFilterOptions& options() const { return options_; }
+  /// D; throws `Error` unless the input has as many columns.
+  Index output_cols(Index input_cols) const {
+    check_option("FrozenSpectralFilter", "input columns", input_cols == re_.cols(), "as many as the gains have",
+                 static_cast<double>(input_cols));
+    return input_cols;
+  }
+  void forward(JaggedView<const T> x, MatrixView<T> y, Workspace& ws) const {
+    constexpr const char* name = "FrozenSpectralFilter";
+    output_cols(x.cols());
+    const SpectrumView<const T> gains = {re_.view(), im_.view()};
+    detail::check_spectral_filter<T>(name, x, gains, plans_, options_);
+    check_shape(name, "y", y, x.values().rows(), x.cols());
+    detail::forward_filled<T>(x, options_.padding, options_.length, y, ws, [&](JaggedView<const T> in, MatrixView<T> out) {
+      if (in.values().empty()) return;
+      if (detail::common_length(in) == options_.length) {
+        detail::filter_batch<T>(plans_[options_.length], filter_, in.values(), false, out, ws);
+      } else {
+        detail::filter_sequences<T>(in, gains, plans_, options_, false, false, out, ws);
+      }
+    });
+  }
+
+ private:
+  Matrix<T> re_, im_;
+  SpectralFilterOptions options_;
+  SpectralPlans<T> plans_;
+  simd::FftFilter<T> filter_;
+};
+template <class T>
+FrozenSpectralFilter<T> freeze(const SpectralFilter<T>& layer) {
+  layer.output_cols(layer.width());
+  Workspace ws;
+  const auto mark = ws.mark();
+  const auto gains = detail::split_gains<T>(layer.complex_weight, layer.width(), ws);
+  return FrozenSpectralFilter<T>(detail::read_only(gains), layer.plans, layer.options);
+}
 
 }  // namespace RECOPS_ABI
 }  // namespace recops

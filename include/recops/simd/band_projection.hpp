@@ -21,6 +21,9 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace simd {
 
+/// What happens to y: written, added to, or written around the caches (a hint, for y that nobody reads soon).
+enum class BandStore : unsigned char { write, add, far };
+
 /// Bins [first, last) of sequences of `length` rows. Points into a workspace; whoever made it keeps that alive.
 template <Real T>
 struct BandWaves {
@@ -65,6 +68,26 @@ struct BandWaves {
 
 namespace detail {
 
+/// Stores around the caches where there is such a store (p is aligned to the vector); else an ordinary one.
+template <class T, class A>
+RECOPS_INLINE void band_store_far(T* p, Batch<T, A> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_stream_ps(p, v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_stream_pd(p, v);
+  } else
+#endif
+#if defined(__AVX__)
+      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
+    return _mm256_stream_ps(p, v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, double>) {
+    return _mm256_stream_pd(p, v);
+  } else
+#endif
+    v.store_unaligned(p);
+}
+
 /// Rows n and L - n of a tile of V vectors: their sum and difference.
 template <int V, class T, class A>
 RECOPS_INLINE void band_fold(const T* p, const T* q, Batch<T, A>* even, Batch<T, A>* odd) {
@@ -78,7 +101,8 @@ RECOPS_INLINE void band_fold(const T* p, const T* q, Batch<T, A>* even, Batch<T,
 }
 
 /// Sums over all rows of a tile: of x itself (with `mean`) to sums[0], times cos and sin of Q waves to `to`, [Q][2][V lanes]. `t` is
-/// the table's first of these waves; its rows are `t_stride` apart. The lines `ahead` elements further are fetched.
+/// the table's first of these waves; its rows are `t_stride` apart. Lines `ahead` elements further are fetched, those
+/// of the first half of the rows: `band_rows` fetches the others, so that memory has work all the time.
 template <int V, int Q, bool mean, class T, class A>
 [[gnu::noinline]] void band_sums(const T* x, Index stride, Index length, const T* t, Index t_stride, Index ahead, T* mean_to,
                                  T* to) {
@@ -102,7 +126,6 @@ template <int V, int Q, bool mean, class T, class A>
     B even[V], odd[V];
     band_fold<V, T, A>(p, q, even, odd);
     __builtin_prefetch(p + ahead);
-    __builtin_prefetch(q + ahead);
     if (mean) {
       RECOPS_UNROLL
       for (int v = 0; v < V; ++v) m[v] = m[v] + even[v];
@@ -163,8 +186,8 @@ void band_analyse(const BandWaves<T>& band, const T* x, Index stride, Index ahea
 
 /// y = (or +=) outer x + the waves with the given sums, which hold all factors. Q waves, or any number with Q = -1.
 template <int V, int Q, class T, class A>
-[[gnu::noinline]] void band_rows(const BandWaves<T>& band, const T* x, Index x_stride, const T* sums, const T* outer, bool add,
-                                 T* y, Index y_stride) {
+[[gnu::noinline]] void band_rows(const BandWaves<T>& band, const T* x, Index x_stride, const T* sums, const T* outer, Index ahead,
+                                 BandStore store, T* y, Index y_stride) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const Index length = band.length, waves = Q < 0 ? band.waves : Q;
@@ -176,29 +199,49 @@ template <int V, int Q, class T, class A>
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) {
       B r = mul_add(gain[v], B::load_unaligned(in + v * W), low[v]);
-      if (add) r = r + B::load_unaligned(out + v * W);
-      r.store_unaligned(out + v * W);
+      if (store == BandStore::add) r = r + B::load_unaligned(out + v * W);
+      if (store == BandStore::far) {
+        band_store_far<T, A>(out + v * W, r);
+      } else {
+        r.store_unaligned(out + v * W);
+      }
     }
   };
+  B mean[V], cosines[Q > 0 ? Q : 1][V], sines[Q > 0 ? Q : 1][V];  // few enough to stay in registers
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) {
+    mean[v] = B::load_unaligned(sums + v * W);
+    RECOPS_UNROLL
+    for (int w = 0; w < Q; ++w) {
+      cosines[w][v] = B::load_unaligned(wave + 2 * w * V * W + v * W);
+      sines[w][v] = B::load_unaligned(wave + (2 * w + 1) * V * W + v * W);
+    }
+  }
   const auto sum = [&](const T* t, B* even, B* odd) RECOPS_LAMBDA_INLINE {
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) {
-      even[v] = B::load_unaligned(sums + v * W);
+      even[v] = mean[v];
       odd[v] = B(T(0));
     }
-    const auto one = [&](Index w) RECOPS_LAMBDA_INLINE {
-      const B cosine(t[2 * w]), sine(t[2 * w + 1]);
-      RECOPS_UNROLL
-      for (int v = 0; v < V; ++v) {
-        even[v] = mul_add(cosine, B::load_unaligned(wave + 2 * w * V * W + v * W), even[v]);
-        odd[v] = mul_add(sine, B::load_unaligned(wave + (2 * w + 1) * V * W + v * W), odd[v]);
-      }
-    };
     if constexpr (Q < 0) {
-      for (Index w = 0; w < waves; ++w) one(w);
+      for (Index w = 0; w < waves; ++w) {
+        const B c(t[2 * w]), s(t[2 * w + 1]);
+        RECOPS_UNROLL
+        for (int v = 0; v < V; ++v) {
+          even[v] = mul_add(c, B::load_unaligned(wave + 2 * w * V * W + v * W), even[v]);
+          odd[v] = mul_add(s, B::load_unaligned(wave + (2 * w + 1) * V * W + v * W), odd[v]);
+        }
+      }
     } else {
       RECOPS_UNROLL
-      for (int w = 0; w < Q; ++w) one(w);
+      for (int w = 0; w < Q; ++w) {
+        const B c(t[2 * w]), s(t[2 * w + 1]);
+        RECOPS_UNROLL
+        for (int v = 0; v < V; ++v) {
+          even[v] = mul_add(c, cosines[w][v], even[v]);
+          odd[v] = w == 0 ? s * sines[w][v] : mul_add(s, sines[w][v], odd[v]);
+        }
+      }
     }
   };
   B even[V], odd[V];
@@ -217,6 +260,7 @@ template <int V, int Q, class T, class A>
       up[v] = even[v] + odd[v];
       down[v] = even[v] - odd[v];
     }
+    __builtin_prefetch(q + ahead);
     put(p, py, up);
     put(q, qy, down);
   }
@@ -245,17 +289,17 @@ void band_weigh(const BandWaves<T>& band, const T* inner, const T* outer, T* sum
 }
 
 template <int V, class T, class A>
-void band_tile(const BandWaves<T>& band, const T* x, Index x_stride, Index ahead, const T* inner, const T* outer, bool add, T* y,
-               Index y_stride, T* sums) {
+void band_tile(const BandWaves<T>& band, const T* x, Index x_stride, Index ahead, const T* inner, const T* outer, BandStore store,
+               T* y, Index y_stride, T* sums) {
   band_analyse<V, T, A>(band, x, x_stride, ahead, sums);
   band_weigh<V, T, A>(band, inner, outer, sums);
   switch (band.waves) {
     case 1:
-      return band_rows<V, 1, T, A>(band, x, x_stride, sums, outer, add, y, y_stride);
+      return band_rows<V, 1, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
     case 2:
-      return band_rows<V, 2, T, A>(band, x, x_stride, sums, outer, add, y, y_stride);
+      return band_rows<V, 2, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
     default:
-      return band_rows<V, -1, T, A>(band, x, x_stride, sums, outer, add, y, y_stride);
+      return band_rows<V, -1, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
   }
 }
 
@@ -270,10 +314,17 @@ MatrixView<T> band_tail(MatrixView<const T> x, Index at, Workspace& ws) {
 
 }  // namespace detail
 
-/// y <- (or += with `add`) outer . x + (inner - outer) . P x. `next`: row 0 of the sequence that comes after this one, fetched
+/// Before another thread may read what was stored around the caches.
+RECOPS_INLINE void band_far_done() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
+}
+
+/// y <- or += outer . x + (inner - outer) . P x. `next`: row 0 of the sequence that comes after this one, fetched
 /// meanwhile; null for none. y does not overlap x.
 template <Real T, class A = DefaultArch>
-void band_mix(const BandWaves<T>& band, MatrixView<const T> x, const T* inner, const T* outer, bool add, MatrixView<T> y,
+void band_mix(const BandWaves<T>& band, MatrixView<const T> x, const T* inner, const T* outer, BandStore store, MatrixView<T> y,
               const T* next, Workspace& ws) {
   constexpr Index W = lanes<T, A>;
   assert(x.rows() == band.length && y.rows() == x.rows() && y.cols() == x.cols());
@@ -281,20 +332,27 @@ void band_mix(const BandWaves<T>& band, MatrixView<const T> x, const T* inner, c
   const auto mark = ws.mark();
   const Index cols = x.cols(), ahead = next ? next - x.data() : 0;
   T* const sums = ws.take<T>((1 + 2 * band.waves) * 2 * W);
+  if (store == BandStore::far) {  // whole cache lines only
+    const std::uintptr_t places =
+        reinterpret_cast<std::uintptr_t>(y.data()) | static_cast<std::uintptr_t>(y.stride()) * sizeof(T);
+    if (places % 64 != 0 || cols % (2 * W) != 0 || 2 * W * sizeof(T) % 64 != 0) store = BandStore::write;
+  }
   Index d = 0;
   for (; d + 2 * W <= cols; d += 2 * W)
-    detail::band_tile<2, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, add, y.data() + d, y.stride(), sums);
+    detail::band_tile<2, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, store, y.data() + d, y.stride(),
+                               sums);
   for (; d + W <= cols; d += W)
-    detail::band_tile<1, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, add, y.data() + d, y.stride(), sums);
+    detail::band_tile<1, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, store, y.data() + d, y.stride(),
+                               sums);
   if (d == cols) return;
   const MatrixView<T> in = detail::band_tail<T, A>(x, d, ws), out = ws.matrix<T>(x.rows(), W);
   alignas(64) T gains[2 * W];
   load_first<T, A>(inner + d, cols - d).store_aligned(gains);
   load_first<T, A>(outer + d, cols - d).store_aligned(gains + W);
-  detail::band_tile<1, T, A>(band, in.data(), W, 0, gains, gains + W, false, out.data(), W, sums);
+  detail::band_tile<1, T, A>(band, in.data(), W, 0, gains, gains + W, BandStore::write, out.data(), W, sums);
   for (Index n = 0; n < x.rows(); ++n) {
     Batch<T, A> r = Batch<T, A>::load_aligned(out.row(n));
-    if (add) r = r + load_first<T, A>(y.row(n) + d, cols - d);
+    if (store == BandStore::add) r = r + load_first<T, A>(y.row(n) + d, cols - d);
     store_first<T, A>(y.row(n) + d, r, cols - d);
   }
 }

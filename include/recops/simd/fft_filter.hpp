@@ -325,8 +325,7 @@ class FftFilter {
   Index cols() const { return cols_; }
   /// Gains of block `b` of channels: `[size][2][lanes]`.
   const T* block(Index b) const {
-    constexpr Index W = lanes<T, A>;
-    assert(0 <= b && b * W < cols_);
+    assert((0 <= b && b * lanes<T, A> < cols_));
     return (scratch_ ? scratch_ : gains_.data()) + b * block_size_;
   }
 
