@@ -124,6 +124,23 @@ void band(const std::string& name, Index batch, Index length, Index keep, bool a
   });
 }
 
+/// The direct way's time; `vs_transform` is the transform's over it.
+void direct(Index length) {
+  constexpr Index batch = 256, cols = 64;
+  register_case<float>("frequency/filter_path" + shape_name(batch, length, cols), [=] {
+    Case<float> c;
+    const auto d = start(c, batch, length, cols);
+    Random random(2);
+    const auto filters = std::make_shared<std::vector<SpectralFilter<float>>>();
+    for (const FilterPath path : {FilterPath::direct, FilterPath::transform})
+      filters->emplace_back(cols, SpectralFilterOptions{.length = length, .padding = {SequenceFill::zero}, .path = path}, random);
+    c.flops = 2 * static_cast<double>(batch * length * length * cols);
+    c.kernel = [d, filters](Index i) { (*filters)[0].forward(d->in(i), d->out(i), d->ws); };
+    c.peers.push_back({"transform", [d, filters](Index i) { (*filters)[1].forward(d->in(i), d->out(i), d->ws); }});
+    return c;
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -132,5 +149,6 @@ int main(int argc, char** argv) {
   band("band_mix", 256, 200, 5, false);
   for (const Index keep : {5, 9, 13, 17}) band("band_path", 64, 50, keep, true);
   for (const Index keep : {9, 17, 25, 33}) band("band_path", 64, 200, keep, true);
+  for (const Index length : {3, 4, 6, 8, 12}) direct(length);
   return run_registered(argc, argv);
 }

@@ -110,6 +110,18 @@ TEMPLATE_TEST_CASE("filters of jagged batches are convolutions of each sequence"
         CHECK(std::abs(static_cast<double>(last(b, d)) - (in.length(b) ? expected(in.length(b) - 1, d) : 0)) < bound);
     }
     CHECK(y.intact());
+    // Directly, forward and backward.
+    Matrix<T> straight(batch.rows(), cols), into[2] = {Matrix<T>(batch.rows(), cols, T(1)), Matrix<T>(batch.rows(), cols, T(1))};
+    SpectralFilterOptions own = o;
+    own.path = FilterPath::direct;
+    spectral_filter<T>(in, {re.view(), im.view()}, plans, own, straight, ws);
+    CHECK(max_difference(MatrixView<const T>(y.view()), straight.view()) < bound);
+    for (const FilterPath path : {FilterPath::direct, FilterPath::transform}) {
+      own.path = path;
+      spectral_filter_backward<T>(in, {re.view(), im.view()}, plans, own, values.view(), into[path == FilterPath::direct], {},
+                                  ws);
+    }
+    CHECK(max_difference(into[0].view(), into[1].view()) < bound);
     CHECK(count_allocations([&] { spectral_filter<T>(in, {re.view(), im.view()}, plans, o, y, ws); }) == 0);
 
     // Any number of threads, the same bits.

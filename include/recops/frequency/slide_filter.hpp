@@ -137,7 +137,9 @@ struct SlideFilter {
     return gains;
   }
   /// The options of the `spectral_filter` that does it.
-  SpectralFilterOptions filter_options() const { return {options.length, options.padding, options.fit}; }
+  SpectralFilterOptions filter_options() const {
+    return {.length = options.length, .padding = options.padding, .fit = options.fit};
+  }
 
  private:
   void add_window(SpectrumView<T> down, const BinWindow& window, double weight, Matrix<T>& pairs) const {

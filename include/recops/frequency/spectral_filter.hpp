@@ -9,8 +9,7 @@
 ///             NaN and infinity stay in their sequence and channel; in dW they reach their channel.
 /// Precision   5e-7 (1 + log2(L) / 10) max |W| |x| in float.  Two sequences of a length share one transform: the rounding errors of
 ///             both relate to the larger one, and which are paired depends on the batch.  Same bits for any number of threads.
-/// Cost        5 L log2 L + 6 L flops per channel and sequence; backward twice that.  Up to `direct_filter_length` rows a direct
-///             product with the kernel is faster and taken.  Scratch: the gains of every distinct length (2 L scalars per channel).
+/// Cost        5 L log2 L + 6 L flops per channel and sequence, 2 L^2 up to `direct_filter_rows`; backward twice that.  Scratch: the gains of every distinct length (2 L scalars per channel).
 /// Errors      Error if shapes, plans or options disagree; outputs untouched.
 /// Gradient    of x and W; *adds*.
 /// Reference   Zhou et al., FMLP-Rec, arXiv 2202.13556, equations 3-6 and the authors' code.
@@ -28,10 +27,21 @@ enum class GainFit : unsigned char {
   interpolate  ///< gains at k length / l, linear between two: bin k keeps its frequency (our reconstruction)
 };
 
+/// How a filter is computed. Both ways agree to rounding.
+enum class FilterPath : unsigned char {
+  fastest,   ///< directly up to `direct_filter_rows` rows, else by transform
+  direct,    ///< as a circular convolution with the kernel irfft(W): L^2 products
+  transform  ///< to the spectrum and back
+};
+
+/// Sequences of up to so many rows are convolved directly: there a transform has more calls than work.
+inline constexpr Index direct_filter_rows = 4;
+
 struct SpectralFilterOptions {
   Index length = 0;  ///< L that the gains are made for
   SequencePadding padding = {};
   GainFit fit = GainFit::crop;
+  FilterPath path = FilterPath::fastest;  ///< of forward and of dx; the gradient of W is always by transform
 };
 
 inline namespace RECOPS_ABI {
@@ -110,13 +120,33 @@ void filter_batch(const simd::FftPlan<T>& plan, const simd::FftFilter<T>& filter
   });
 }
 
+inline bool filters_directly(FilterPath path, Index length) {
+  return path == FilterPath::direct || (path == FilterPath::fastest && length <= direct_filter_rows);
+}
+
+/// y_n <- or += sum_j w_((n - j) mod L) x_j; with `reversed` w_((j - n) mod L), the adjoint.
+template <class T>
+void convolve_rows(MatrixView<const T> w, MatrixView<const T> x, bool reversed, bool add, MatrixView<T> y) {
+  const Index length = x.rows();
+  simd::for_each_vector<T, simd::DefaultArch>(x.cols(), [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE {
+    for (Index n = 0; n < length; ++n) {
+      simd::Batch<T> sum = add ? load(y.row(n) + d) : simd::Batch<T>(T(0));
+      for (Index j = 0; j < length; ++j) {
+        const Index m = reversed ? j - n : n - j;
+        sum = simd::mul_add(load(w.row(m < 0 ? m + length : m) + d), load(x.row(j) + d), sum);
+      }
+      store(y.row(n) + d, sum);
+    }
+  });
+}
+
 /// y <- or += sequences filtered at their own lengths; the shapes have been checked. `conjugate` for gradients.
 template <class T>
 void filter_sequences(JaggedView<const T> x, SpectrumView<const T> gains, const SpectralPlans<T>& plans,
                       const SpectralFilterOptions& o, bool conjugate, bool add, MatrixView<T> y, Workspace& ws) {
   if (x.values().empty()) return;
   const auto mark = ws.mark();
-  if (const Index length = common_length(x); length > 0) {
+  if (const Index length = common_length(x); length > 0 && !filters_directly(o.path, length)) {
     const simd::FftPlan<T>& plan = plans[length];
     simd::FftFilter<T> filter;
     filter.prepare_in(ws, plan, fit_gains(gains, o, length, ws), conjugate);
@@ -127,6 +157,13 @@ void filter_sequences(JaggedView<const T> x, SpectrumView<const T> gains, const 
     const auto inner = scratch.mark();
     const Index length = groups.length(g, x);
     const simd::FftPlan<T>& plan = plans[length];
+    if (filters_directly(o.path, length)) {
+      const MatrixView<T> w = scratch.matrix<T>(length, x.cols());
+      simd::irfft<T>(plan, fit_gains(gains, o, length, scratch), w, FftNorm::backward, scratch);
+      for (Index i = groups.first[g]; i < groups.first[g + 1]; ++i)
+        convolve_rows<T>(w, x[groups.order[i]], conjugate, add, y.middle_rows(x.begin(groups.order[i]), length));
+      return;
+    }
     simd::FftFilter<T> filter;
     filter.prepare_in(scratch, plan, fit_gains(gains, o, length, scratch), conjugate);
     groups.for_pairs(g, [&](Index b, Index c) {
