@@ -29,7 +29,8 @@ namespace detail {
 template <class T>
 class InBatch {
  public:
-  static constexpr Index block_rows = InfoNce<T>::block_rows, block_cols = InfoNce<T>::block_cols;
+  static constexpr Index block_rows = InfoNce<T>::block_rows, block_cols = InfoNce<T>::block_cols,
+                         tile_stride = InfoNce<T>::tile_stride;
 
   /// Checks everything but gradients; prepares what both passes need. Scratch O(B D + B^2 / 120).
   InBatch(const char* name, MatrixView<const T> u, MatrixView<const T> v, const InBatchOptions<T>& options, Workspace& ws)
@@ -156,7 +157,6 @@ class InBatch {
 
  private:
   static constexpr T infinity = std::numeric_limits<T>::infinity();
-  static constexpr Index tile_stride = block_cols + 16;  // rows of a block that share no sets of the cache
 
   /// One direction: log-sum-exp of each row (or column; NaN: not finite), maximum and sum of its exponentials in each block.
   struct Side {

@@ -21,6 +21,7 @@ template <class T>
 class InfoNce {
  public:
   static constexpr Index block_rows = 120, block_cols = 256;  // whole tiles of 6 rows; a block stays in L2
+  static constexpr Index tile_stride = block_cols + 16;       // rows of a block that share no sets of the cache
 
   /// Checks everything; prepares what both passes need. Scratch O(B D + K).
   InfoNce(const char* name, MatrixView<const T> u, MatrixView<const T> v, IndexView positives, const InfoNceOptions<T>& options,
@@ -380,9 +381,9 @@ class InfoNce {
     const MatrixView<const T> v = candidates_of(t, ws);
     const T* const panels = kept_ ? nullptr : pack(simd::transposed(v), ws);
     const T* const values = weighted.empty() ? nullptr : pack(simd::plain(v), ws);
-    T* const memory = ws.take<T>(block_rows * n);
+    T* const memory = ws.take<T>(block_rows * tile_stride);
     for (Index b = first; b < last; ++b) {
-      const MatrixView<T> r(memory, rows_of(b), n);
+      const MatrixView<T> r(memory, rows_of(b), n, tile_stride);
       weights(b, t, panels, r, out, row, ws);
       if (values)
         simd::gemm_packed<T>(simd::plain(MatrixView<const T>(r)), values, width_, {.accumulate = true}, block_of(weighted, b),
