@@ -415,7 +415,7 @@ void run(const Config& config) {
       record(judge_vectors(world, questions, x, ItemTable<float>(model.items.weight.values), 1));
     }
     const DreamRec<float> dream = train_dreamrec(world, config, seed);
-    record(judge_dreamrec(world, questions, dream, {.steps = 20, .guidance = config.dream_guidance}));
+    record(judge_dreamrec(world, questions, dream, {.method = SamplerMethod::ddpm, .guidance = config.dream_guidance}));
     std::unique_ptr<DimeRec<float>> full;
     for (const System& system : systems) {
       DimeRec<float> model = train_dimerec(world, config, system.options, seed, system.name);

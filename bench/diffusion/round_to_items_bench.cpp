@@ -24,17 +24,19 @@ namespace {
 
 constexpr Index cols = 64, k = 100;
 
-/// The items that all cases of one size share: what they read must come from memory by its size alone, so a single copy will do.
+/// The items that all cases of one size share: what they read must come from memory by its size alone, so a single copy will do. In
+/// huge pages, like the stream that they are held against; the tables with copies are not.
 struct Items {
-  Matrix<float> rows;
-  std::unique_ptr<ItemTable<float>> plain, int8, bf16;
-  explicit Items(Index n) : rows(n, cols) {
+  Rotation<float> numbers;
+  MatrixView<const float> rows;
+  std::unique_ptr<ItemTable<float>> int8, bf16;
+  explicit Items(Index n) : numbers(n * cols), rows(numbers[0], n, cols) {
     Random random(1);
-    for (Index i = 0; i < n * cols; ++i) rows.data()[i] = static_cast<float>(random.normal());
+    for (Index i = 0; i < n * cols; ++i) numbers[0][i] = static_cast<float>(random.normal());
   }
   const ItemTable<float>& table(ItemCopy copy) {
-    auto& t = copy == ItemCopy::none ? plain : copy == ItemCopy::int8 ? int8 : bf16;
-    if (!t) t = std::make_unique<ItemTable<float>>(rows.view(), ItemTableOptions{.copy = copy});
+    auto& t = copy == ItemCopy::int8 ? int8 : bf16;
+    if (!t) t = std::make_unique<ItemTable<float>>(rows, ItemTableOptions{.copy = copy});
     return *t;
   }
 };
@@ -58,7 +60,9 @@ struct Requests {
     }
   }
   void run(ItemCopy copy) {
-    rescored = round_to_items<float>(x, items->table(copy), {.seen = seen, .seen_offsets = offsets}, lists, scores, ws);
+    const RoundToItemsOptions o{.seen = seen, .seen_offsets = offsets};
+    rescored = copy == ItemCopy::none ? round_to_items<float>(x, items->rows, o, lists, scores, ws)
+                                      : round_to_items<float>(x, items->table(copy), o, lists, scores, ws);
   }
 #ifdef WITH_EIGEN
   Matrix<float> all;
@@ -101,6 +105,7 @@ void add(ItemCopy copy, Index n, Index b) {
     const bool same = std::equal(want.data(), want.data() + b * k, r->lists.data());
     std::fprintf(stderr, "%s%s: %s lists as f32, %td rows scored in float\n", type, shape.c_str(), same ? "the same" : "OTHER",
                  r->rescored);
+    if (copy == ItemCopy::none) c.data = [=](Index) { return r->items->numbers[0]; };
     if (copy != ItemCopy::none) {
       c.peers.push_back({"own_f32", [=](Index) { r->run(ItemCopy::none); }});
       return c;

@@ -70,15 +70,15 @@ TEMPLATE_TEST_CASE("states stay on the sphere, and a perfect denoiser is recover
   const double tolerance = std::is_same_v<T, float> ? 1e-6 : 1e-14;
   Random random = random_stream(61);
   Workspace ws;
-  const NoiseSchedule schedule = NoiseSchedule::cosine(40);
-  for (const Index cols : {2, 3, 16, 33}) {
+  const NoiseSchedule schedule = NoiseSchedule::cosine(20);
+  for (const Index cols : {2, 3, 17}) {
     for (const double eta : {0.0, 0.5, 1.0}) {
       const Matrix<T> x0 = on_sphere<T>(5, cols, random);
       Matrix<T> x(5, cols);
       RandomRow at{.seed = 3};
       sphere_start<T>(at, {}, x);
-      for (Index to = 39; to >= 0; --to) {
-        at.step = static_cast<std::uint32_t>(40 - to);
+      for (Index to = 19; to >= 0; --to) {
+        at.step = static_cast<std::uint32_t>(20 - to);
         sphere_step<T>(schedule, to, eta, x0, at, {}, x, ws);
         for (Index b = 0; b < 5; ++b) {
           CHECK(std::abs(length(x.row(b), cols) - 1) < tolerance);
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("states stay on the sphere, and a perfect denoiser is recover
 TEST_CASE("great-circle noise has its mean", "[diffusion][sphere]") {
   Random random = random_stream(62);
   Workspace ws;
-  const Index rows = 4000, cols = 16;
+  const Index rows = 1000, cols = 16;
   const NoiseSchedule schedule = NoiseSchedule::cosine(10);
   Matrix<double> x0(rows, cols), x(rows, cols), noise(rows, cols);
   const Matrix<double> one = on_sphere<double>(1, cols, random);
@@ -120,15 +120,15 @@ TEST_CASE("great-circle noise has its mean", "[diffusion][sphere]") {
   double across = 0;
   sphere_q_sample<double>(schedule, x0, t, RandomRow{.seed = 5}, {}, x, noise, ws);
   CHECK(std::abs(mean_of(across) - schedule.sqrt_alpha_bar[4]) < 1e-12);  // every one of them lies at that angle
-  CHECK(across < 0.1);
-  // Two parts one after another have the same mean as one (here only on average). 4 / sqrt(4000) is four deviations and more.
+  CHECK(across < 0.2);
+  // Two parts one after another have the same mean as one (here only on average). A row's deviation is below 0.3.
   const std::vector<double> before{schedule.alpha_bar[2]}, after{schedule.alpha_bar[4] / schedule.alpha_bar[2]};
   const NoiseSchedule parts = NoiseSchedule::from_alpha_bar(before), rest = NoiseSchedule::from_alpha_bar(after);
   Matrix<double> middle(rows, cols);
   const std::vector<std::int32_t> first{1};
   sphere_q_sample<double>(parts, x0, first, RandomRow{.seed = 6}, {}, middle, {}, ws);
   sphere_q_sample<double>(rest, middle, first, RandomRow{.seed = 7}, {}, x, {}, ws);
-  CHECK(std::abs(mean_of(across) - schedule.sqrt_alpha_bar[4]) < 0.03);
+  CHECK(std::abs(mean_of(across) - schedule.sqrt_alpha_bar[4]) < 0.05);
   // The walk: about exp(-sum beta / 2), in closed form prod 1F1((D-1)/2; 1/2; -s^2/2), which for small s is close to it.
   const NoiseSchedule gentle = NoiseSchedule::linear(20, 0.005, 0.02);
   const std::vector<std::int32_t> last{20};
@@ -143,7 +143,7 @@ TEST_CASE("great-circle noise has its mean", "[diffusion][sphere]") {
     }
     expected *= sum;
   }
-  CHECK(std::abs(mean_of(across) - expected) < 0.02);
+  CHECK(std::abs(mean_of(across) - expected) < 0.03);
 }
 
 TEST_CASE("noise on the sphere belongs to its row", "[diffusion][sphere]") {

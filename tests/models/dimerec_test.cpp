@@ -140,7 +140,7 @@ TEST_CASE("DimeRec's gradient is that of central differences", "[models][dimerec
           if (c.detach && path.str() == "items.weight") return;  // only a part of its derivative is wanted
           for (auto& v : leaf_values(g)) v /= 2;
           if constexpr (std::is_convertible_v<decltype(leaf_values(leaf)), VectorView<double>>)
-            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, {.most = 40});
+            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, {.most = 10});
         },
         model, gradient);
     INFO(report.where << " numeric " << report.numeric << " analytic " << report.analytic);

@@ -38,7 +38,7 @@ TEST_CASE("DreamRec's gradient is that of central differences", "[models][dreamr
           if (path.kind != FieldKind::parameter || (detach && path.str() == "encoder.items.weight")) return;
           for (auto& v : leaf_values(g)) v /= 2;
           if constexpr (std::is_convertible_v<decltype(leaf_values(leaf)), VectorView<double>>)
-            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, {.most = 40});
+            check_gradient(path.str(), leaf_values(leaf), leaf_values(g), loss, report, {.most = 10});
         },
         model, gradient);
     INFO(report.where);
