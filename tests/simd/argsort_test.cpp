@@ -68,6 +68,7 @@ TEMPLATE_TEST_CASE("argsort of arrays that are split into parts", "[simd][argsor
   for (const auto& pattern : selection_patterns<T>(n, random)) {
     const std::string& name = pattern.first;
     if (name != "normal" && name != "any bits" && name != "equal" && name != "almost one" && name != "few values") continue;
+    if (sanitized && name != "any bits") continue;
     CAPTURE(name);
     for_each_architecture([&](auto arch) { check_order<T, decltype(arch)>(pattern.second, Order::descending, ws); });
   }

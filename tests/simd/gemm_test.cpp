@@ -67,6 +67,7 @@ TEMPLATE_TEST_CASE("gemm of every size around the edges of its tiles", "[simd][g
   constexpr Index most_m = 26, widest = simd::panel_cols<T>;
   const Index most_n = 5 * widest + 3;
   for (const Index k : {0, 1, 511, 512, 513, 1100}) {
+    if (sanitized && k > 513) continue;
     const Matrix<T> a = random_matrix<T>(most_m, k, random), b = random_matrix<T>(k, most_n, random);
     Matrix<double> exact(most_m, most_n, 0.0), mass(most_m, most_n, 0.0);
     for (Index i = 0; i < most_m; ++i)
@@ -85,7 +86,7 @@ TEMPLATE_TEST_CASE("gemm of every size around the edges of its tiles", "[simd][g
       for (const Index n : {Index{0}, Index{1}, P - 1, P, P + 1, 2 * P, 2 * P + 1, 4 * P - 1, 4 * P, 5 * P + 3}) {
         const Laid<T> right(b.view().middle_cols(0, n), static_cast<int>(n + k) % 4);
         const Vector<T> panels = packed<T, A>(right.operand);
-        for (Index m = 0; m <= most_m; ++m, ++layout) {
+        for (Index m = 0; m <= most_m; m += sanitized ? 3 : 1, ++layout) {
           const Laid<T> left(a.view().middle_rows(0, m), layout % 4);
           const auto check = [&](Padded<T>& c) {
             intact = intact && c.intact();
@@ -123,7 +124,7 @@ TEMPLATE_TEST_CASE("gemm accumulates, adds a bias, activates", "[simd][gemm]", f
     for (const Index k : {0, 3, 1025}) {
       for (const Index m : {1, 5, 9, 25, 195}) {
         for (const Index n : {Index{1}, P + 1, 4 * P + 5}) {
-          if (m == 195 && k > 3) continue;
+          if ((m == 195 && k > 3) || (sanitized && m == 25)) continue;
           const Matrix<T> a = random_matrix<T>(m, k, random), weight = random_matrix<T>(n, k, random),
                           start = random_matrix<T>(m, n, random);
           const Vector<T> bias = random_vector<T>(n, random);

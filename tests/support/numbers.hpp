@@ -12,6 +12,15 @@
 
 namespace recops_test {
 
+/// Whether this build looks at every access and takes tens of times as long: tests of very many sizes take fewer of them there.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#elif defined(__has_feature)
+inline constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 /// Random numbers of a test: `stream` tells tests apart, the run's seed moves them all.
 inline recops::Random random_stream(std::uint64_t stream) { return recops::Random(seed(), stream); }
 

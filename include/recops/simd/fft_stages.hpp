@@ -295,7 +295,7 @@ FftRows<T> fft_two(MatrixView<T> x, MatrixView<T> y) {
 template <class A, class T>
 FftRows<T> fft_one(MatrixView<T> x) {
   constexpr Index W = lanes<std::remove_const_t<T>, A>;
-  const bool pairs = x.cols() > W;
+  const bool pairs = x.cols() > W && x.rows() > 0;  // nothing may be added to the null of an empty view
   return {x.data(), pairs ? x.data() + W : nullptr, x.stride(), x.stride(), x.cols(), pairs ? x.cols() - W : 0, 2 * W};
 }
 /// One sequence with zeros as the other.
