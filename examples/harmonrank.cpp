@@ -307,8 +307,8 @@ Vector<float> train_ensemble(const Part& train, const Part& test, const System& 
   Matrix<std::uint8_t> y;
   for (Index epoch = 0; epoch < config.epochs; ++epoch) {
     shuffle(rows, seed, 200 + static_cast<std::uint64_t>(epoch));
-    for (Index first = 0; first + config.batch <= train.rows(); first += config.batch) {
-      const Index n = config.batch;
+    const Index n = std::min(config.batch, train.rows());
+    for (Index first = 0; n > 0 && first + n <= train.rows(); first += n) {
       x.resize(n, objectives), u.resize(n, profile_columns), y.resize(n, objectives), s.resize(n), ds.resize(n);
       for (Index i = 0; i < n; ++i) {
         const Index r = rows[at(first + i)];
