@@ -89,9 +89,10 @@ class Candidates {
   /// How many rows of panel p there are.
   Index rows_in(Index p) const { return std::min(P, rows_ - p * P); }
 
-  /// Products of panel p with `count` vectors, `stride` apart: use(query, lane in the panel, products).
+  /// Products of panel p with `count` vectors, `stride` apart: use(query, lane in the panel, products); what is behind the last row
+  /// may be left out with `partial`.
   template <class F>
-  RECOPS_INLINE void products(Index p, const T* queries, Index stride, Index count, F&& use) const {
+  RECOPS_INLINE void products(Index p, const T* queries, Index stride, Index count, F&& use, bool partial = false) const {
     if constexpr (std::is_same_v<T, float>) {
       if (view_.storage != PanelStorage::full) {
         alignas(64) float out[2 * P];
@@ -108,7 +109,7 @@ class Candidates {
         return;
       }
     }
-    simd::panel_products<T, A>(view_.data + p * cols() * P, cols(), queries, stride, count, use);
+    simd::panel_products<T, A>(view_.data + p * cols() * P, cols(), queries, stride, count, use, partial ? rows_in(p) : P);
   }
   /// Row `i` out of its panel, which must be ready.
   void row(Index i, T* out) const {

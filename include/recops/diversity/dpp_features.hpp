@@ -96,9 +96,11 @@ struct DppFeatureRule {
                       simd::mul_add(B(sign[q]) * c, c, B::load_aligned(left + lane)).store_aligned(left + lane);
                     });
     } else {
-      rows.products(p, basis.row(from), basis.stride(), basis.count() - from, [=](Index, Index lane, B c) RECOPS_LAMBDA_INLINE {
-        simd::neg_mul_add(c, c, B::load_aligned(left + lane)).store_aligned(left + lane);
-      });
+      rows.products(
+          p, basis.row(from), basis.stride(), basis.count() - from,
+          [=](Index, Index lane, B c)
+              RECOPS_LAMBDA_INLINE { simd::neg_mul_add(c, c, B::load_aligned(left + lane)).store_aligned(left + lane); },
+          true);
     }
   }
   T ceiling(Index p) const { return by_quality || top_weight[p] == never<T> ? top_weight[p] : top_weight[p] * top_start[p]; }

@@ -86,11 +86,12 @@ struct DppKernelRule : DppVolumes<T, A> {
   bool begin(Index place) const { return place == 0; }
   void refresh(Index p) {
     T *const c = factors + p * places * P, *const left = this->rho + p * P;
+    const Index used = simd::padded<T>(this->rows.rows_in(p));  // of a panel's lanes
     alignas(64) T own[P];
     for (Index s = this->applied[p]; s < count; ++s) {
       T* const e = c + s * P;
-      simd::subtract_rows<T, A>(c, P, s, coefficients + s * places, T(1), this->part(picked[s], p, own), P, e);
-      for (Index v = 0; v < P; v += W) {
+      simd::subtract_rows<T, A>(c, P, s, coefficients + s * places, T(1), this->part(picked[s], p, own), used, e);
+      for (Index v = 0; v < used; v += W) {
         const B x = B::load_aligned(e + v) * B(inverse[s]);
         x.store_aligned(e + v);
         simd::neg_mul_add(x, x, B::load_aligned(left + v)).store_aligned(left + v);

@@ -251,16 +251,17 @@ void encode_panel(const float* panel, Index cols, std::int8_t*, std::uint32_t* w
 
 /// Products of a panel (of T stored as S) with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls
 /// use(query, first lane, products) for every register of them. Even and odd columns have accumulators of their own: one alone
-/// would wait for itself.
+/// would wait for itself. Where the panel is not full, `rows` says how many rows it has: registers without any may be left out.
 template <class T, class A, int Queries, class S = T, class F>
-RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, F&& use) {
+RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, F&& use,
+                                  Index rows = panel_width<T>) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>, P = panel_width<T>, words = panel_words<T, S>;
   constexpr int parts = static_cast<int>(panel_parts<T, S>);
   constexpr int all = static_cast<int>(P / W), most = registers<A> / 4 / Queries;  // accumulators stay in registers
   constexpr int V = (all < most ? all : most) / parts;                             // word vectors at once
   static_assert(V > 0 && words % (V * W) == 0);
-  for (Index v = 0; v < words; v += V * W) {
+  for (Index v = 0; v < words && v < rows; v += V * W) {
     B even[V * parts * Queries], odd[V * parts * Queries];
     RECOPS_UNROLL
     for (int i = 0; i < V * parts * Queries; ++i) even[i] = odd[i] = B(T(0));
@@ -302,13 +303,13 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
 /// The same for any number of vectors.
 template <class T, class A, class S = T, class F>
 RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, Index count,
-                                  F&& use) {
+                                  F&& use, Index rows = panel_width<T>) {
   Index first = 0;
   const auto part = [&](int q, Index lane, Batch<T, A> c) RECOPS_LAMBDA_INLINE { use(first + q, lane, c); };
   if constexpr (registers<A> / 8 >= panel_parts<T, S>) {
-    for (; first + 2 <= count; first += 2) panel_products<T, A, 2, S>(panel, cols, queries + first * stride, stride, part);
+    for (; first + 2 <= count; first += 2) panel_products<T, A, 2, S>(panel, cols, queries + first * stride, stride, part, rows);
   }
-  for (; first < count; ++first) panel_products<T, A, 1, S>(panel, cols, queries + first * stride, stride, part);
+  for (; first < count; ++first) panel_products<T, A, 1, S>(panel, cols, queries + first * stride, stride, part, rows);
 }
 
 }  // namespace simd
