@@ -51,7 +51,7 @@ inline void check_band(const char* name, const Band& band) {
 
 /// Columns up to which a projection is faster than a transform and its inverse (measured, see docs/frequency_bands.md).
 inline Index projection_columns(Index length) {
-  return length <= 16 ? length : static_cast<Index>(3.5 * std::log2(static_cast<double>(length)));
+  return length <= 16 ? length : static_cast<Index>(3 * std::log2(static_cast<double>(length)));
 }
 
 /// The way that is taken for sequences of `length` rows of which `keep` bins are kept.

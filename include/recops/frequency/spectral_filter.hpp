@@ -35,7 +35,7 @@ enum class FilterPath : unsigned char {
 };
 
 /// Sequences of up to so many rows are convolved directly: there a transform has more calls than work.
-inline constexpr Index direct_filter_rows = 4;
+inline constexpr Index direct_filter_rows = 2;
 
 struct SpectralFilterOptions {
   Index length = 0;  ///< L that the gains are made for
