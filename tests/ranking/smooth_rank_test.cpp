@@ -45,10 +45,10 @@ TEMPLATE_TEST_CASE("Smooth ranks and their gradients equal the sums over pairs",
   const double unit = std::is_same_v<T, float> ? 1e-6 : 1e-14;
   for (const bool gaussian : {false, true}) {
     const Kernel kernel{gaussian};
-    for (const Index n : {1, 2, 7, 33, 270}) {
+    for (const Index n : {1, 2, 7, 33, 130}) {
       for (const double tau : {1e-3, 0.02, 1.0, 50.0}) {  // windows of few, some, all
         for (const Order order : {Order::ascending, Order::descending}) {
-          if (n > 100 && order == Order::descending) continue;
+          if (n > 30 && order == Order::descending) continue;
           CAPTURE(gaussian, n, tau, order == Order::descending);
           Vector<T> x = random_vector<T>(n, random), r(n), d(n, T(1));
           if (n > 3) x[1] = x[3];
@@ -93,8 +93,8 @@ TEST_CASE("Smooth ranks: the specification's values, differences, hard limit", "
   Random random = random_stream(942);
   for (const bool gaussian : {false, true}) {
     const Kernel kernel{gaussian};
-    const std::vector<std::int32_t> offsets{0, 0, 1, 30, 80};
-    Vector<double> x = random_vector<double>(80, random), v = random_vector<double>(80, random), rank(80), g(80, 0.0);
+    const std::vector<std::int32_t> offsets{0, 0, 1, 8, 20};
+    Vector<double> x = random_vector<double>(20, random), v = random_vector<double>(20, random), rank(20), g(20, 0.0);
     const SmoothRankOptions o{.order = Order::descending, .tau = 0.3};
     kernel.backward<double>()(x, offsets, o, v, g, ws);
     GradientReport report;
@@ -103,7 +103,7 @@ TEST_CASE("Smooth ranks: the specification's values, differences, hard limit", "
         [&] {
           kernel.forward<double>()(x, offsets, o, rank, ws);
           double sum = 0;
-          for (Index i = 0; i < 80; ++i) sum += v[i] * rank[i];
+          for (Index i = 0; i < 20; ++i) sum += v[i] * rank[i];
           return sum;
         },
         report);
@@ -111,7 +111,7 @@ TEST_CASE("Smooth ranks: the specification's values, differences, hard limit", "
     x[0] = x[1];
     kernel.forward<double>()(x, {}, {.tau = 1e-12}, rank, ws);
     const Numbers hard = reference_mid_ranks(Numbers(x.begin(), x.end()), false);
-    for (Index i = 0; i < 80; ++i) CHECK(rank[i] == Approx(static_cast<double>(hard[static_cast<std::size_t>(i)])));
+    for (Index i = 0; i < 20; ++i) CHECK(rank[i] == Approx(static_cast<double>(hard[static_cast<std::size_t>(i)])));
   }
 }
 
@@ -119,7 +119,7 @@ TEMPLATE_TEST_CASE("Smooth ranks: threads, warm calls, NaN, errors", "[ranking][
   using T = TestType;
   Random random = random_stream(943);
   std::vector<std::int32_t> offsets{0, 0};
-  for (int g = 0; g < 140; ++g) offsets.push_back(offsets.back() + static_cast<std::int32_t>(random.below(50)));
+  for (int g = 0; g < 70; ++g) offsets.push_back(offsets.back() + static_cast<std::int32_t>(random.below(6)));
   const Index n = offsets.back();
   Vector<T> x = random_vector<T>(n, random), r(n), r2(n), d(n, T(0)), d2(n, T(0));
   const Vector<T> u = random_vector<T>(n, random);
