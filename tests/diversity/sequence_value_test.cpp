@@ -41,7 +41,7 @@ TEMPLATE_TEST_CASE("what a list is worth, and its gradient", "[diversity][sequen
       Vector<double> dt(lists, 0);
       const auto loss = [&] {
         sequence_value<double>(rr, cc, tail, v);
-        return simd::dot(v.data(), dv.data(), lists);
+        return simd::dot(v.data(), dv.data(), dv.size());
       };
       const auto backward = [&] { sequence_value_backward<double>(rr, cc, tail, dv, dr, dc, dt, ws); };
       backward();
