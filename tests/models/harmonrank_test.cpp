@@ -81,7 +81,7 @@ TEMPLATE_TEST_CASE("HarmonRank equals PyTorch, forward and backward", "[models][
     HarmonRank<T> gradient = make_gradient(model);
     for (int twice = 0; twice < 2; ++twice) model.backward(x, u, ds, saved, dx, du, gradient, ws);
     CHECK((dx.intact() && du.intact()));
-    const auto compare = [&](const std::string& what, const T* got, double times) {
+    const auto compare = [&, name = name](const std::string& what, const T* got, double times) {
       CAPTURE(name, what);
       const auto expected = golden.values<double>(name + "." + what);
       double most = 0.1, worst = 0;
