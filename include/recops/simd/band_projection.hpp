@@ -68,26 +68,6 @@ struct BandWaves {
 
 namespace detail {
 
-/// Stores around the caches where there is such a store (p is aligned to the vector); else an ordinary one.
-template <class T, class A>
-RECOPS_INLINE void band_store_far(T* p, Batch<T, A> v) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
-    return _mm512_stream_ps(p, v);
-  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
-    return _mm512_stream_pd(p, v);
-  } else
-#endif
-#if defined(__AVX__)
-      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
-    return _mm256_stream_ps(p, v);
-  } else if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, double>) {
-    return _mm256_stream_pd(p, v);
-  } else
-#endif
-    v.store_unaligned(p);
-}
-
 /// Rows n and L - n of a tile of V vectors: their sum and difference.
 template <int V, class T, class A>
 RECOPS_INLINE void band_fold(const T* p, const T* q, Batch<T, A>* even, Batch<T, A>* odd) {
@@ -201,7 +181,7 @@ template <int V, int Q, class T, class A>
       B r = mul_add(gain[v], B::load_unaligned(in + v * W), low[v]);
       if (store == BandStore::add) r = r + B::load_unaligned(out + v * W);
       if (store == BandStore::far) {
-        band_store_far<T, A>(out + v * W, r);
+        store_far<T, A>(out + v * W, r);
       } else {
         r.store_unaligned(out + v * W);
       }

@@ -44,17 +44,14 @@ RECOPS_INLINE T* fft_imaginary(T* re, std::uintptr_t plane) {
   return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(re) + plane);
 }
 
-/// Stores around the caches, where a vector is a cache line (p is aligned); else an ordinary store.
+/// Around the caches where a vector is a cache line; else an ordinary store.
 template <class T, class A>
 RECOPS_INLINE void fft_store_far(T* p, Batch<T, A> v) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
-    return _mm512_stream_ps(p, v);
-  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
-    return _mm512_stream_pd(p, v);
-  } else
-#endif
+  if constexpr (sizeof(v) == 64) {
+    store_far<T, A>(p, v);
+  } else {
     v.store_unaligned(p);
+  }
 }
 /// Before anyone else may read what was stored so.
 RECOPS_INLINE void fft_far_done() {

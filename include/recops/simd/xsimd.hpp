@@ -180,6 +180,26 @@ RECOPS_INLINE void store_first(T* p, Batch<T, A> v, Index n) {
   }
 }
 
+/// Stores around the caches where there is such a store (p is aligned to the vector); else an ordinary one.
+template <class T, class A>
+RECOPS_INLINE void store_far(T* p, Batch<T, A> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, float>) {
+    return _mm512_stream_ps(p, v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx512f, A> && std::is_same_v<T, double>) {
+    return _mm512_stream_pd(p, v);
+  } else
+#endif
+#if defined(__AVX__)
+      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
+    return _mm256_stream_ps(p, v);
+  } else if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, double>) {
+    return _mm256_stream_pd(p, v);
+  } else
+#endif
+    v.store_unaligned(p);
+}
+
 /// Calls `f(offset, load, store)` over [0, n): whole vectors first, then the tail. `load(p)` gives `lanes` elements (zeros past
 /// the end), `store(p, v)` writes what lies inside.
 template <class T, class A, class F>
