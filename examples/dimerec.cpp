@@ -277,9 +277,9 @@ Quality judge_dreamrec(const World& world, const Questions& questions, const Dre
                        const SamplerOptions& options) {
   Workspace ws;
   Matrix<float> x(questions.size(), model.width());
-  model.generate(questions.ids, questions.offsets, questions.rows, SamplerPlan(model.schedule, options), /*seed=*/1, x, ws);
-  const ItemTable<float> table(model.encoder.items.weight.values);
-  return judge_vectors(world, questions, x, table, 1);
+  const FrozenDreamRec<float> frozen = freeze(model, SamplerPlan(model.schedule, options));
+  frozen.generate(questions.ids, questions.offsets, questions.rows, /*seed=*/1, x, ws);
+  return judge_vectors(world, questions, x, frozen.table(), 1);
 }
 
 /// Microseconds of one request, a batch of one: the median over some questions.
@@ -365,15 +365,12 @@ void by_steps(const World& world, const Questions& questions, const DimeRec<floa
     }
     if (config.samples == 1) break;
   }
-  const ItemTable<float> table(dream.encoder.items.weight.values);
-  Matrix<float> x(1, dream.width());
   for (const Index steps : {1, 2, 5, 10, 20, 50, 200}) {
     const SamplerOptions options{
         .method = steps == 200 ? SamplerMethod::ddpm : SamplerMethod::ddim, .steps = steps, .guidance = config.dream_guidance};
-    const SamplerPlan plan(dream.schedule, options);
+    const FrozenDreamRec<float> frozen = freeze(dream, SamplerPlan(dream.schedule, options));
     const double us = latency(questions, [&](IndexView ids, IndexView offsets, IndexView rows) {
-      dream.generate(ids, offsets, rows, plan, 1, x, ws);
-      round_to_items<float>(x, table, {}, list, {}, ws);
+      frozen.recommend(ids, offsets, rows, 1, {}, list, {}, ws);
     });
     show(2, steps == 200 ? "DreamRec (DDPM)" : "DreamRec (DDIM)", steps, judge_dreamrec(world, questions, dream, options), us);
   }

@@ -293,6 +293,13 @@ TEST_CASE("what interests do not depend on", "[attention][multi_interest]") {
   CHECK(max_difference(all.view().middle_rows(396, 4), a.view()) == 0);
   CHECK(max_difference(all.view().middle_rows(4, 4), a.view()) == 0);
   CHECK(std::isnan(all(0, 3)));
+  // As many interests as take another way through a product, where a user's few behaviours would not.
+  const SelfAttentiveInterests<float> nine(8, 9, 16, 0, random);
+  const std::vector<std::int64_t> threes{0, 3, 6};
+  Matrix<float> nines(18, 8), own(9, 8);
+  nine.forward(JaggedView<const float>(x.view(), threes), {}, nines, ws);
+  nine.forward(MatrixView<const float>(x.row(3), 3, 8), {}, own, ws);
+  CHECK(max_difference(nines.view().middle_rows(9, 9), own.view()) == 0);
   // An empty batch.
   const std::vector<std::int32_t> none{0};
   layer.forward(JaggedView<const float>(MatrixView<const float>(nullptr, 0, 8), none), {}, MatrixView<float>(nullptr, 0, 8), ws);

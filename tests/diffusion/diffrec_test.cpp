@@ -82,6 +82,8 @@ TEST_CASE("DiffRec: empty rows, wrong input", "[diffusion][diffrec]") {
   CHECK(error_of([&] { freeze(d, SamplerPlan(s, {})); }).find("rows not normalised") != std::string::npos);
   CHECK(error_of([&] { freeze(plain, SamplerPlan(s, {.method = SamplerMethod::ddpm})); }).find("steps without noise") !=
         std::string::npos);
+  CHECK(error_of([&] { freeze(plain, SamplerPlan(s, {.prediction = Prediction::epsilon})); }).find("predicts x_0") !=
+        std::string::npos);
   const auto frozen = freeze(plain, SamplerPlan(s, {}));
   m.fill(3);
   CHECK(error_of([&] { frozen.forward(IndexView(&six, 1), IndexView(offsets, 2), {}, m, ws); }) ==

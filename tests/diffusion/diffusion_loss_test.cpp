@@ -90,6 +90,9 @@ TEST_CASE("diffusion losses: no rows, NaN, left out rows, wrong input", "[diffus
   Matrix<float> p(3, 2, 1.0f), y(3, 2, 0.0f), none(0, 2), dp(3, 2, 0.0f);
   const std::vector<float> w{1, 0, 2}, two{1, 2};
   CHECK(diffusion_loss<float>(none, none) == 0);
+  Vector<float> each(3, 7.0f);
+  const Matrix<float> narrow(3, 0);
+  CHECK((diffusion_loss<float>(narrow, narrow, {}, DiffusionLoss::squared, each) == 0 && each[0] == 0 && each[2] == 0));
   p(1, 0) = std::numeric_limits<float>::quiet_NaN();
   CHECK(std::isnan(diffusion_loss<float>(p, y)));
   CHECK(count_allocations([&] { diffusion_loss_value_and_grad<float>(p, y, w, DiffusionLoss::squared, {}, dp); }) == 0);

@@ -40,9 +40,9 @@ TEMPLATE_TEST_CASE("frozen, a sampler gives what its layers give", "[diffusion][
   using T = TestType;
   Random random = random_stream(761);
   const MlpDenoiser<T> denoisers[] = {
-      denoiser<T>(5, 0, {9, 17}, Activation::silu, random), denoiser<T>(16, 3, {32}, Activation::silu, random),
+      denoiser<T>(5, 0, {9, 17}, Activation::silu, random),   denoiser<T>(16, 3, {32}, Activation::silu, random),
       denoiser<T>(19, 4, {33, 20}, Activation::gelu, random), denoiser<T>(6, 7, {}, Activation::silu, random),
-      denoiser<T>(4, 0, {}, Activation::silu, random)};
+      denoiser<T>(4, 0, {}, Activation::silu, random),        denoiser<T>(70, 0, {}, Activation::silu, random)};
   const SamplerOptions plans[] = {{.steps = 4},
                                   {.method = SamplerMethod::dpm_solver, .steps = 4, .guidance = 2},
                                   {.method = SamplerMethod::ddpm, .steps = 3, .prediction = Prediction::v, .guidance = -1},

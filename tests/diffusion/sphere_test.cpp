@@ -187,6 +187,14 @@ TEST_CASE("edges of the sphere", "[diffusion][sphere]") {
   unit_rows_backward<double>(rows, Matrix<double>(3, 3, 1.0).view(), drows);
   CHECK((drows(0, 0) == 0 && drows(1, 2) == Approx(0.2)));
 
+  // Lengths whose square overflows, infinite ones.
+  const Matrix<float> large{{3e30f, -4e30f}, {std::numeric_limits<float>::infinity(), 0}};
+  Matrix<float> small(2, 2), dlarge(2, 2, 0.0f);
+  CHECK(unit_rows<float>(large, small) == 0);
+  CHECK((small(0, 0) == Approx(0.6) && small(0, 1) == Approx(-0.8) && std::isnan(small(1, 0))));
+  unit_rows_backward<float>(large.view().middle_rows(0, 1), Matrix<float>(1, 2, 1e30f).view(), dlarge.view().middle_rows(0, 1));
+  CHECK((dlarge(0, 0) == 0 && dlarge(0, 1) == 0));
+
   x.fill(7);
   const auto message = [&](auto&& f) { return error_of(f); };
   CHECK(message([&] {

@@ -84,6 +84,11 @@ TEST_CASE("importance: uniform until warm, then by loss, and unbiased", "[diffus
   }
   CHECK(mean == Approx(7.5).epsilon(0.02));
   CHECK(fours / static_cast<double>(n) == Approx(sampler.probability(4)).epsilon(0.03));
+  // Nor does what is finite and its square is not.
+  const std::vector<double> huge{1e200, 1e200, 1e200, 1e200};
+  for (int twice = 0; twice < 2; ++twice) sampler.update<double>(IndexView(all, 4), huge);
+  CHECK(sampler.probability(4) == Approx(0.99 * 0.4 + 0.01 / 4).epsilon(1e-6));
+  CHECK(error_of([&] { uniform_timesteps(Index{1} << 31, {}, {}, t); }).find("fewer than 2^31") != std::string::npos);
   CHECK(error_of([&] { TimestepSampler(0); }).find("one step or more") != std::string::npos);
   CHECK(error_of([&] { sampler.update<float>(IndexView(all, 3), losses); }).find("one step for each loss") != std::string::npos);
   const std::int32_t five[] = {5, 5, 5, 5};

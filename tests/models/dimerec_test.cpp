@@ -225,7 +225,8 @@ TEST_CASE("DimeRec serves what the chain of its parts gives, for any batch and t
       const DimeRec<float> model(small(extraction, space), random);
       const Examples x;
       Workspace ws;
-      const DimeRecServing serving{.steps = 4, .samples = 3, .eta = 0.3, .guidance = 0.5, .seed = 9};
+      const DimeRecServing serving{
+          .steps = 4, .samples = 3, .eta = space == DiffusionSpace::sphere ? 0.3 : 0, .guidance = 0.5, .seed = 9};
       const FrozenDimeRec<float> frozen = freeze(model, serving);
       Matrix<float> out(12, 6), one(3, 6);
       frozen.generate(x.ids, x.offsets, x.rows, out, ws);
@@ -323,4 +324,7 @@ TEST_CASE("DimeRec's errors", "[models][dimerec]") {
   CHECK(error_of([&] { freeze(model, {.steps = 0}); }).find("steps") != std::string::npos);
   CHECK(error_of([&] { freeze(model, {.samples = 0}); }).find("samples") != std::string::npos);
   CHECK(error_of([&] { freeze(model, {.eta = 2}); }).find("eta") != std::string::npos);
+  DimeRec<float> flat = model;
+  flat.options.space = DiffusionSpace::euclidean;
+  CHECK(error_of([&] { freeze(flat, {.eta = 0.5}); }).find("on the sphere") != std::string::npos);
 }

@@ -6,6 +6,7 @@
 
 #include "support/allocations.hpp"
 #include "support/numbers.hpp"
+#include "support/threads.hpp"
 
 using namespace recops;
 using namespace recops_test;
@@ -96,4 +97,54 @@ TEST_CASE("DreamRec's loss and samples from its parts", "[models][dreamrec]") {
           o.guidance_dropout = 1;
           DreamRec<float>(o, random);
         }).find("guidance_dropout") != std::string::npos);
+}
+
+TEST_CASE("DreamRec frozen is DreamRec, the same bits for any batch and threads", "[models][dreamrec]") {
+  for (const bool two_layers : {false, true}) {
+    DreamRecOptions o = small(false);
+    o.two_layers = two_layers;
+    Random random = random_stream(83);
+    const DreamRec<float> model(o, random);
+    Workspace ws;
+    const std::vector<std::int64_t> rows{9, 2, 77, 4};
+    Threads threads{4};
+    const SamplerOptions plans[] = {{.steps = 4, .guidance = 1.5}, {.method = SamplerMethod::ddpm, .guidance = 2}, {.steps = 1}};
+    for (const SamplerOptions& options : plans) {
+      const SamplerPlan plan(model.schedule, options);
+      const auto frozen = freeze(model, plan);
+      Matrix<float> expected(4, 4), x(4, 4), one(1, 4), half(4, 4);
+      CHECK(model.generate(ids, offsets, rows, plan, 6, expected, ws) == 0);
+      const double scale = 1 + max_difference(expected.view(), Matrix<float>(4, 4, 0.0f).view());
+      CHECK(frozen.generate(ids, offsets, rows, 6, x, ws) == 0);
+      CHECK(max_difference(x.view(), expected.view()) < 2e-5 * scale);
+      CHECK(count_allocations([&] { frozen.generate(ids, offsets, rows, 6, x, ws); }) == 0);
+      freeze(model, plan, Weights<BFloat16>()).generate(ids, offsets, rows, 6, half, ws);
+      CHECK(max_difference(half.view(), expected.view()) < 0.1 * scale);
+      for (Index b = 0; b < 4; ++b) {
+        const Index first = offsets[static_cast<std::size_t>(b)], count = offsets[static_cast<std::size_t>(b) + 1] - first;
+        const std::vector<std::int64_t> alone{0, count};
+        frozen.generate(IndexView(ids.data() + first, count), alone, IndexView(rows).segment(b, 1), 6, one, ws);
+        CHECK(max_difference(one.view(), x.view().middle_rows(b, 1)) == 0);
+      }
+      Workspace several(make_executor(threads, 4));
+      frozen.generate(ids, offsets, rows, 6, half, several);
+      CHECK(max_difference(half.view(), x.view()) == 0);
+      // A list is the best of what was generated.
+      Matrix<std::int32_t> list(4, 3), best(4, 3);
+      const RoundToItemsOptions seen{.seen = ids, .seen_offsets = offsets};
+      frozen.recommend(ids, offsets, rows, 6, seen, list, {}, ws);
+      round_to_items<float>(x.view(), model.encoder.items.weight.values.view(), seen, best, {}, ws);
+      for (Index i = 0; i < 12; ++i) CHECK(list.data()[i] == best.data()[i]);
+      list.fill(5);
+      const std::vector<std::int32_t> bad{3, 1, 4, 9, 5, 8, 2};
+      CHECK(error_of([&] { frozen.recommend(bad, offsets, rows, 6, {}, list, {}, ws); }).find("ids") != std::string::npos);
+      CHECK(error_of([&] { frozen.recommend(ids, offsets, rows, 6, {.seen = ids}, list, {}, ws); }).find("seen_offsets") !=
+            std::string::npos);
+      CHECK(list(3, 2) == 5);
+    }
+    CHECK(error_of([&] { freeze(model, SamplerPlan()); }).find("steps") != std::string::npos);
+    CHECK(error_of([&] {
+            FrozenDreamRec<float>(model, SamplerPlan(model.schedule, {}), {.metric = ItemMetric::cosine});
+          }).find("metric") != std::string::npos);
+  }
 }

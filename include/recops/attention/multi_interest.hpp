@@ -103,7 +103,13 @@ void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> valu
     const MatrixView<T> a = attention.empty() ? scratch.matrix<T>(k, rows) : attention.middle_cols(begin, rows);
     simd::gemm_packed<T>(simd::plain(x.values().middle_rows(begin, rows)), w1, width,
                          {.activation = Activation::tanh, .column_scale = w1_scale}, h, scratch);
-    simd::gemm<T>(simd::plain(w2), simd::transposed(h), {}, a, scratch);
+    if (k <= 8) {
+      simd::gemm<T>(simd::plain(w2), simd::transposed(h), {}, a, scratch);
+    } else {  // where few columns would go another way than many: a user's bits would depend on who else is in the block
+      T* const panels = scratch.take<T>(simd::packed_size<T>(width, rows));
+      simd::pack<T>(simd::transposed(h), panels);
+      simd::gemm_packed<T>(simd::plain(w2), panels, rows, {}, a, scratch);
+    }
     for (Index b = first; b < last; ++b) {
       const Index at = values.begin(b), length = values.length(b);
       for (Index i = 0; i < k; ++i) {

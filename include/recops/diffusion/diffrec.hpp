@@ -121,7 +121,8 @@ template <class T, class S = T>
 class FrozenDiffRec {
  public:
   FrozenDiffRec() = default;
-  /// Throws Error unless the net has one hidden layer, no normalisation, and the plan neither noise nor guidance nor clip nor memory.
+  /// Throws Error unless the net has one hidden layer, no normalisation, and the plan predictions of x_0 and neither noise nor guidance nor
+  /// clip nor memory.
   FrozenDiffRec(const DiffRec<T>& d, const SamplerPlan& plan) : steps_(plan.steps) {
     constexpr const char* name = "FrozenDiffRec";
     check_option(name, "net", d.net.net.hidden.size() == 1 && !d.normalize, "one hidden layer, rows not normalised",
@@ -130,6 +131,8 @@ class FrozenDiffRec {
     check_option(name, "plan", !plan.steps.empty() && plain, "steps, no guidance, no clip, one after another",
                  static_cast<double>(plan.steps.size()));
     for (const SamplerStep& s : plan.steps) check_option(name, "plan", s.noise == 0, "steps without noise", s.noise);
+    check_option(name, "plan", plan.options.prediction == Prediction::x0, "a net that predicts x_0",
+                 static_cast<double>(static_cast<int>(plan.options.prediction)));
     const Dense<T>&first = d.net.net.hidden[0], &last = d.net.net.last;
     check_option(name, "net", last.activation == Activation::none, "no activation of the scores", 1);
     d.net.net.output_cols(d.items() + d.net.time.width());

@@ -6,7 +6,7 @@
 /// The target is x_0, the noise or v, whatever the denoiser predicts.
 ///
 /// Shapes      predictions, targets [B, D]   weights, losses [B]
-/// Edge cases  no rows: 0.   weight 0 leaves a row out (it is not read).   NaN gives NaN.
+/// Edge cases  no rows or no columns: 0.   weight 0 leaves a row out (it is not read).   NaN gives NaN.
 /// Precision   sums in double, row by row: the same for any batch order up to rounding of double.
 /// Cost        one pass, with the gradient in the same.
 /// Errors      Error if shapes disagree or an option is out of range; outputs untouched.
@@ -65,7 +65,10 @@ double diffusion_loss(const char* name, MatrixView<const T> predictions, MatrixV
   if (!losses.empty()) check_size(name, "losses", losses, rows);
   if (!dpredictions.empty()) check_shape(name, "dpredictions", dpredictions, rows, cols);
   if (!dtargets.empty()) check_shape(name, "dtargets", dtargets, rows, cols);
-  if (predictions.empty()) return 0;
+  if (predictions.empty()) {
+    std::fill(losses.begin(), losses.end(), T(0));
+    return 0;
+  }
   double total = 0;
   for (Index b = 0; b < rows; ++b) {
     const double w = weights.empty() ? 1.0 : static_cast<double>(weights[b]);

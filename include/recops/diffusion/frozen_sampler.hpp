@@ -60,8 +60,9 @@ class FrozenSampler {
     std::fill(zeros_.begin(), zeros_.end(), T(0));
     bool noisy = false;
     for (const SamplerStep& step : plan_.steps) noisy = noisy || step.noise != 0;
+    // A net of one layer reads the very x that it would update.
     is_direct_ = !noisy && !plan_.multistep() && plan_.options.clip == ClipX0::none &&
-                 layers_.back().activation == Activation::none && (layers_.size() > 1 || conditions_ == 0);
+                 layers_.back().activation == Activation::none && layers_.size() > 1;
     // W_e e(t) + b of every step, and W_c times the null condition, in double.
     const Index wide = padded(weight.rows());
     Workspace ws;

@@ -87,26 +87,35 @@ void check_sphere(const char* name, MatrixView<const T> x0) {
 
 }  // namespace detail
 
-/// Rows on the sphere: y_b = x_b / |x_b|; y `[B, D]` may be x. A row of (almost) no length becomes the first axis. Returns how many did.
+/// Rows on the sphere: y_b = x_b / |x_b|; y `[B, D]` may be x. A row of (almost) no length becomes the first axis. Returns how many did. Rows
+/// that are longer than the root of the largest number are as good as any other.
 template <Real T>
 Index unit_rows(MatrixView<const T> x, MatrixView<T> y) {
   check_shape("unit_rows", "x", x, any_size, any_size);
   check_shape("unit_rows", "y", y, x.rows(), x.cols());
   Index zeros = 0;
   for (Index b = 0; b < x.rows(); ++b) {
-    const T length = std::sqrt(simd::dot(x.row(b), x.row(b), x.cols()));
+    const T* from = x.row(b);
+    T length = std::sqrt(simd::dot(from, from, x.cols()));
+    if (length > std::numeric_limits<T>::max()) {  // the square, if not the row itself
+      T most = 0;
+      for (Index j = 0; j < x.cols(); ++j) most = std::max(most, std::abs(from[j]));
+      simd::scale(T(1) / most, from, y.row(b), y.cols());
+      from = y.row(b);
+      length = std::sqrt(simd::dot(from, from, x.cols()));
+    }
     if (length <= detail::no_direction<T>) {
       std::fill_n(y.row(b), y.cols(), T(0));
       if (y.cols() > 0) y(b, 0) = T(1);
       ++zeros;
     } else {
-      simd::scale(T(1) / length, x.row(b), y.row(b), y.cols());
+      simd::scale(T(1) / length, from, y.row(b), y.cols());
     }
   }
   return zeros;
 }
 
-/// Adds dx = (dy - <dy, y> y) / |x|, nothing for a row without length.
+/// Adds dx = (dy - <dy, y> y) / |x|, nothing for a row without length or of one whose square overflows: its gradient is as small.
 template <Real T>
 void unit_rows_backward(MatrixView<const T> x, MatrixView<const T> dy, MatrixView<T> dx) {
   constexpr const char* name = "unit_rows_backward";
@@ -116,7 +125,7 @@ void unit_rows_backward(MatrixView<const T> x, MatrixView<const T> dy, MatrixVie
   const Index n = x.cols();
   for (Index b = 0; b < x.rows(); ++b) {
     const T square = simd::dot(x.row(b), x.row(b), n), length = std::sqrt(square);
-    if (length <= detail::no_direction<T>) continue;
+    if (length <= detail::no_direction<T> || length > std::numeric_limits<T>::max()) continue;
     const T along = simd::dot(dy.row(b), x.row(b), n) / square;
     simd::axpy(T(1) / length, dy.row(b), dx.row(b), n);
     simd::axpy(-along / length, x.row(b), dx.row(b), n);

@@ -8,6 +8,8 @@
 /// Errors      Error for sizes that disagree and options out of range; outputs untouched.
 /// Reference   Nichol and Dhariwal arXiv 2102.09672 (importance); Ho and Salimans arXiv 2207.12598 (dropped conditions).
 #pragma once
+#include <algorithm>
+#include <limits>
 #include <recops/diffusion/noise_schedule.hpp>
 #include <recops/simd/diffusion_update.hpp>
 
@@ -30,7 +32,8 @@ inline double row_uniform(RandomRow at, IndexView ids, Index b, RandomPurpose pu
   return uniform_double(w.word[0], w.word[1]);
 }
 inline void check_draw(const char* name, Index steps, IndexView ids, Index rows) {
-  check_option(name, "steps", steps >= 1, "one step or more", static_cast<double>(steps));
+  check_option(name, "steps", 1 <= steps && steps < Index{1} << 31, "one step or more, fewer than 2^31",
+               static_cast<double>(steps));
   simd::check_ids(name, ids, rows);
 }
 }  // namespace detail
@@ -74,7 +77,8 @@ class TimestepSampler {
  public:
   explicit TimestepSampler(Index steps, const TimestepSamplerOptions& options = {})
       : options_(options), sums_(steps), seen_(steps, Index{0}), losses_(steps, options.history) {
-    check_option("TimestepSampler", "steps", steps >= 1, "one step or more", static_cast<double>(steps));
+    check_option("TimestepSampler", "steps", 1 <= steps && steps < Index{1} << 31, "one step or more, fewer than 2^31",
+                 static_cast<double>(steps));
     check_option("TimestepSampler", "history", options.history >= 1, "history >= 1", static_cast<double>(options.history));
     check_option("TimestepSampler", "uniform", 0 < options.uniform && options.uniform <= 1, "0 < uniform <= 1", options.uniform);
     refresh();
@@ -94,7 +98,7 @@ class TimestepSampler {
       weights[b] = static_cast<T>(1 / (static_cast<double>(sums_.size()) * probability(i + 1)));
     }
   }
-  /// Remembers the losses of a batch (without weights); one that is not finite is passed over. O(B + T).
+  /// Remembers the losses of a batch (without weights); one whose square is not finite is passed over. O(B + T).
   template <Real T>
   void update(IndexView t, VectorView<const T> losses) {
     check_size("TimestepSampler", "losses", losses, any_size);
@@ -102,7 +106,7 @@ class TimestepSampler {
     detail::check_timesteps("TimestepSampler", t, losses.size(), 1, sums_.size());
     for (Index b = 0; b < losses.size(); ++b) {
       const double loss = static_cast<double>(losses[b]);
-      if (!std::isfinite(loss)) continue;
+      if (!(loss * loss <= std::numeric_limits<double>::max() / static_cast<double>(options_.history))) continue;
       const Index i = t[b] - 1;
       losses_(i, seen_[i]++ % options_.history) = loss;
     }

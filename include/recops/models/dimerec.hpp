@@ -60,7 +60,7 @@ struct DimeRecOptions {
 struct DimeRecServing {
   Index steps = 10;     ///< reverse steps
   Index samples = 1;    ///< S starts of each request
-  double eta = 0;       ///< noise in the steps, 0 to 1
+  double eta = 0;       ///< noise in the steps, 0 to 1; on the sphere only
   double guidance = 0;  ///< w: unit of (1 + w) x0(z) - w x0(null)
   std::uint64_t seed = 1;
 };
@@ -359,7 +359,8 @@ class FrozenDimeRec {
     constexpr const char* name = "FrozenDimeRec";
     check_option(name, "samples", 1 <= serving.samples && serving.samples <= 4096, "1 to 4096 samples",
                  static_cast<double>(serving.samples));
-    check_option(name, "eta", 0 <= serving.eta && serving.eta <= 1, "0 <= eta <= 1", serving.eta);
+    check_option(name, "eta", 0 <= serving.eta && serving.eta <= (model.options.space == DiffusionSpace::sphere ? 1 : 0),
+                 "0 <= eta <= 1, on the sphere", serving.eta);
     check_option(name, "guidance", std::isfinite(serving.guidance), "a finite number", serving.guidance);
     if (options_.extraction == GuidanceExtraction::self_attentive) attention_ = freeze(model.attention, Weights<S>());
     steps_ = sampler_timesteps(schedule_, serving.steps, StepSpacing::linspace);

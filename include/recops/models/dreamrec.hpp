@@ -12,9 +12,10 @@
 /// Source: Yang et al., arXiv 2310.20453 (NeurIPS 2023). The sequence encoder is models/sasrec.hpp, not its own variant of it.
 #pragma once
 #include <recops/diffusion/diffusion_loss.hpp>
-#include <recops/diffusion/mlp_denoiser.hpp>
+#include <recops/diffusion/dreamrec.hpp>
+#include <recops/diffusion/frozen_sampler.hpp>
 #include <recops/diffusion/q_sample.hpp>
-#include <recops/diffusion/sampler.hpp>
+#include <recops/diffusion/round_to_items.hpp>
 #include <recops/diffusion/timestep_sampler.hpp>
 #include <recops/models/sasrec.hpp>
 
@@ -136,6 +137,69 @@ struct DreamRec {
     return bad;
   }
 };
+
+/// Serving form of DreamRec for one way of sampling: packed weights, the guidance's part of the denoiser once a request; a chain of the
+/// one-layer denoiser without noise or clip is one product (diffusion/dreamrec.hpp). Immutable; threads may share it.
+template <class T, class S = T>
+class FrozenDreamRec {
+ public:
+  /// `plan` must be of the model's schedule. Throws `Error` unless it has steps, and for metrics other than the inner product.
+  FrozenDreamRec(const DreamRec<T>& model, const SamplerPlan& plan, const ItemTableOptions& table = {})
+      : root_(model.root()), encoder_(model.encoder) {
+    check_option("FrozenDreamRec", "metric", table.metric == ItemMetric::inner_product, "the inner product",
+                 static_cast<double>(static_cast<int>(table.metric)));
+    bool linear = model.denoiser.net.hidden.empty() && plan.options.clip == ClipX0::none;
+    for (const SamplerStep& s : plan.steps) linear = linear && s.noise == 0;
+    if (linear) {
+      collapsed_ = CollapsedSampler<T, S>(model.denoiser, plan);
+    } else {
+      sampler_ = FrozenSampler<T, S>(model.denoiser, plan);
+    }
+    table_ = ItemTable<T>(model.encoder.items.weight.values, table);
+  }
+  Index width() const { return encoder_.width(); }
+  /// The catalogue that vectors are rounded to.
+  const ItemTable<T>& table() const { return table_; }
+
+  /// As `DreamRec::generate`. A request's bits depend on neither its batch nor threads.
+  Index generate(IndexView ids, IndexView offsets, IndexView rows, std::uint64_t seed, MatrixView<T> x, Workspace& ws) const {
+    constexpr const char* name = "FrozenDreamRec::generate";
+    check_offsets(name, "offsets", offsets, ids.size());
+    check_indices(name, "ids", ids, table_.size());
+    check_shape(name, "x", x, offsets.size() - 1, width());
+    simd::check_ids(name, rows, x.rows());
+    const auto mark = ws.mark();
+    const MatrixView<T> h = ws.matrix<T>(x.rows(), width());
+    encoder_.encode(ids, offsets, h, ws);
+    const SampleOptions options{.at = {.seed = seed}, .ids = rows};
+    const Index bad = collapsed_.width() > 0 ? collapsed_.sample(h, options, x, ws) : sampler_.sample(h, options, x, ws);
+    for (Index b = 0; b < x.rows(); ++b) simd::scale(T(1) / root_, x.row(b), x.row(b), width());
+    return bad;
+  }
+
+  /// The k best items of each request, without those in `o.seen` (`o.samples` is 1): indices `[B, k]`, scores `[B, k]` or empty.
+  void recommend(IndexView ids, IndexView offsets, IndexView rows, std::uint64_t seed, RoundToItemsOptions o,
+                 MatrixView<std::int32_t> indices, MatrixView<T> scores, Workspace& ws) const {
+    check_offsets("FrozenDreamRec::recommend", "offsets", offsets, ids.size());
+    const auto mark = ws.mark();
+    const MatrixView<T> x = ws.matrix<T>(offsets.size() - 1, width());
+    generate(ids, offsets, rows, seed, x, ws);
+    o.samples = 1;
+    round_to_items<T>(x, table_, o, indices, scores, ws);
+  }
+
+ private:
+  T root_;
+  FrozenSasRec<T, S> encoder_;
+  FrozenSampler<T, S> sampler_;  // one of the two
+  CollapsedSampler<T, S> collapsed_;
+  ItemTable<T> table_;
+};
+/// The serving form for a plan.
+template <class T, class S = T>
+FrozenDreamRec<T, S> freeze(const DreamRec<T>& model, const SamplerPlan& plan, Weights<S> = {}) {
+  return FrozenDreamRec<T, S>(model, plan);
+}
 
 }  // namespace RECOPS_ABI
 }  // namespace recops
