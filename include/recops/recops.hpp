@@ -4,6 +4,8 @@
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
 #include <recops/attention/contrastive_attention.hpp>
+#include <recops/attention/hstu.hpp>
+#include <recops/attention/hstu_attention.hpp>
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/target_attention.hpp>
 #include <recops/contrastive/align_pooled.hpp>
@@ -16,6 +18,7 @@
 #include <recops/core/error.hpp>
 #include <recops/core/fields.hpp>
 #include <recops/core/float16.hpp>
+#include <recops/core/log_buckets.hpp>
 #include <recops/core/matrix.hpp>
 #include <recops/core/random.hpp>
 #include <recops/core/views.hpp>
@@ -208,6 +211,7 @@
 #include <recops/simd/rank_sums.hpp>
 #include <recops/simd/reduce.hpp>
 #include <recops/simd/shuffle.hpp>
+#include <recops/simd/silu_attention.hpp>
 #include <recops/simd/similarity.hpp>
 #include <recops/simd/softmax.hpp>
 #include <recops/simd/sort.hpp>
