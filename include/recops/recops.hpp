@@ -4,9 +4,13 @@
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
 #include <recops/attention/contrastive_attention.hpp>
+#include <recops/attention/eta.hpp>
 #include <recops/attention/hstu.hpp>
 #include <recops/attention/hstu_attention.hpp>
 #include <recops/attention/multi_interest.hpp>
+#include <recops/attention/sdim.hpp>
+#include <recops/attention/selected_attention.hpp>
+#include <recops/attention/simhash.hpp>
 #include <recops/attention/target_attention.hpp>
 #include <recops/contrastive/align_pooled.hpp>
 #include <recops/contrastive/biased_infonce.hpp>
@@ -195,6 +199,7 @@
 #include <recops/simd/gemm_quantized.hpp>
 #include <recops/simd/gemm_tiles.hpp>
 #include <recops/simd/gram_schmidt.hpp>
+#include <recops/simd/hamming.hpp>
 #include <recops/simd/keep_mask.hpp>
 #include <recops/simd/lambda_sums.hpp>
 #include <recops/simd/log.hpp>
