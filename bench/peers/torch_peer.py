@@ -592,3 +592,103 @@ def sequence_value(lists, slots, train):
             value().sum().backward()
 
     return run
+
+
+def sign_search(n, l):
+    """The 100 nearest of 64-bit signatures: products of vectors of signs, then topk."""
+    signs = lambda rows: torch.randint(0, 2, (rows, 64)).float() * 2 - 1
+    q, e = signs(n), signs(l).T.contiguous()
+    return lambda i: torch.topk(q @ e, 100)
+
+
+def eta_full(n, l):
+    """Target attention over everything, 4 heads of 16: what the search saves."""
+    q, e = torch.randn(4, n, 16), torch.randn(4, l, 16)
+    return lambda i: torch.softmax(q @ e.transpose(1, 2) * 0.25, -1) @ e
+
+
+def eta_hash(n, l):
+    e, planes = torch.randn(l, 64), torch.randn(64, 64)
+    powers = 2 ** torch.arange(63)
+    return lambda i: ((e @ planes)[:, :63] >= 0).long() @ powers
+
+
+def _sdim(rows):
+    x, planes, powers = torch.randn(rows, 64), torch.randn(64, 48), torch.tensor([1, 2, 4])
+    first = 8 * torch.arange(16)
+    return x, lambda: ((x @ planes).view(rows, 16, 3) >= 0).long().mul_(powers).sum(2).add_(first)
+
+
+def sdim_lookup(n, l):
+    _, codes = _sdim(n)
+    table = torch.randn(128, 64)
+    return lambda i: table[codes()].mean(1)
+
+
+def sdim_build(n, l):
+    x, codes = _sdim(l)
+
+    def run(i):
+        table = torch.zeros(128, 64)
+        c = codes()
+        for t in range(16):
+            table.index_add_(0, c[:, t], x)
+        return torch.nn.functional.normalize(table, dim=1)
+
+    return run
+
+
+def sdim_scan(n, l):
+    """Without tables: collisions of every candidate with every behaviour, group by group."""
+    _, of_candidates = _sdim(n)
+    e, of_history = _sdim(l)
+    h = of_history()
+
+    def run(i):
+        c = of_candidates()
+        y = 0
+        for t in range(16):
+            y = y + torch.nn.functional.normalize((c[:, t, None] == h[None, :, t]).float() @ e, dim=1)
+        return y / 16
+
+    return run
+
+
+def sim_pooled(n, l):
+    q, e, wq, wk = torch.randn(n, 64), torch.randn(l, 64), torch.randn(64, 64), torch.randn(64, 64)
+    return lambda i: (((q @ wq) @ wk) @ e.T) @ e
+
+
+def sim_pooled_train(n, l):
+    q, e, wq, wk = (torch.randn(*s, requires_grad=True) for s in ((n, 64), (l, 64), (64, 64), (64, 64)))
+    g = torch.randn(n, 64)
+
+    def run(i):
+        with torch.enable_grad():
+            q.grad = e.grad = wq.grad = wk.grad = None
+            ((((q @ wq) @ wk) @ e.T) @ e).backward(g)
+
+    return run
+
+
+def sim_search(n, l):
+    q, keys, wq = torch.randn(n, 64), torch.randn(l, 64), torch.randn(64, 64)
+    return lambda i: torch.topk((q @ wq) @ keys.T, 100)
+
+
+def sim_index(n, l):
+    category = torch.randint(0, 200, (l,))
+    return lambda i: torch.sort(category, stable=True)
+
+
+def sim_exact(n, l):
+    """nn.MultiheadAttention of each candidate over 100 gathered rows with their time embeddings."""
+    q, e, table = torch.randn(n, 1, 64), torch.randn(l, 64), torch.randn(16, 8)
+    index, bucket = torch.randint(0, l, (n, 100)), torch.randint(0, 16, (l,))
+    mha = torch.nn.MultiheadAttention(64, 4, kdim=72, vdim=72, batch_first=True).eval()
+
+    def run(i):
+        kv = torch.cat([e[index], table[bucket[index]]], 2)
+        return mha(q, kv, kv, need_weights=False)[0]
+
+    return run

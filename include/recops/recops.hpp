@@ -10,6 +10,7 @@
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/sdim.hpp>
 #include <recops/attention/selected_attention.hpp>
+#include <recops/attention/sim.hpp>
 #include <recops/attention/simhash.hpp>
 #include <recops/attention/target_attention.hpp>
 #include <recops/contrastive/align_pooled.hpp>

@@ -275,10 +275,9 @@ TEST_CASE("sim names what is wrong and writes nothing", "[attention][sim][errors
   CHECK_THAT(error_of([&] { unit.forward(q, e, times, now, indices, y, ws); }), contains("ExactSearchUnit: indices"));
   CategoryIndex index;
   const std::vector<std::int32_t> of{1, 2}, too_many{1};
-  index.build(of, std::vector<int>{0, 2}, ws);
-  CHECK_THAT(error_of([&] {
-               index.search(too_many, std::vector<int>{0, 1, 1}, indices);
-             }),
+  const std::vector<int> two{0, 2}, more{0, 1, 1};
+  index.build(of, two, ws);
+  CHECK_THAT(error_of([&] { index.search(too_many, more, indices); }),
              contains("CategoryIndex::search: offsets: expected as many users as the index has, got 2"));
   for (Index i = 0; i < 8; ++i) CHECK(y.data()[i] == 9.0f);
 }
