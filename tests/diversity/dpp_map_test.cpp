@@ -224,6 +224,17 @@ TEMPLATE_TEST_CASE("dpp_map: lazy and eager, packed and not, kernel rows given o
   }
 }
 
+TEST_CASE("dpp_map: qualities so small that their squares vanish, lazy and eager", "[diversity][dpp]") {
+  Random random(recops_test::seed(), 9);
+  auto q = normal_request<float>(random, 300, 12, 0);
+  for (Index i = 0; i < 300; ++i) q.quality[i] = static_cast<float>(std::exp(-0.5 * static_cast<double>(i)));
+  for (const Index window : {0, 3}) {
+    const auto eager = run<float>(q.input(), {.window = window, .alpha = 0.7, .evaluation = SelectionEvaluation::eager}, 200);
+    CHECK(eager.items.size() == 200);
+    CHECK(run<float>(q.input(), {.window = window, .alpha = 0.7}, 200) == eager);
+  }
+}
+
 TEST_CASE("dpp_map with rounded features is dpp_map of the rounded features", "[diversity][dpp]") {
   Random random(recops_test::seed(), 4);
   auto q = normal_request<float>(random, 200, 12, 0.5);

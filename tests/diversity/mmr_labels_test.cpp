@@ -72,7 +72,31 @@ TEST_CASE("labels of a batch are those of its requests; masks, NaN, history, err
     }
     CHECK((all[4] == 0 && all[7] == 0 && all[9] == 0 && all[12] > 0.9999f));
   }
+  // A history that the teacher ignores, and scores that are no numbers any more once divided by the temperature.
+  Matrix<float> unusable(1, 5, std::numeric_limits<float>::quiet_NaN());
+  Vector<float> with(30, -1), without(30, -1), vast(30, 0.0f);
+  const MmrLabelOptions soft{.teacher = {.lambda = 0.4, .normalize = true}, .picks = 3, .labels = TeacherLabels::soft};
+  mmr_labels<float>(MmrInput<float>{.relevance = r, .features = x, .history = unusable}, soft, with, ws);
+  mmr_labels<float>(MmrInput<float>{.relevance = r, .features = x}, soft, without, ws);
+  for (Index i = 0; i < 30; ++i) CHECK(with[i] == without[i]);
+  vast[3] = 3e38f;
+  mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x}, soft, with, ws);
+  for (Index i = 0; i < 30; ++i) CHECK((with[i] >= 0 && with[i] <= 1));
+  CHECK(with[3] == Approx(1));
+  // A teacher with rules: they are checked.
+  const std::vector<std::int32_t> pins{11, -1, 3, -1}, few{11};
+  const Constraints pinned{.pins = pins}, wrong{.pins = few};
+  const MmrLabelOptions four{.teacher = {.lambda = 0.4}, .picks = 4};
+  mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x, .constraints = &pinned}, four, with, ws);
+  CHECK((with[11] == 1 && with[3] == 1));
   Vector<float> y(30, -1);
+  CHECK(error_of([&] {
+          mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x, .constraints = &wrong}, four, y, ws);
+        }).find("constraints.pins") != std::string::npos);
+  CHECK(error_of([&] {
+          mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x, .constraints = &pinned},
+                            {.picks = 4, .labels = TeacherLabels::soft}, y, ws);
+        }).find("soft") != std::string::npos);
   const MmrInput<float> in{.relevance = r, .features = x};
   CHECK(error_of([&] { mmr_labels<float>(in, {.picks = -1}, y, ws); }) == "mmr_labels: picks: expected picks >= 0, got -1");
   CHECK(error_of([&] {

@@ -103,7 +103,9 @@ struct DppFeatureRule {
           true);
     }
   }
-  T ceiling(Index p) const { return by_quality || top_weight[p] == never<T> ? top_weight[p] : top_weight[p] * top_start[p]; }
+  T ceiling(Index p) const {  // a weight may have vanished, and the volumes be unknown: their product would be no number
+    return by_quality || !(top_weight[p] > T(0)) ? top_weight[p] : top_weight[p] * top_start[p];
+  }
   RECOPS_INLINE B score(Index i) const {
     const B s = B::load_aligned(start + i), w = B::load_aligned(weight + i), out(never<T>);
     if (by_quality) return xsimd::select(s > out, w, out);

@@ -9,7 +9,7 @@
 /// the hard one as the temperature goes to 0. Labels carry no gradient.
 ///
 /// Shapes      one request (`MmrInput`), or a batch (`MmrBatch`): labels [N], [total].
-/// Edge cases  As `mmr`; items that may not be picked get 0. `soft` needs features as rows (no panels) and no window.
+/// Edge cases  As `mmr`; items that may not be picked get 0. `soft` needs features as rows (no panels), no window, no constraints.
 /// Cost        That of `mmr`; soft: 2 N D k flops and N k exponentials more.
 /// Errors      Error for shapes and options; labels untouched.
 /// Reference   Teacher of CDM, arXiv 2406.09021; the label forms are our reconstruction.
@@ -49,7 +49,7 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
   const MatrixView<T> x = ws.matrix<T>(n, d), rows = ws.matrix<T>(m + k, d), sim = ws.matrix<T>(m + k, n);
   if (o.teacher.normalize) {
     normalize_rows<T>(in.features, x);
-    normalize_rows<T>(in.history, rows.middle_rows(0, m));
+    if (m > 0) normalize_rows<T>(in.history, rows.middle_rows(0, m));
   } else {
     for (Index i = 0; i < n; ++i) std::copy_n(in.features.row(i), d, x.row(i));
     for (Index h = 0; h < m; ++h) std::copy_n(in.history.row(h), d, rows.row(h));
@@ -71,12 +71,16 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
     for (Index i = 0; i < n; ++i) most[i] = similarity[i] > most[i] ? similarity[i] : most[i];
     ++seen;
   };
-  for (Index h = 0; h < m; ++h) see(sim.row(h));
+  for (Index h = 0; h < m; ++h)
+    if (simd::dot(in.history.row(h), in.history.row(h), d) <= largest_square<T>) see(sim.row(h));  // the teacher ignores others
   for (Index t = 0; t < k; ++t) {
+    T top = never;
     for (Index i = 0; i < n; ++i) {
       const T s = seen == 0 ? in.relevance[i] : lambda * in.relevance[i] - (1 - lambda) * most[i];
-      score[i] = open[i] ? s / static_cast<T>(o.temperature) : never;
+      score[i] = open[i] ? s : never;
+      top = std::max(top, score[i]);
     }
+    for (Index i = 0; i < n; ++i) score[i] = (score[i] - top) / static_cast<T>(o.temperature);  // divided later: cannot overflow
     simd::softmax<T>(score, n);
     for (Index i = 0; i < n; ++i)
       if (open[i]) log_kept[i] += std::log1p(-std::min(score[i], T(1) - std::numeric_limits<T>::epsilon()));
@@ -89,10 +93,16 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
     if (open[i]) labels[i] = -std::expm1(log_kept[i]);
 }
 
+/// Places that the teacher fills: pins are given for all of them, otherwise those behind the last item are of no use.
+template <class T>
+Index label_places(const MmrInput<T>& in, const MmrLabelOptions& o) {
+  return in.constraints ? o.picks : std::min(o.picks, in.relevance.size());
+}
+
 template <class T>
 void mmr_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<T> labels, Workspace& ws) {
   const auto mark = ws.mark();
-  const VectorView<std::int32_t> picks = ws.vector<std::int32_t>(std::min(o.picks, in.relevance.size()));
+  const VectorView<std::int32_t> picks = ws.vector<std::int32_t>(label_places(in, o));
   const MmrProblem<T> problem = check_mmr("mmr_labels", in, o.teacher);
   const Index count = mmr_select<T, simd::DefaultArch>(problem, picks, VectorView<T>(), ws).count;
   if (o.labels == TeacherLabels::soft) return soft_labels<T>(in, o, picks.segment(0, count), labels, ws);
@@ -105,9 +115,11 @@ void mmr_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<T> l
 template <class T>
 void check_soft_input(const char* name, const MmrInput<T>& in, const MmrLabelOptions& o) {
   if (o.labels != TeacherLabels::soft) return;
-  const bool only_rows = in.panels.rows == 0 && in.similarity.empty() && in.categories.empty() && o.teacher.feature_weight == 1;
+  const bool only_rows =
+      in.panels.rows == 0 && in.similarity.empty() && in.categories.empty() && !in.constraints && o.teacher.feature_weight == 1;
   if (!only_rows) [[unlikely]]
-    fail(name, "labels", "features as rows, with weight 1, and nothing else for soft labels", "another similarity");
+    fail(name, "labels", "features as rows, with weight 1, and nothing else for soft labels",
+         "another similarity, or constraints");
 }
 
 }  // namespace detail
@@ -116,8 +128,8 @@ void check_soft_input(const char* name, const MmrInput<T>& in, const MmrLabelOpt
 template <Real T>
 void mmr_labels(const MmrInput<T>& input, const MmrLabelOptions& options, VectorView<T> labels, Workspace& ws) {
   constexpr const char* name = "mmr_labels";
-  detail::check_mmr(name, input, options.teacher);
   detail::check_mmr_labels<T>(name, options);
+  detail::check_mmr(name, input, options.teacher, detail::label_places(input, options));
   detail::check_soft_input(name, input, options);
   check_size(name, "labels", labels, input.relevance.size());
   detail::mmr_labels<T>(input, options, labels, ws);
@@ -127,8 +139,8 @@ void mmr_labels(const MmrInput<T>& input, const MmrLabelOptions& options, Vector
 template <Real T>
 void mmr_labels(const MmrBatch<T>& batch, const MmrLabelOptions& options, VectorView<T> labels, Workspace& ws) {
   constexpr const char* name = "mmr_labels";
-  detail::check_mmr_batch(name, batch, options.teacher);
   detail::check_mmr_labels<T>(name, options);
+  detail::check_mmr_batch(name, batch, options.teacher, options.picks);
   for (Index b = 0; b < batch.features.size(); ++b) detail::check_soft_input(name, detail::mmr_request(batch, b), options);
   check_size(name, "labels", labels, batch.relevance.size());
   ws.parallel_for(batch.features.size(), [&](Index b, Workspace& own) {

@@ -92,8 +92,8 @@ void select_batch(const char* operation, const char* name, const SelectionBatch<
 
 /// What selectors by features have in common: items that are out, the order in which they are packed, constraints.
 template <class Rule, class T, class A, class Make>
-Selection select_by_features(const SelectionInput<T>& in, [[maybe_unused]] Index cols, bool normalize, bool lazy, VectorView<std::int32_t> picks,
-                             VectorView<T> scores, Workspace& scratch, Make&& make) {
+Selection select_by_features(const SelectionInput<T>& in, [[maybe_unused]] Index cols, bool normalize, bool lazy,
+                             VectorView<std::int32_t> picks, VectorView<T> scores, Workspace& scratch, Make&& make) {
   const auto mark = scratch.mark();
   const Index items = in.relevance.size();
   Selection done;
