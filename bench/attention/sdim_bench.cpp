@@ -41,7 +41,7 @@ struct Data {
 #ifdef WITH_EIGEN
   void eigen_codes(const Matrix<float>& x) {
     auto p = as_eigen(products).topRows(x.rows());
-    p.noalias() = as_eigen(x) * as_eigen(layer.planes).transpose();
+    p.noalias() = as_eigen(x) * as_eigen(layer.planes);
     for (Index i = 0; i < x.rows(); ++i)
       for (Index t = 0; t < 16; ++t)
         codes(i, t) = static_cast<std::uint16_t>((p(i, 3 * t) >= 0) + 2 * (p(i, 3 * t + 1) >= 0) + 4 * (p(i, 3 * t + 2) >= 0));

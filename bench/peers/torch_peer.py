@@ -692,3 +692,58 @@ def sim_exact(n, l):
         return mha(q, kv, kv, need_weights=False)[0]
 
     return run
+
+
+class DinUnit(torch.nn.Module):
+    """Candidates [B, n, 64] over histories [B, l, 64], the concatenation as the authors write it."""
+
+    def __init__(self, dice=False):
+        super().__init__()
+        self.l1, self.l2, self.l3 = torch.nn.Linear(256, 80), torch.nn.Linear(80, 40), torch.nn.Linear(40, 1)
+        self.dice = dice
+        self.a1, self.a2 = torch.nn.Parameter(torch.zeros(80)), torch.nn.Parameter(torch.zeros(40))
+        self.n1, self.n2 = torch.nn.BatchNorm1d(80, affine=False), torch.nn.BatchNorm1d(40, affine=False)
+
+    def rows(self, q, e):
+        shape = (q.shape[0], q.shape[1], e.shape[1], 64)
+        q, e = q[:, :, None].expand(shape), e[:, None].expand(shape)
+        return torch.cat([q, e, q - e, q * e], -1).view(-1, 256)
+
+    def act(self, x, a, n):
+        if not self.dice:
+            return torch.sigmoid(x)
+        p = torch.sigmoid(n(x))
+        return x * (p + (1 - p) * a)
+
+    def forward(self, q, e):
+        x = self.act(self.l1(self.rows(q, e)), self.a1, self.n1)
+        a = self.l3(self.act(self.l2(x), self.a2, self.n2)).view(q.shape[0], q.shape[1], e.shape[1])
+        return a @ e
+
+
+def din_first(users, n, l):
+    model, q, e = DinUnit(), torch.randn(users, n, 64), torch.randn(users, l, 64)
+    return lambda i: model.l1(model.rows(q, e))
+
+
+def din(users, n, l, dice=False):
+    model, q, e = DinUnit(dice).eval(), torch.randn(users, n, 64), torch.randn(users, l, 64)
+    traced = torch.jit.freeze(torch.jit.trace(model, (q, e)))
+    return fastest([lambda: lambda i: model(q, e), lambda: lambda i: traced(q, e)])
+
+
+def din_dice(users, n, l):
+    return din(users, n, l, True)
+
+
+def din_train(users, n, l):
+    model, dy = DinUnit(), torch.full((users, n, 64), 0.1)
+    q, e = torch.randn(users, n, 64, requires_grad=True), torch.randn(users, l, 64, requires_grad=True)
+
+    def run(i):
+        with torch.enable_grad():
+            q.grad = e.grad = None
+            model.zero_grad(set_to_none=True)
+            model(q, e).backward(dy)
+
+    return run

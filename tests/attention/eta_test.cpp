@@ -21,9 +21,9 @@ Matrix<std::uint64_t> signatures(const Golden& golden, const std::string& key) {
 }
 
 template <class T>
-double scalar_product(const T* a, const T* b, Index n) {
+double scalar_product(const T* a, const T* b, Index stride, Index n) {
   double sum = 0;
-  for (Index i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  for (Index i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i * stride]);
   return sum;
 }
 
@@ -87,7 +87,7 @@ TEMPLATE_TEST_CASE("simhash: signs of projections", "[attention][eta]", float, d
               wrong += bit;
               continue;
             }
-            const double p = scalar_product(x.row(i), planes.row(t), d);
+            const double p = scalar_product(x.row(i), planes.data() + t, bits, d);
             wrong += std::abs(p) > 1e-4 && bit != (p >= 0);
           }
         CHECK(wrong == 0);
@@ -156,7 +156,7 @@ TEST_CASE("keeping everything is target attention; threads change nothing", "[at
 
 TEST_CASE("eta names what is wrong and writes nothing", "[attention][eta][errors]") {
   Workspace ws;
-  Matrix<float> c(2, 4, 1.0f), h(5, 4, 1.0f), out(2, 4, 9.0f), planes(64, 4, 1.0f), none(0, 4), many(256, 4, 1.0f);
+  Matrix<float> c(2, 4, 1.0f), h(5, 4, 1.0f), out(2, 4, 9.0f), planes(4, 64, 1.0f), none(4, 0), many(4, 256, 1.0f);
   Matrix<std::uint64_t> cs(2, 1, std::uint64_t{0}), hs(4, 1, std::uint64_t{0}), wide(5, 2, std::uint64_t{0});
   Matrix<std::int32_t> indices(2, 3, 9);
   CHECK_THAT(error_of([&] { eta<float>(c, h, h, cs, hs, {}, indices, out, {}, ws); }),

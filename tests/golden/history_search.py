@@ -67,7 +67,7 @@ for rows, who in users():
         y.append((attend(q[i], e[rows][order.copy()], heads) if len(order) else torch.zeros(width))[None])
 y = torch.cat(y)
 y.backward(g)
-out.update({"eta.planes": planes.numpy(), "eta.history_signatures": words(sign_e), "eta.candidate_signatures": words(sign_q),
+out.update({"eta.planes": planes.T.numpy(), "eta.history_signatures": words(sign_e), "eta.candidate_signatures": words(sign_q),
             "eta.indices": indices, "eta.distances": distances, "eta.out": y.detach().numpy(), "eta.dhistory": e.grad.numpy().copy(),
             "eta.dcandidates": q.grad.numpy().copy()})
 
@@ -91,7 +91,7 @@ for name, normalize in (("unit", True), ("sum", False)):
     y = torch.cat(y)
     y.backward(g)
     out.update({f"sdim.{name}.out": y.detach().numpy(), f"sdim.{name}.dhistory": e.grad.numpy().copy()})
-out.update({"sdim.planes": planes.numpy(), "sdim.history_codes": code_e.astype(np.int32), "sdim.candidate_codes": code_q.astype(np.int32)})
+out.update({"sdim.planes": planes.T.numpy(), "sdim.history_codes": code_e.astype(np.int32), "sdim.candidate_codes": code_q.astype(np.int32)})
 
 # SIM: the pooled vector of the soft search, written as the sum over behaviours
 e.grad = q.grad = None

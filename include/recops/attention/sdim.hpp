@@ -9,7 +9,7 @@
 /// better by more groups. The table of a user is built once, when the history changes; a candidate then reads `groups` rows of it.
 /// Planes are fixed; selection has no gradient. See docs/sdim.md.
 ///
-/// Shapes      history [total_L, D]   candidates [total_N, D]   planes [groups bits, D]   codes [total_L or total_N, groups]
+/// Shapes      history [total_L, D]   candidates [total_N, D]   planes [D, groups bits]   codes [total_L or total_N, groups]
 ///             tables [B groups 2^bits, D]: user b, group t, code c at row (b groups + t) 2^bits + c   out [total_N, D]
 /// Edge cases  An empty bucket gives zeros.   bits = 0: one bucket, the (normalised) sum of the history, whatever the candidate.
 ///             A bucket whose sum is no longer than 1e-10 (double: 1e-12) is zero when normalised.
@@ -55,19 +55,74 @@ inline void check_codes(const char* name, const char* argument, const JaggedView
   }
 }
 
+/// rows[t] += e for all t, which may be equal. Eight vectors of e stay in registers.
+template <class T>
+void add_to_rows(const T* e, T* const* rows, Index count, Index cols) {
+  using B = simd::Batch<T>;
+  constexpr Index W = simd::lanes<T>;
+  constexpr int U = 8;
+  Index c = 0;
+  for (; c + U * W <= cols; c += U * W) {
+    B v[U];
+    RECOPS_UNROLL
+    for (int u = 0; u < U; ++u) v[u] = B::load_unaligned(e + c + u * W);
+    for (Index t = 0; t < count; ++t) {
+      T* const to = rows[t] + c;
+      RECOPS_UNROLL
+      for (int u = 0; u < U; ++u) (B::load_unaligned(to + u * W) + v[u]).store_unaligned(to + u * W);
+    }
+  }
+  for (Index t = 0; t < count && c < cols; ++t) simd::add<T>(e + c, rows[t] + c, cols - c);
+}
+
+/// out = scale * sum_t rows[t], or out += that.
+template <class T>
+void sum_of_rows(const T* const* rows, Index count, T scale, bool add, T* out, Index cols) {
+  using B = simd::Batch<T>;
+  constexpr Index W = simd::lanes<T>;
+  constexpr int U = 8;
+  Index c = 0;
+  for (; c + U * W <= cols; c += U * W) {
+    B sum[U];
+    RECOPS_UNROLL
+    for (int u = 0; u < U; ++u) sum[u] = B(T(0));
+    for (Index t = 0; t < count; ++t) {
+      const T* const from = rows[t] + c;
+      RECOPS_UNROLL
+      for (int u = 0; u < U; ++u) sum[u] = sum[u] + B::load_unaligned(from + u * W);
+    }
+    RECOPS_UNROLL
+    for (int u = 0; u < U; ++u) {
+      T* const to = out + c + u * W;
+      (add ? simd::mul_add(sum[u], B(scale), B::load_unaligned(to)) : B(sum[u] * B(scale))).store_unaligned(to);
+    }
+  }
+  simd::for_each_vector<T, simd::DefaultArch>(cols - c, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+    B sum(T(0));
+    for (Index t = 0; t < count; ++t) sum = sum + load(rows[t] + c + i);
+    store(out + c + i, add ? simd::mul_add(sum, B(scale), load(out + c + i)) : B(sum * B(scale)));
+  });
+}
+
+/// rows[t] = the row of table t, each `buckets` rows long, that code t names.
+template <class T>
+RECOPS_INLINE void rows_of(const std::uint16_t* codes, Index count, T* table, Index stride, Index bits, T** rows) {
+  for (Index t = 0; t < count; ++t, table += stride << bits) rows[t] = table + codes[t] * stride;
+}
+
 /// Which row of a user's table the codes of a row name, group by group.
 inline Index bucket_of(const std::uint16_t* codes, Index t, const SdimOptions& o) { return (t << o.bits) + codes[t]; }
 
 }  // namespace detail
 
-/// codes `[N, groups]` of the rows of x `[N, D]` by planes `[groups bits, D]`; plane t bits + i is bit i of group t.
+/// codes `[N, groups]` of the rows of x `[N, D]` by planes `[D, groups bits]`; plane t bits + i is bit i of group t.
 template <Real T>
 void sdim_codes(MatrixView<const T> x, MatrixView<const T> planes, const SdimOptions& options, MatrixView<std::uint16_t> codes,
                 Workspace& ws) {
   constexpr const char* name = "sdim_codes";
   detail::check_sdim(name, options);
   check_shape(name, "x", x, any_size, any_size);
-  check_shape(name, "planes", planes, options.groups * options.bits, x.cols());
+  check_shape(name, "planes", planes, x.cols(), options.groups * options.bits);
   check_shape(name, "codes", codes, x.rows(), options.groups);
   if (options.bits == 0) {
     for (Index i = 0; i < x.rows(); ++i) std::fill_n(codes.row(i), options.groups, std::uint16_t{0});
@@ -107,13 +162,15 @@ void sdim_tables(JaggedView<const T> history, JaggedView<const std::uint16_t> co
     const MatrixView<T> table = tables.middle_rows(b * buckets + t0 * per_group, rows);
     for (Index r = 0; r < rows; ++r) std::fill_n(table.row(r), cols, T(0));
     const MatrixView<T> part = length > block ? scratch.matrix<T>(rows, cols) : table;
+    T** const at = scratch.take<T*>(t1 - t0);
     for (Index l0 = 0; l0 < length; l0 += block) {
       const Index end = std::min(length, l0 + block);
       if (length > block) std::fill_n(part.data(), rows * cols, T(0));
       for (Index l = l0; l < end; ++l) {
         const T* const e = history.values().row(first + l);
         const std::uint16_t* const code = codes.values().row(codes.begin(b) + l);
-        for (Index t = t0; t < t1; ++t) simd::add<T>(e, part.row((t - t0) * per_group + code[t]), cols);
+        detail::rows_of<T>(code + t0, t1 - t0, part.data(), part.stride(), options.bits, at);
+        detail::add_to_rows<T>(e, at, t1 - t0, cols);
       }
       if (length > block)
         for (Index r = 0; r < rows; ++r) simd::add<T>(part.row(r), table.row(r), cols);
@@ -135,16 +192,13 @@ void sdim_lookup(JaggedView<const std::uint16_t> codes, MatrixView<const T> tabl
   const T share = T(1) / static_cast<T>(options.groups);
   for (Index b = 0; b < codes.size(); ++b) {
     const Index first = codes.begin(b), n = codes.length(b);
-    ws.parallel_for((n + 63) / 64, [&](Index task, Workspace&) {
+    ws.parallel_for((n + 63) / 64, [&](Index task, Workspace& scratch) {
+      const auto mark = scratch.mark();
+      const T** const at = scratch.take<const T*>(options.groups);
       for (Index i = first + task * 64; i < first + std::min(n, task * 64 + 64); ++i) {
-        const std::uint16_t* const code = codes.values().row(i);
-        T* const to = out.row(i);
-        simd::for_each_vector<T, simd::DefaultArch>(cols, [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE {
-          simd::Batch<T> sum(T(0));
-          for (Index t = 0; t < options.groups; ++t)
-            sum = sum + load(tables.row(b * buckets + detail::bucket_of(code, t, options)) + d);
-          store(to + d, sum * simd::Batch<T>(share));
-        });
+        detail::rows_of<const T>(codes.values().row(i), options.groups, tables.row(b * buckets), tables.stride(), options.bits,
+                                 at);
+        detail::sum_of_rows<T>(at, options.groups, share, false, out.row(i), cols);
       }
     });
   }
@@ -174,6 +228,7 @@ void sdim_backward(JaggedView<const std::uint16_t> candidate_codes, JaggedView<c
     const MatrixView<T> d = scratch.matrix<T>(buckets, cols);
     std::fill_n(d.data(), buckets * cols, T(0));
     auto* const touched = scratch.take<std::uint8_t>(buckets);
+    const T** const at = scratch.take<const T*>(options.groups);
     std::fill_n(touched, buckets, std::uint8_t{0});
     for (Index i = candidate_codes.begin(b); i < candidate_codes.begin(b) + candidate_codes.length(b); ++i)
       for (Index t = 0; t < options.groups; ++t) {
@@ -197,13 +252,8 @@ void sdim_backward(JaggedView<const std::uint16_t> candidate_codes, JaggedView<c
     }
     for (Index l = 0; l < history_codes.length(b); ++l) {
       const Index row = history_codes.begin(b) + l;
-      const std::uint16_t* const code = history_codes.values().row(row);
-      T* const to = dhistory.row(row);
-      simd::for_each_vector<T, simd::DefaultArch>(cols, [&](Index c, auto load, auto store) RECOPS_LAMBDA_INLINE {
-        simd::Batch<T> sum(T(0));
-        for (Index t = 0; t < options.groups; ++t) sum = sum + load(d.row(detail::bucket_of(code, t, options)) + c);
-        store(to + c, load(to + c) + sum);
-      });
+      detail::rows_of<const T>(history_codes.values().row(row), options.groups, d.data(), cols, options.bits, at);
+      detail::sum_of_rows<T>(at, options.groups, T(1), true, dhistory.row(row), cols);
     }
   });
 }
@@ -211,7 +261,7 @@ void sdim_backward(JaggedView<const std::uint16_t> candidate_codes, JaggedView<c
 /// The operator with its planes. What serves many requests for one history keeps `tables`: `build` once, `lookup` for each.
 template <Real T>
 struct Sdim {
-  Matrix<T> planes;  ///< [groups bits, D], fixed
+  Matrix<T> planes;  ///< [D, groups bits], fixed
   SdimOptions options;
 
   Sdim() = default;
@@ -292,8 +342,8 @@ struct Sdim {
   }
   void check(const char* name, const char* argument, JaggedView<const T> x) const {
     detail::check_sdim(name, options);
-    check_shape(name, "planes", planes.view(), options.groups * options.bits, planes.cols());
-    check_jagged(name, argument, x, any_size, planes.cols());
+    check_shape(name, "planes", planes.view(), any_size, options.groups * options.bits);
+    check_jagged(name, argument, x, any_size, planes.rows());
   }
   template <class Y>
   void check_both(const char* name, JaggedView<const T> candidates, JaggedView<const T> history, MatrixView<Y> y) const {

@@ -15,10 +15,10 @@
 namespace recops {
 inline namespace RECOPS_ABI {
 
-/// Normal random planes `[bits, d]`.
+/// Normal random planes `[d, bits]`, a column each.
 template <class T>
 Matrix<T> random_planes(Index bits, Index d, Random& random) {
-  Matrix<T> planes(bits, d);
+  Matrix<T> planes(d, bits);
   for (Index i = 0; i < bits * d; ++i) planes.data()[i] = static_cast<T>(random.normal());
   return planes;
 }
@@ -38,18 +38,25 @@ void check_same_sequences(const char* op, const char* argument, const JaggedView
 /// Calls `visit(row, bits)` for every row of x, where bits are 64-bit words, plane 0 the lowest bit of the first.
 template <class T, class F>
 void sign_bits(MatrixView<const T> x, MatrixView<const T> planes, Workspace& ws, F&& visit) {
-  const Index bits = planes.rows(), words = (bits + 63) / 64, rows = x.rows();
+  const Index bits = planes.cols(), words = (bits + 63) / 64, rows = x.rows();
   if (rows == 0) return;
   const auto mark = ws.mark();
-  T* const panels = ws.take<T>(simd::packed_size<T>(planes.cols(), bits));
-  simd::pack<T>(simd::transposed(planes), panels);
+  // A few rows read the planes as they are, with the same bits.
+  const bool few = rows <= 8 && bits >= simd::panel_cols<T>;
+  T* const panels = few ? nullptr : ws.take<T>(simd::packed_size<T>(planes.rows(), bits));
+  if (!few) simd::pack<T>(simd::plain(planes), panels);
   constexpr Index block = 256, W = simd::lanes<T>;
   ws.parallel_for((rows + block - 1) / block, [&](Index task, Workspace& scratch) {
     const auto own = scratch.mark();
     const Index first = task * block, count = std::min(block, rows - first);
     const MatrixView<T> products = scratch.matrix<T>(count, bits);
     auto* const word = scratch.take<std::uint64_t>(words);
-    simd::gemm_packed<T>(simd::plain(x.middle_rows(first, count)), panels, bits, {}, products, scratch);
+    const simd::Operand<T> part = simd::plain(x.middle_rows(first, count));
+    if (few) {
+      simd::gemm<T>(part, simd::plain(planes), {}, products, scratch);
+    } else {
+      simd::gemm_packed<T>(part, panels, bits, {}, products, scratch);
+    }
     for (Index i = 0; i < count; ++i) {
       const T* const p = products.row(i);
       std::fill_n(word, words, std::uint64_t{0});
@@ -64,15 +71,15 @@ void sign_bits(MatrixView<const T> x, MatrixView<const T> planes, Workspace& ws,
 
 }  // namespace detail
 
-/// signatures `[N, ceil(bits / 64)]` of x `[N, D]` by planes `[bits, D]`, 1 to 255 of them; bits past the last plane are 0.
+/// signatures `[N, ceil(bits / 64)]` of x `[N, D]` by planes `[D, bits]`, 1 to 255 of them; bits past the last plane are 0.
 /// Throws `Error` for shapes that do not fit.
 template <Real T>
 void simhash(MatrixView<const T> x, MatrixView<const T> planes, MatrixView<std::uint64_t> signatures, Workspace& ws) {
   constexpr const char* name = "simhash";
   check_shape(name, "planes", planes, any_size, any_size);
-  check_option(name, "planes", planes.rows() >= 1 && planes.rows() <= 255, "1 to 255 planes", static_cast<double>(planes.rows()));
-  check_shape(name, "x", x, any_size, planes.cols());
-  check_shape(name, "signatures", signatures, x.rows(), (planes.rows() + 63) / 64);
+  check_option(name, "planes", planes.cols() >= 1 && planes.cols() <= 255, "1 to 255 planes", static_cast<double>(planes.cols()));
+  check_shape(name, "x", x, any_size, planes.rows());
+  check_shape(name, "signatures", signatures, x.rows(), (planes.cols() + 63) / 64);
   detail::sign_bits<T>(x, planes, ws,
                        [&](Index i, const std::uint64_t* words) { std::copy_n(words, signatures.cols(), signatures.row(i)); });
 }

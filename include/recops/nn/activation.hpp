@@ -198,7 +198,34 @@ struct Dice {
   }
 };
 
-/// Serving forms: they have nothing to pack.
+/// Serving form of `Dice`: the running statistics as one multiply-add, everything in one pass. Immutable; threads may share it.
+template <class T>
+struct FrozenDice {
+  Vector<T> alpha, scale, shift;  ///< [n]; p = sigmoid(scale x + shift)
+
+  Index output_cols(Index input_cols) const {
+    check_option("FrozenDice", "input columns", alpha.size() == input_cols, "as many as alpha has",
+                 static_cast<double>(input_cols));
+    return input_cols;
+  }
+  /// y may be x.
+  void forward(MatrixView<const T> x, MatrixView<T> y, Workspace&) const {
+    check_shape("FrozenDice", "x", x, any_size, alpha.size());
+    check_shape("FrozenDice", "y", y, x.rows(), x.cols());
+    for (Index b = 0; b < x.rows(); ++b) {
+      const T* const px = x.row(b);
+      T* const out = y.row(b);
+      simd::for_each_vector<T, simd::DefaultArch>(x.cols(), [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+        using B = simd::Batch<T>;
+        const B v = load(px + i);
+        const B p = simd::activate(Activation::sigmoid, simd::mul_add(v, load(scale.data() + i), load(shift.data() + i)));
+        store(out + i, v * simd::mul_add(B(T(1)) - p, load(alpha.data() + i), p));
+      });
+    }
+  }
+};
+
+/// Serving forms: the first two have nothing to pack.
 template <class T>
 Activate<T> freeze(const Activate<T>& layer) {
   return layer;
@@ -208,8 +235,18 @@ PRelu<T> freeze(const PRelu<T>& layer) {
   return layer;
 }
 template <class T>
-Dice<T> freeze(const Dice<T>& layer) {
-  return layer;
+FrozenDice<T> freeze(const Dice<T>& layer) {
+  constexpr const char* name = "freeze(Dice)";
+  const Index n = layer.alpha.size();
+  check_size(name, "running_mean", VectorView<const T>(layer.bn.running_mean), n);
+  check_size(name, "running_variance", VectorView<const T>(layer.bn.running_variance), n);
+  FrozenDice<T> frozen{layer.alpha, Vector<T>(n), Vector<T>(n)};
+  for (Index j = 0; j < n; ++j) {
+    const double scale = 1 / std::sqrt(static_cast<double>(layer.bn.running_variance[j]) + layer.bn.options.epsilon);
+    frozen.scale[j] = static_cast<T>(scale);
+    frozen.shift[j] = static_cast<T>(-scale * static_cast<double>(layer.bn.running_mean[j]));
+  }
+  return frozen;
 }
 
 }  // namespace RECOPS_ABI

@@ -6,9 +6,9 @@
 /// Shapes      queries [N, words]   rows [L, words] of 64-bit words, 1 to 4   distances [N, L] bytes   indices [N, k]
 /// Order       Nearest first, equal distances by the lower index.
 /// Edge cases  Places that L cannot fill hold index -1 and distance 255.   k = 0, N = 0 and L = 0 select nothing.
-/// How         A nibble of a row looks up how far it is from a query's nibble: 16 lookups and additions of bytes give 32 distances to
-///             64 bits, and a tile of 4 queries by 64 rows keeps its sums in registers, as a matrix product does. One or two queries
-///             (and processors without AVX2) count bits word by word. Selection compares 128 distances at a time with the k-th best so
+/// How         A nibble of a row looks up how far it is from the nibbles of two queries at once: 16 byte shuffles give 64 distances of
+///             64 bits; rows are spread into nibbles once for all queries. One or two queries (and processors without AVX2) count
+///             bits word by word. Selection compares 128 distances at a time with the k-th best so
 ///             far; what passes is counted by distance, so that the bound is exact at every moment.
 /// Cost        On AVX2 about a quarter of a cycle a distance of 64 bits, a third with selection; worst for rows that come ever nearer.
 ///             Scratch: 32 k bytes a query. No allocation once it has grown.
@@ -26,7 +26,7 @@ inline namespace RECOPS_ABI {
 namespace simd {
 namespace detail {
 
-inline constexpr Index hamming_tile = 64, hamming_group = 4;
+inline constexpr Index hamming_tile = 128;
 /// Rows between two looks at the selection of a query: their nibbles stay in L1.
 constexpr Index hamming_block(Index words) { return words <= 2 ? 512 / words : 128; }
 
@@ -55,7 +55,7 @@ inline void hamming_words(const std::uint64_t* query, MatrixView<const std::uint
 template <class A>
 inline constexpr bool shuffles_bytes = std::is_base_of_v<xsimd::avx2, A> || std::is_base_of_v<xsimd::avx512bw, A>;
 
-/// planes[p * hamming_tile + i] = nibble p of row i, for one word of 64 rows from `row` on. Nibble 2 b is the low one of byte b.
+/// planes[p * hamming_tile + i] = nibble p of row i, for one word of 128 rows from `row` on. Nibble 2 b is the low one of byte b.
 inline void spread_nibbles(const std::uint64_t* row, Index stride, std::uint8_t* planes) {
   const __m256i interleave = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
   const __m256i low = _mm256_set1_epi8(15);
@@ -97,34 +97,55 @@ inline void spread_nibbles(const std::uint64_t* row, Index stride, std::uint8_t*
   }
 }
 
-/// tables[(p * hamming_group + g) * 16 + x] = how many bits nibble p of query g differs from x in.
-inline void nibble_tables(const std::uint64_t* const* queries, Index words, std::uint8_t* tables) {
+/// tables[p * 16 + x] = how many bits nibble p of the first query differs from x in, and 16 times as much for the second.
+inline void nibble_tables(const std::uint64_t* first, const std::uint64_t* second, Index words, std::uint8_t* tables) {
+  const auto differ = [](const std::uint64_t* query, Index p, unsigned x) {
+    return std::popcount(((query[p / 16] >> (p % 16 * 4)) ^ x) & 15u);
+  };
   for (Index p = 0; p < 16 * words; ++p)
-    for (Index g = 0; g < hamming_group; ++g)
-      for (unsigned x = 0; x < 16; ++x)
-        *tables++ = static_cast<std::uint8_t>(std::popcount(((queries[g][p / 16] >> (p % 16 * 4)) ^ x) & 15u));
+    for (unsigned x = 0; x < 16; ++x) *tables++ = static_cast<std::uint8_t>(differ(first, p, x) + 16 * differ(second, p, x));
 }
 
-/// Distances of 4 queries to 64 rows: out[g * stride + i].
-inline void hamming_product(const std::uint8_t* planes, const std::uint8_t* tables, Index words, std::uint8_t* out,
-                            Index stride) {
-  __m256i sum[hamming_group][2];
+/// Distances of two queries to 128 rows. Three lookups of at most 4 fit into half a byte.
+inline void hamming_product(const std::uint8_t* planes, const std::uint8_t* tables, Index words, std::uint8_t* first,
+                            std::uint8_t* second) {
+  constexpr int S = hamming_tile / 32;
+  const __m256i low = _mm256_set1_epi8(15);
+  __m256i a[S], b[S];
   RECOPS_UNROLL
-  for (Index g = 0; g < hamming_group; ++g) sum[g][0] = sum[g][1] = _mm256_setzero_si256();
-  for (Index p = 0; p < 16 * words; ++p, planes += hamming_tile, tables += 16 * hamming_group) {
-    const __m256i x0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(planes));
-    const __m256i x1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(planes + 32));
+  for (int s = 0; s < S; ++s) a[s] = b[s] = _mm256_setzero_si256();
+  for (Index w = 0; w < words; ++w, planes += 16 * hamming_tile, tables += 256) {
+    __m256i both[S];
+    const auto look_up = [&](int p, bool begin) RECOPS_LAMBDA_INLINE {
+      const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(tables + 16 * p)));
+      RECOPS_UNROLL
+      for (int s = 0; s < S; ++s) {
+        const auto* const nibbles = reinterpret_cast<const __m256i*>(planes + p * hamming_tile + 32 * s);
+        const __m256i found = _mm256_shuffle_epi8(table, _mm256_load_si256(nibbles));
+        both[s] = begin ? found : _mm256_add_epi8(both[s], found);
+      }
+    };
+    const auto part = [&]() RECOPS_LAMBDA_INLINE {
+      RECOPS_UNROLL
+      for (int s = 0; s < S; ++s) {
+        a[s] = _mm256_adds_epu8(a[s], _mm256_and_si256(both[s], low));
+        b[s] = _mm256_adds_epu8(b[s], _mm256_and_si256(_mm256_srli_epi16(both[s], 4), low));
+      }
+    };
     RECOPS_UNROLL
-    for (Index g = 0; g < hamming_group; ++g) {
-      const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(tables + 16 * g)));
-      sum[g][0] = _mm256_adds_epu8(sum[g][0], _mm256_shuffle_epi8(table, x0));
-      sum[g][1] = _mm256_adds_epu8(sum[g][1], _mm256_shuffle_epi8(table, x1));
+    for (int p = 0; p < 15; p += 3) {
+      look_up(p, true);
+      look_up(p + 1, false);
+      look_up(p + 2, false);
+      part();
     }
+    look_up(15, true);
+    part();
   }
   RECOPS_UNROLL
-  for (Index g = 0; g < hamming_group; ++g) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + g * stride), sum[g][0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + g * stride + 32), sum[g][1]);
+  for (int s = 0; s < S; ++s) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + 32 * s), a[s]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second + 32 * s), b[s]);
   }
 }
 
@@ -133,23 +154,22 @@ template <class A>
 inline constexpr bool shuffles_bytes = false;
 #endif
 
-/// Calls `visit(query, first, count, distances)` for all queries, block of rows after block of rows in rising order.
-template <class A, class F>
-void hamming_blocks(MatrixView<const std::uint64_t> queries, MatrixView<const std::uint64_t> rows, Workspace& ws, F&& visit) {
-  const auto mark = ws.mark();
+/// For all queries, block of rows after block of rows in rising order: distances go to `place(query, first)`, then `visit(query, first,
+/// count)` is called.
+template <class A, class Place, class Visit>
+void hamming_blocks(MatrixView<const std::uint64_t> queries, MatrixView<const std::uint64_t> rows, Workspace& ws, Place&& place,
+                    Visit&& visit) {
   const Index n = queries.rows(), l = rows.rows(), words = rows.cols(), block = hamming_block(words);
+#if defined(__AVX2__)
   if constexpr (shuffles_bytes<A>) {
     if (n > 2) {
-#if defined(__AVX2__)
-      const Index groups = (n + hamming_group - 1) / hamming_group, table = 16 * words * 16 * hamming_group;
-      auto *const tables = ws.take<std::uint8_t>(groups * table), *const planes = ws.take<std::uint8_t>(16 * words * block);
-      auto* const out = ws.take<std::uint8_t>(hamming_group * block);
-      auto* const end = ws.take<std::uint64_t>(hamming_tile * words);  // the last rows, filled up to a tile
-      for (Index g = 0; g < groups; ++g) {
-        const std::uint64_t* of[hamming_group];
-        for (Index i = 0; i < hamming_group; ++i) of[i] = queries.row(std::min(g * hamming_group + i, n - 1));
-        nibble_tables(of, words, tables + g * table);
-      }
+      const auto mark = ws.mark();
+      const Index pairs = (n + 1) / 2, table = 256 * words;
+      auto *const tables = ws.take<std::uint8_t>(pairs * table), *const planes = ws.take<std::uint8_t>(16 * words * block);
+      auto* const spare = ws.take<std::uint8_t>(block + 2 * hamming_tile);  // of a query that is not there, of rows past the end
+      auto* const end = ws.take<std::uint64_t>(hamming_tile * words);       // the last rows, filled up to a tile
+      for (Index g = 0; g < pairs; ++g)
+        nibble_tables(queries.row(2 * g), queries.row(std::min(2 * g + 1, n - 1)), words, tables + g * table);
       for (Index first = 0; first < l; first += block) {
         const Index count = std::min(block, l - first);
         for (Index i = 0; i < count; i += hamming_tile) {
@@ -163,25 +183,34 @@ void hamming_blocks(MatrixView<const std::uint64_t> queries, MatrixView<const st
           }
           for (Index w = 0; w < words; ++w) spread_nibbles(from + w, stride, planes + (i * words + w * hamming_tile) * 16);
         }
-        for (Index g = 0; g < groups; ++g) {
-          for (Index i = 0; i < count; i += hamming_tile)
-            hamming_product(planes + i * words * 16, tables + g * table, words, out + i, block);
-          for (Index q = g * hamming_group; q < std::min(n, (g + 1) * hamming_group); ++q)
-            visit(q, first, count, static_cast<const std::uint8_t*>(out + (q - g * hamming_group) * block));
+        for (Index g = 0; g < pairs; ++g) {
+          const bool two = 2 * g + 1 < n;
+          std::uint8_t* const a = place(2 * g, first);
+          std::uint8_t* const b = two ? place(2 * g + 1, first) : spare;
+          for (Index i = 0; i < count; i += hamming_tile) {
+            const bool whole = count - i >= hamming_tile;
+            std::uint8_t *const edge = spare + block, *const other = edge + hamming_tile;
+            hamming_product(planes + i * words * 16, tables + g * table, words, whole ? a + i : edge, whole ? b + i : other);
+            if (whole) continue;
+            std::copy_n(edge, count - i, a + i);
+            std::copy_n(other, count - i, b + i);
+          }
+          visit(2 * g, first, count);
+          if (two) visit(2 * g + 1, first, count);
         }
       }
       return;
-#endif
     }
   }
-  auto* const out = ws.take<std::uint8_t>(block);
+#endif
   for (Index first = 0; first < l; first += block) {
     const Index count = std::min(block, l - first);
     for (Index q = 0; q < n; ++q) {
-      hamming_words(queries.row(q), rows, first, count, out);
-      visit(q, first, count, static_cast<const std::uint8_t*>(out));
+      hamming_words(queries.row(q), rows, first, count, place(q, first));
+      visit(q, first, count);
     }
   }
+  static_cast<void>(ws);
 }
 
 /// The k nearest of the rows that come by in rising order of index. Counts what it keeps by distance: `limit` is exact.
@@ -293,9 +322,11 @@ void hamming_top_k(MatrixView<const std::uint64_t> queries, MatrixView<const std
   auto* const best = ws.take<NearestRows>(n);
   for (Index q = 0; q < n; ++q) ::new (static_cast<void*>(best + q)) NearestRows(k, ws);
   if (k > 0) {
-    hamming_blocks<A>(queries, rows, ws, [&](Index q, Index first, Index count, const std::uint8_t* d) RECOPS_LAMBDA_INLINE {
-      best[q].template add<A>(first, count, d);
-    });
+    const Index block = hamming_block(rows.cols());
+    auto* const d = ws.take<std::uint8_t>(2 * block);
+    hamming_blocks<A>(
+        queries, rows, ws, [&](Index q, Index) { return d + q % 2 * block; },
+        [&](Index q, Index first, Index count) { best[q].template add<A>(first, count, d + q % 2 * block); });
   }
   for (Index q = 0; q < n; ++q) {
     std::uint8_t* const d = distances.empty() ? nullptr : distances.row(q);
@@ -321,10 +352,9 @@ void hamming_distances(MatrixView<const std::uint64_t> queries, MatrixView<const
   const Index n = queries.rows(), chunk = detail::hamming_queries(ws);
   ws.parallel_for((n + chunk - 1) / chunk, [&](Index task, Workspace& scratch) {
     const Index q0 = task * chunk;
-    detail::hamming_blocks<A>(queries.middle_rows(q0, std::min(chunk, n - q0)), rows, scratch,
-                              [&](Index q, Index first, Index count, const std::uint8_t* d) {
-                                std::memcpy(distances.row(q0 + q) + first, d, static_cast<std::size_t>(count));
-                              });
+    detail::hamming_blocks<A>(
+        queries.middle_rows(q0, std::min(chunk, n - q0)), rows, scratch,
+        [&](Index q, Index first) { return distances.row(q0 + q) + first; }, [](Index, Index, Index) {});
   });
 }
 
