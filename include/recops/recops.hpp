@@ -8,6 +8,7 @@
 #include <recops/attention/eta.hpp>
 #include <recops/attention/hstu.hpp>
 #include <recops/attention/hstu_attention.hpp>
+#include <recops/attention/lightsans.hpp>
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/pair_layer.hpp>
 #include <recops/attention/sdim.hpp>

@@ -25,10 +25,11 @@ struct TransformerBlockOptions {
 
 inline namespace RECOPS_ABI {
 
-/// A sequence layer `[total, E]` to `[total, E]`. `Norm` is LayerNorm<T>, RmsNorm<T> or one of yours. A NaN stays in its sequence.
-template <class T, class Norm = LayerNorm<T>>
+/// A sequence layer `[total, E]` to `[total, E]`. `Norm` is LayerNorm<T>, RmsNorm<T> or one of yours, `Attention` any sequence layer that
+/// keeps the width. A NaN stays in its sequence.
+template <class T, class Norm = LayerNorm<T>, class Attention = MultiheadAttention<T>>
 struct TransformerBlock {
-  MultiheadAttention<T> self_attn;
+  Attention self_attn;
   Linear<T> linear1, linear2;  ///< [F, E], [E, F]
   Norm norm1, norm2;
   TransformerBlockOptions options;
@@ -36,7 +37,12 @@ struct TransformerBlock {
   TransformerBlock() = default;
   /// Throws `Error` for options out of range.
   TransformerBlock(Index width, const TransformerBlockOptions& o, Random& random)
-      : self_attn(width, o.heads, random),
+      : TransformerBlock(Attention(width, o.heads, random), width, o, random) {
+    self_attn.causal = o.causal;
+  }
+  /// Around an attention of one's own: `heads` and `causal` are its affair.
+  TransformerBlock(Attention attention, Index width, const TransformerBlockOptions& o, Random& random)
+      : self_attn(std::move(attention)),
         linear1(width, o.hidden > 0 ? o.hidden : 4 * width, random),
         linear2(o.hidden > 0 ? o.hidden : 4 * width, width, random),
         norm1(width),
@@ -45,7 +51,6 @@ struct TransformerBlock {
     check_option("TransformerBlock", "hidden", o.hidden >= 0, "hidden >= 0, where 0 is four times the width",
                  static_cast<double>(o.hidden));
     check_option("TransformerBlock", "dropout", 0 <= o.dropout && o.dropout < 1, "0 <= dropout < 1", o.dropout);
-    self_attn.causal = o.causal;
   }
 
   static constexpr auto fields() {
@@ -61,7 +66,7 @@ struct TransformerBlock {
   }
 
   struct Saved {
-    typename MultiheadAttention<T>::Saved attention;
+    typename Attention::Saved attention;
     typename Norm::Saved norm1, norm2;
     Matrix<T> first, middle, second;  ///< [total, E]: norm1's output (input if it comes after), h, and norm2's likewise
     Matrix<T> z, hidden;              ///< [total, F]: before the activation, where backward needs it; after it and dropout
@@ -235,7 +240,8 @@ struct TransformerBlock {
 template <class T, class Norm, class Attention, class S = T>
 class FrozenTransformerBlock {
  public:
-  FrozenTransformerBlock(const TransformerBlock<T, Norm>& block, Attention attention)
+  template <class Live>
+  FrozenTransformerBlock(const TransformerBlock<T, Norm, Live>& block, Attention attention)
       : attention_(std::move(attention)),
         linear1_(block.linear1.weight, block.linear1.bias, block.options.activation),
         linear2_(block.linear2.weight, block.linear2.bias, Activation::none),
@@ -280,8 +286,8 @@ class FrozenTransformerBlock {
   Norm norm1_, norm2_;
   bool norm_first_;
 };
-template <class T, class Norm, class S = T>
-auto freeze(const TransformerBlock<T, Norm>& block, Weights<S> weights = {}) {
+template <class T, class Norm, class Live, class S = T>
+auto freeze(const TransformerBlock<T, Norm, Live>& block, Weights<S> weights = {}) {
   auto attention = freeze(block.self_attn, weights);
   return FrozenTransformerBlock<T, Norm, decltype(attention), S>(block, std::move(attention));
 }
