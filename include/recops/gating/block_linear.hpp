@@ -43,6 +43,15 @@ void block_linear_backward(MatrixView<const T> x, MatrixView<const T> weight, In
   });
 }
 
+/// Scratch whose rows begin in different sets of the cache: at strides that are multiples of 1 KB the rows of one tile evict each
+/// other.
+template <class T>
+MatrixView<T> staggered(Index rows, Index cols, Workspace& ws) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  const Index stride = ((cols + line - 1) / line | 1) * line;
+  return MatrixView<T>(ws.take<T>(rows * stride), rows, cols, stride);
+}
+
 /// Where blocks of equal size begin.
 inline auto even_blocks(Index rows, Index blocks) {
   return [size = rows / blocks](Index b) { return b * size; };

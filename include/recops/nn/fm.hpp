@@ -1,0 +1,130 @@
+/// @file   recops/nn/fm.hpp
+/// @brief  Factorisation machine: the sum of all products of two different fields' embeddings, in one pass.
+///
+///     y = 1/2 ((sum_f e_f)^2 - sum_f e_f^2)           per number: `pooled`, [B, K] (bi-interaction); summed over K: [B, 1]
+///
+/// Shapes      e [B, F K], which is [B, F, K]: the fields' embeddings side by side
+/// Precision   the sums and their difference in double: e_f that nearly cancel, or very many fields, lose nothing but the last rounding.
+/// Edge cases  no field or one: 0.   A NaN stays in its row (pooled: in its column too).   Same bits for any number of threads.
+/// Cost        3 B F K flops, one pass over e; backward two.
+/// Errors      Error if shapes or options disagree; outputs untouched.
+/// Reference   Rendle, "Factorization Machines", ICDM 2010, lemma 3.1; pooled: He, Chua, "Neural Factorization Machines",
+///             arXiv 1708.05027, equation 4.
+#pragma once
+#include <recops/nn/layer_norm.hpp>
+
+namespace recops {
+
+struct FmOptions {
+  Index fields = 1;     ///< F, divides the columns of e
+  bool pooled = false;  ///< K numbers, else their sum
+};
+
+inline namespace RECOPS_ABI {
+
+namespace detail {
+template <class T>
+void check_fm(const char* name, MatrixView<const T> e, const FmOptions& o) {
+  check_shape(name, "e", e, any_size, any_size);
+  check_option(name, "fields", o.fields >= 1 && e.cols() % o.fields == 0, "a divisor of the columns of e",
+               static_cast<double>(o.fields));
+}
+}  // namespace detail
+
+/// Writes y `[B, 1]`, or with `pooled` `[B, K]`.
+template <Real T>
+void fm(MatrixView<const T> e, const FmOptions& options, MatrixView<T> y, Workspace& ws) {
+  detail::check_fm("fm", e, options);
+  const Index k = e.cols() / options.fields;
+  check_shape("fm", "y", y, e.rows(), options.pooled ? k : 1);
+  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
+    constexpr Index W = 16;  // columns that are summed over the fields at a time
+    for (Index b = first; b < first + count; ++b) {
+      const T* const row = e.row(b);
+      double total = 0;
+      for (Index j = 0; j < k; j += W) {
+        const Index n = std::min(W, k - j);
+        double sum[W] = {}, squares[W] = {};
+        if (n == W) {
+          for (Index f = 0; f < options.fields; ++f)
+            for (Index i = 0; i < W; ++i) {
+              const auto v = static_cast<double>(row[f * k + j + i]);
+              sum[i] += v;
+              squares[i] += v * v;
+            }
+        } else {
+          for (Index f = 0; f < options.fields; ++f)
+            for (Index i = 0; i < n; ++i) {
+              const auto v = static_cast<double>(row[f * k + j + i]);
+              sum[i] += v;
+              squares[i] += v * v;
+            }
+        }
+        for (Index i = 0; i < n; ++i) {
+          const double half = 0.5 * (sum[i] * sum[i] - squares[i]);
+          if (options.pooled) y(b, j + i) = static_cast<T>(half);
+          total += half;
+        }
+      }
+      if (!options.pooled) y(b, 0) = static_cast<T>(total);
+    }
+  });
+}
+
+/// Adds to `de`: dy (sum_g e_g - e_f) for field f.
+template <Real T>
+void fm_backward(MatrixView<const T> e, const FmOptions& options, MatrixView<const T> dy, MatrixView<T> de, Workspace& ws) {
+  constexpr const char* name = "fm_backward";
+  detail::check_fm(name, e, options);
+  const Index k = e.cols() / options.fields;
+  check_shape(name, "dy", dy, e.rows(), options.pooled ? k : 1);
+  check_shape(name, "de", de, e.rows(), e.cols());
+  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {
+    const auto mark = scratch.mark();
+    T *const sum = scratch.take<T>(k), *const up = scratch.take<T>(k);
+    for (Index b = first; b < first + count; ++b) {
+      const T* const row = e.row(b);
+      T* const to = de.row(b);
+      std::fill_n(sum, k, T(0));
+      for (Index f = 0; f < options.fields; ++f) simd::add<T>(row + f * k, sum, k);
+      if (options.pooled) {
+        std::copy_n(dy.row(b), k, up);
+      } else {
+        std::fill_n(up, k, dy(b, 0));
+      }
+      for (Index f = 0; f < options.fields; ++f) {
+        const T* const own = row + f * k;
+        T* const out = to + f * k;
+        simd::for_each_vector<T, simd::DefaultArch>(k, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+          store(out + i, simd::mul_add(load(up + i), load(sum + i) - load(own + i), load(out + i)));
+        });
+      }
+    }
+  });
+}
+
+/// The same as a row layer, for a `Sequential`. No parameters.
+template <Real T>
+struct Fm {
+  FmOptions options;
+  static constexpr auto fields() { return std::tuple{}; }
+  /// 1, or K; throws `Error` unless the fields divide the columns.
+  Index output_cols(Index cols) const {
+    check_option("Fm", "fields", options.fields >= 1 && cols % options.fields == 0, "a divisor of the input's columns",
+                 static_cast<double>(options.fields));
+    return options.pooled ? cols / options.fields : 1;
+  }
+  struct Saved {};
+  void forward(MatrixView<const T> e, MatrixView<T> y, Workspace& ws) const { fm<T>(e, options, y, ws); }
+  void forward(MatrixView<const T> e, MatrixView<T> y, Saved&, const Step&, Workspace& ws) const { forward(e, y, ws); }
+  void backward(MatrixView<const T> e, MatrixView<const T> dy, const Saved&, MatrixView<T> de, Fm&, Workspace& ws) const {
+    if (!de.empty()) fm_backward<T>(e, options, dy, de, ws);
+  }
+};
+template <Real T>
+Fm<T> freeze(const Fm<T>& layer) {
+  return layer;
+}
+
+}  // namespace RECOPS_ABI
+}  // namespace recops

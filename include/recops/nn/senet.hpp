@@ -1,0 +1,170 @@
+/// @file   recops/nn/senet.hpp
+/// @brief  Squeeze and excitation over fields: how much each field's embedding counts, from what all of them say.
+///
+///     z_f = mean of e_f        a = act(W2 relu(W1 z))        y_f = a_f e_f
+///
+/// Shapes      e and y [B, F K], which is [B, F, K]   W1 [R, F]   W2 [F, R], R = F / ratio, at least 1
+/// Precision   sums in T.   Same bits for any number of threads; frozen also for any batch a row is in.
+/// Edge cases  B = 0 does nothing.   A NaN stays in its row.
+/// Cost        2 B F K + 4 B F R flops, e is read twice (the second time from cache); backward the like.
+/// Errors      Error if shapes disagree; outputs untouched.
+/// Reference   Huang et al., "FiBiNET", arXiv 1905.09433, equations 2 to 4 (there act is relu; sigmoid in most code since).
+#pragma once
+#include <recops/nn/layer_norm.hpp>
+#include <recops/nn/linear.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+
+/// Names as in public PyTorch code: `excitation.0.weight [R, F]`, `excitation.2.weight [F, R]`; no biases.
+template <Real T>
+struct Senet {
+  Matrix<T> squeeze;  ///< W1
+  Matrix<T> excite;   ///< W2
+  Activation activation = Activation::sigmoid;
+
+  Senet() = default;
+  Senet(Index count, Index ratio, Activation f, Random& random) : activation(f) {
+    check_option("Senet", "fields", count >= 1, "one field or more", static_cast<double>(count));
+    check_option("Senet", "ratio", ratio >= 1, "ratio >= 1", static_cast<double>(ratio));
+    const Index r = std::max(Index{1}, count / ratio);
+    squeeze = std::move(Linear<T>(count, r, random, false).weight);
+    excite = std::move(Linear<T>(r, count, random, false).weight);
+  }
+  static constexpr auto fields() {
+    return std::tuple{parameter("excitation.0.weight", &Senet::squeeze), parameter("excitation.2.weight", &Senet::excite)};
+  }
+
+  /// As many as come in; throws `Error` unless the fields divide them.
+  Index output_cols(Index cols) const {
+    check_option("Senet", "input columns", excite.rows() > 0 && cols % excite.rows() == 0, "a multiple of the number of fields",
+                 static_cast<double>(cols));
+    return cols;
+  }
+  struct Saved {
+    Matrix<T> z, h, t, a;  ///< [B, F], [B, R], before and after the last activation [B, F]: `a` is there to be looked at
+  };
+  /// y may be e.
+  void forward(MatrixView<const T> e, MatrixView<T> y, Workspace& ws) const {
+    check("Senet::forward", e, MatrixView<const T>(y));
+    const auto mark = ws.mark();
+    const Index f = excite.rows();
+    const MatrixView<T> z = ws.matrix<T>(e.rows(), f), h = ws.matrix<T>(e.rows(), squeeze.rows()), a = ws.matrix<T>(e.rows(), f);
+    means(e, z, ws);
+    simd::gemm<T>(simd::plain(MatrixView<const T>(z)), simd::transposed(squeeze.view()), {.activation = Activation::relu}, h, ws);
+    simd::gemm<T>(simd::plain(MatrixView<const T>(h)), simd::transposed(excite.view()), {.activation = activation}, a, ws);
+    scale(e, a, y, ws);
+  }
+  void forward(MatrixView<const T> e, MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {
+    check("Senet::forward", e, MatrixView<const T>(y));
+    const Index f = excite.rows();
+    for (Matrix<T>* m : {&saved.z, &saved.t, &saved.a}) m->resize(e.rows(), f);
+    saved.h.resize(e.rows(), squeeze.rows());
+    means(e, saved.z, ws);
+    simd::gemm<T>(simd::plain(MatrixView<const T>(saved.z)), simd::transposed(squeeze.view()), {.activation = Activation::relu},
+                  saved.h, ws);
+    simd::gemm<T>(simd::plain(MatrixView<const T>(saved.h)), simd::transposed(excite.view()), {}, saved.t, ws);
+    for (Index b = 0; b < e.rows(); ++b) simd::activate<T>(activation, saved.t.row(b), saved.a.row(b), f);
+    scale(e, saved.a, y, ws);
+  }
+  /// Adds to `de` unless empty and to `gradient`.
+  void backward(MatrixView<const T> e, MatrixView<const T> dy, const Saved& saved, MatrixView<T> de, Senet& gradient,
+                Workspace& ws) const {
+    constexpr const char* name = "Senet::backward";
+    check(name, e, dy);
+    const Index f = excite.rows(), k = e.cols() / f, rows = e.rows();
+    for (const Matrix<T>* m : {&saved.z, &saved.t, &saved.a}) check_shape(name, "saved", m->view(), rows, f);
+    check_shape(name, "saved.h", saved.h.view(), rows, squeeze.rows());
+    if (!de.empty()) check_shape(name, "de", de, rows, e.cols());
+    check_gradient_shapes(name, *this, gradient);
+    if (rows == 0) return;
+    const auto mark = ws.mark();
+    const MatrixView<T> dt = ws.matrix<T>(rows, f), dh = ws.matrix<T>(rows, squeeze.rows()), dz = ws.matrix<T>(rows, f);
+    detail::for_row_blocks(rows, ws, [&](Index first, Index count, Index, Workspace&) {
+      for (Index b = first; b < first + count; ++b) {
+        for (Index i = 0; i < f; ++i) dt(b, i) = simd::dot(dy.row(b) + i * k, e.row(b) + i * k, k);
+        simd::activate_backward<T>(activation, saved.t.row(b), saved.a.row(b), dt.row(b), dt.row(b), f);
+      }
+    });
+    detail::linear_backward<T>(saved.h, excite, dt, dh, true, gradient.excite, {}, ws);
+    for (Index b = 0; b < rows; ++b)
+      simd::activate_backward<T>(Activation::relu, saved.h.row(b), saved.h.row(b), dh.row(b), dh.row(b), dh.cols());
+    detail::linear_backward<T>(saved.z, squeeze, dh, dz, true, gradient.squeeze, {}, ws);
+    if (de.empty()) return;
+    const T share = T(1) / static_cast<T>(k);
+    detail::for_row_blocks(rows, ws, [&](Index first, Index count, Index, Workspace&) {
+      for (Index b = first; b < first + count; ++b)
+        for (Index i = 0; i < f; ++i) {
+          const simd::Batch<T> a(saved.a(b, i)), level(dz(b, i) * share);
+          const T* const up = dy.row(b) + i * k;
+          T* const to = de.row(b) + i * k;
+          simd::for_each_vector<T, simd::DefaultArch>(k, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
+            store(to + j, simd::mul_add(load(up + j), a, load(to + j) + level));
+          });
+        }
+    });
+  }
+
+  /// z [B, F]: the means of the fields.
+  static void means(MatrixView<const T> e, MatrixView<T> z, Workspace& ws) {
+    const Index f = z.cols(), k = e.cols() / f;
+    const T share = k > 0 ? T(1) / static_cast<T>(k) : T(0);
+    detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
+      for (Index b = first; b < first + count; ++b)
+        for (Index i = 0; i < f; ++i) z(b, i) = simd::sum<T>(e.row(b) + i * k, k) * share;
+    });
+  }
+  /// y_f = a_f e_f
+  static void scale(MatrixView<const T> e, MatrixView<const T> a, MatrixView<T> y, Workspace& ws) {
+    const Index f = a.cols(), k = e.cols() / f;
+    detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
+      for (Index b = first; b < first + count; ++b)
+        for (Index i = 0; i < f; ++i) simd::scale<T>(a(b, i), e.row(b) + i * k, y.row(b) + i * k, k);
+    });
+  }
+
+ private:
+  void check(const char* name, MatrixView<const T> e, MatrixView<const T> y) const {
+    check_shape(name, "excitation.0.weight", squeeze.view(), any_size, excite.rows());
+    check_shape(name, "excitation.2.weight", excite.view(), any_size, squeeze.rows());
+    check_shape(name, "e", e, any_size, any_size);
+    check_shape(name, "y", y, e.rows(), output_cols(e.cols()));
+  }
+};
+
+/// Serving form of Senet. Immutable; threads may share it.
+template <Real T, class S = T>
+class FrozenSenet {
+ public:
+  FrozenSenet() = default;
+  explicit FrozenSenet(const Senet<T>& layer)
+      : squeeze_(layer.squeeze, {}, Activation::relu), excite_(layer.excite, {}, layer.activation), fields_(layer.excite.rows()) {
+    check_shape("freeze(Senet)", "excitation.2.weight", layer.excite.view(), layer.squeeze.cols(), layer.squeeze.rows());
+  }
+  Index output_cols(Index cols) const { return cols; }
+  /// y may be e.
+  void forward(MatrixView<const T> e, MatrixView<T> y, Workspace& ws) const {
+    check_shape("FrozenSenet", "e", e, any_size, any_size);
+    check_option("FrozenSenet", "columns of e", e.cols() % fields_ == 0, "a multiple of the number of fields",
+                 static_cast<double>(e.cols()));
+    check_shape("FrozenSenet", "y", y, e.rows(), e.cols());
+    const auto mark = ws.mark();
+    const MatrixView<T> z = ws.matrix<T>(e.rows(), fields_), h = ws.matrix<T>(e.rows(), squeeze_.output_cols(fields_)),
+                        a = ws.matrix<T>(e.rows(), fields_);
+    Senet<T>::means(e, z, ws);
+    squeeze_.forward(z, h, ws);
+    excite_.forward(h, a, ws);
+    Senet<T>::scale(e, a, y, ws);
+  }
+
+ private:
+  FrozenDense<T, S> squeeze_, excite_;
+  Index fields_ = 1;
+};
+template <Real T, class S = T>
+FrozenSenet<T, S> freeze(const Senet<T>& layer, Weights<S> = {}) {
+  return FrozenSenet<T, S>(layer);
+}
+
+}  // namespace RECOPS_ABI
+}  // namespace recops
