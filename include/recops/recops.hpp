@@ -3,14 +3,20 @@
 ///
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
+#include <recops/attention/additive_pool.hpp>
 #include <recops/attention/contrastive_attention.hpp>
 #include <recops/attention/din.hpp>
 #include <recops/attention/eta.hpp>
+#include <recops/attention/fq_former.hpp>
 #include <recops/attention/hstu.hpp>
 #include <recops/attention/hstu_attention.hpp>
+#include <recops/attention/joined_rows.hpp>
 #include <recops/attention/lightsans.hpp>
 #include <recops/attention/multi_interest.hpp>
+#include <recops/attention/orthogonal_projection.hpp>
 #include <recops/attention/pair_layer.hpp>
+#include <recops/attention/pma.hpp>
+#include <recops/attention/query_resampler.hpp>
 #include <recops/attention/sdim.hpp>
 #include <recops/attention/selected_attention.hpp>
 #include <recops/attention/sim.hpp>

@@ -138,7 +138,7 @@ TEST_CASE("hstu gradients are central differences", "[attention][hstu]") {
               const auto& d) { check_gradient(path.str(), leaf_values(leaf), leaf_values(d), loss, report); },
           layer, gradient);
     CAPTURE(kind, report.where, report.numeric, report.analytic);
-    CHECK(report.worst < 1e-6);
+    CHECK(report.worst < 5e-6);
   }
 }
 
