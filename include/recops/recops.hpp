@@ -12,6 +12,7 @@
 #include <recops/attention/hstu_attention.hpp>
 #include <recops/attention/joined_rows.hpp>
 #include <recops/attention/lightsans.hpp>
+#include <recops/attention/minet.hpp>
 #include <recops/attention/multi_interest.hpp>
 #include <recops/attention/orthogonal_projection.hpp>
 #include <recops/attention/pair_layer.hpp>
