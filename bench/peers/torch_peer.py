@@ -747,3 +747,34 @@ def din_train(users, n, l):
             model(q, e).backward(dy)
 
     return run
+def dispatcher(length, heads=2, width=32, experts=32, backward=False):
+    """Both passes of linear dispatcher attention on projected rows: experts over tokens, tokens over experts."""
+    def rows(n):
+        return torch.randn(1, heads, n, width)
+
+    q1, k1, v1, q2, k2, v2 = rows(experts), rows(length), rows(length), rows(length), rows(experts), rows(experts)
+    d1, d2 = rows(experts), rows(length)
+    scale = width ** -0.5
+
+    def by_hand(q, k, v):
+        return torch.softmax((q * scale) @ k.transpose(-1, -2), -1) @ v
+
+    def both(attend):
+        if not backward:
+            def run(i):
+                attend(q1, k1, v1)
+                attend(q2, k2, v2)
+            return run
+        leaves = [t.clone().requires_grad_() for t in (q1, k1, v1, q2, k2, v2)]
+
+        def train(i):
+            with torch.enable_grad():
+                a, b = attend(*leaves[:3]), attend(*leaves[3:])
+                torch.autograd.grad([a, b], leaves, [d1, d2])
+        return train
+
+    fused = getattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    ways = [lambda: both(by_hand)]
+    if fused is not None:
+        ways.append(lambda: both(fused))
+    return fastest(ways)

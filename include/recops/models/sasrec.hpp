@@ -7,9 +7,7 @@
 /// nn/transformer_block.hpp with the norm first (the paper normalises the queries only), and training compares the next item with
 /// many sampled ones by softmax (arXiv 2309.07602 shows why) instead of with one by binary cross-entropy.
 #pragma once
-#include <recops/nn/embedding_bag.hpp>
-#include <recops/nn/positional_embedding.hpp>
-#include <recops/nn/softmax_cross_entropy.hpp>
+#include <recops/models/next_item.hpp>
 #include <recops/nn/transformer_block.hpp>
 #include <vector>
 
@@ -154,51 +152,11 @@ struct SasRec {
   double value_and_grad(IndexView ids, IndexView offsets, IndexView negatives, VectorView<const T> log_q, SasRec& gradient,
                         Saved& saved, const Step& step, Workspace& ws) const {
     constexpr const char* name = "SasRec::value_and_grad";
-    check_offsets(name, "offsets", offsets, ids.size());
-    check_indices(name, "ids", ids, items.weight.values.rows());
-    check_indices(name, "negatives", negatives, items.weight.values.rows());
-    if (!log_q.empty()) check_size(name, "log_q", log_q, negatives.size());
     check_gradient_shapes(name, *this, gradient);
-    const auto mark = ws.mark();
-    const Index sequences = offsets.size() - 1, count = negatives.size(), d = width();
-    // Inputs are all items but the last of each sequence, targets all but the first.
-    auto* const bounds = ws.take<std::int64_t>(sequences + 1);
-    auto* const inputs = ws.take<std::int64_t>(ids.size());
-    auto* const targets = ws.take<std::int64_t>(ids.size());
-    Index total = 0;
-    bounds[0] = 0;
-    for (Index b = 0; b < sequences; ++b) {
-      for (Index i = offsets[b]; i + 1 < offsets[b + 1]; ++i, ++total) {
-        inputs[total] = ids[i];
-        targets[total] = ids[i + 1];
-      }
-      bounds[b + 1] = total;
-    }
-    const IndexView in(inputs, total), next(targets, total), in_offsets(bounds, sequences + 1);
-    const MatrixView<T> h = ws.matrix<T>(total, d), dh = ws.matrix<T>(total, d);
-    const MatrixView<T> sampled = ws.matrix<T>(count, d), dsampled = ws.matrix<T>(count, d);
-    const MatrixView<T> z = ws.matrix<T>(total, count), dz = ws.matrix<T>(total, count);
-    const VectorView<T> positive(ws.take<T>(total), total), dpositive(ws.take<T>(total), total);
-    for (const MatrixView<T>& m : {dh, dsampled, dz}) std::fill_n(m.data(), m.rows() * m.cols(), T(0));
-    std::fill(dpositive.begin(), dpositive.end(), T(0));
-
-    forward(in, in_offsets, h, saved, step, ws);
-    items.forward(negatives, {}, sampled);
-    simd::gemm<T>(simd::plain(h), simd::transposed(sampled), {}, z, ws);
-    for (Index i = 0; i < total; ++i) positive[i] = simd::dot(h.row(i), items.weight.values.row(targets[i]), d);
-    const double loss = sampled_softmax_cross_entropy_value_and_grad<T>(
-        positive, z, {.log_q_negative = log_q, .positive_ids = next, .negative_ids = negatives}, dpositive, dz, ws);
-
-    simd::gemm<T>(simd::plain(dz), simd::plain(sampled), {.accumulate = true}, dh, ws);
-    simd::gemm<T>(simd::transposed(dz), simd::plain(h), {.accumulate = true}, dsampled, ws);
-    for (Index i = 0; i < total; ++i) {
-      simd::axpy(dpositive[i], items.weight.values.row(targets[i]), dh.row(i), d);
-      simd::scale(dpositive[i], h.row(i), h.row(i), d);  // h is not needed again: now the gradient of the target's row
-    }
-    items.backward(next, {}, h, gradient.items, ws);
-    items.backward(negatives, {}, dsampled, gradient.items, ws);
-    backward(in, in_offsets, dh, saved, gradient, ws);
-    return loss;
+    return next_item_value_and_grad<T>(
+        name, items, ids, offsets, negatives, log_q, gradient.items, ws,
+        [&](IndexView in, IndexView bounds, MatrixView<T> h) { forward(in, bounds, h, saved, step, ws); },
+        [&](IndexView in, IndexView bounds, MatrixView<const T> dh) { backward(in, bounds, dh, saved, gradient, ws); });
   }
 
  private:
