@@ -4,12 +4,16 @@
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
 #include <recops/attention/additive_pool.hpp>
+#include <recops/attention/causal_dispatch.hpp>
 #include <recops/attention/contrastive_attention.hpp>
 #include <recops/attention/din.hpp>
+#include <recops/attention/dispatcher_attention.hpp>
+#include <recops/attention/dispatcher_block.hpp>
 #include <recops/attention/eta.hpp>
 #include <recops/attention/fq_former.hpp>
 #include <recops/attention/hstu.hpp>
 #include <recops/attention/hstu_attention.hpp>
+#include <recops/attention/interest_memory.hpp>
 #include <recops/attention/joined_rows.hpp>
 #include <recops/attention/lightsans.hpp>
 #include <recops/attention/minet.hpp>
@@ -144,9 +148,11 @@
 #include <recops/models/cdm_loss.hpp>
 #include <recops/models/dimerec.hpp>
 #include <recops/models/dreamrec.hpp>
+#include <recops/models/elastic.hpp>
 #include <recops/models/farm.hpp>
 #include <recops/models/harmonrank.hpp>
 #include <recops/models/interest_aggregator.hpp>
+#include <recops/models/next_item.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/models/stcrank.hpp>
 #include <recops/nn/activation.hpp>
@@ -215,6 +221,7 @@
 #include <recops/simd/compress.hpp>
 #include <recops/simd/convert.hpp>
 #include <recops/simd/diffusion_update.hpp>
+#include <recops/simd/few_keys.hpp>
 #include <recops/simd/fft.hpp>
 #include <recops/simd/fft_butterflies.hpp>
 #include <recops/simd/fft_filter.hpp>

@@ -53,7 +53,7 @@ template <Real T>
 void flat_top_k(const T* a, Index rows, const T* b, Index cols, Index k, T* sums, std::int32_t* slots, Workspace& ws) {
   const auto mark = ws.mark();
   T* const row = ws.take<T>(cols);
-  simd::TopK<T> best(k, simd::Order::descending, ws);
+  simd::TopK<T> best(k, Order::descending, ws);
   for (Index i = 0; i < rows; ++i) {
     for (Index j = 0; j < cols; ++j) row[j] = a[i] + b[j];
     best.add(row, cols, i * cols);
@@ -81,8 +81,8 @@ void product_top_k(const T* a, Index rows, const T* b, Index cols, Index k, T* s
   const Index na = std::min(k + 1, rows), nb = std::min(k + 1, cols);
   T *const best_a = ws.take<T>(na), *const best_b = ws.take<T>(nb);
   auto *const at_a = ws.take<std::int32_t>(na), *const at_b = ws.take<std::int32_t>(nb);
-  simd::top_k<T>(a, rows, na, simd::Order::descending, best_a, at_a, ws);
-  simd::top_k<T>(b, cols, nb, simd::Order::descending, best_b, at_b, ws);
+  simd::top_k<T>(a, rows, na, Order::descending, best_a, at_a, ws);
+  simd::top_k<T>(b, cols, nb, Order::descending, best_b, at_b, ws);
   struct Pair {
     T sum;
     std::int32_t slot;

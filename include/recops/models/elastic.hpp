@@ -25,9 +25,10 @@ struct DispatcherStackOptions {
   Index experts = 16;       ///< k, of each block
   Index hidden = 0;         ///< of the feed-forward networks; 0: as wide as the model
   double dropout = 0.2;     ///< in training
+  bool causal = true;       ///< states see the past only
   Index memory = 0;         ///< sub-keys M of a memory of M^2 interests; 0: none
-  Index memory_reads = 16;  ///< interests that a state reads
-  Index memory_heads = 2;   ///< divides memory_reads
+  Index memory_reads = 16;  ///< interests that a state reads where causal; looking ahead it is the number of experts
+  Index memory_heads = 2;   ///< divides them
 };
 
 inline namespace RECOPS_ABI {
