@@ -455,6 +455,29 @@ TEST_CASE("what dispatcher attention does not depend on", "[attention][dispatche
   std::copy_n(x.row(3), width, x.row(n - 1));
   layer.forward(JaggedView<const double>(x), experts, {}, other_y, {}, ws);
   CHECK(max_difference(y.view().middle_rows(0, n - 1), other_y.view().middle_rows(0, n - 1)) == 0);
+  // Served one token at a time, and some at once: the same rows, from a state of fixed size.
+  for (const bool norm_first : {false, true}) {
+    DispatcherBlock<double> block(width, {.heads = 2, .norm_first = norm_first, .causal = true}, random);
+    fill_biases(block.attention, random);
+    const auto frozen = freeze(block);
+    DispatcherState<double> state;
+    Matrix<double> z(n, width), step(n, width);
+    block.forward(JaggedView<const double>(x), experts, {}, z, {}, ws);
+    for (Index i = 0; i < n; i += i < 20 ? 1 : 10)
+      frozen.extend(std::as_const(x).view().middle_rows(i, i < 20 ? 1 : 10), experts, state,
+                    step.view().middle_rows(i, i < 20 ? 1 : 10), ws);
+    CHECK(state.length == n);
+    CHECK(max_difference(z.view(), step.view()) < 1e-12);
+    state.length = 0;  // another sequence
+    frozen.extend(std::as_const(x).view().middle_rows(0, 1), experts, state, step.view().middle_rows(1, 1), ws);
+    CHECK(max_difference(z.view().middle_rows(0, 1), step.view().middle_rows(1, 1)) < 1e-12);
+    CHECK(count_allocations([&] {
+            frozen.extend(std::as_const(x).view().middle_rows(1, 1), experts, state, step.view().middle_rows(1, 1), ws);
+          }) == 0);
+    CHECK(error_of([&] {
+            frozen.extend(x, std::as_const(experts).view().middle_rows(0, 2), state, step, ws);
+          }).find("state.mean") != std::string::npos);
+  }
   // The same experts for everybody, and their gradient.
   Matrix<double> all(3 * k, width), sum(k, width, 0.0);
   repeat_experts<double>(experts, 3, all);

@@ -179,7 +179,7 @@ TEST_CASE("a bank of a million interests trains and serves", "[attention][intere
   const Index m = sanitized ? 128 : 1024, users = 24, width = 8;
   InterestMemory<float> memory({.sub_keys = m, .width = width, .input = 8, .query = 16, .experts = 8, .heads = 2}, random);
   CHECK(parameter_count(memory) == m * m * width + 2 * (2 * m * 8) + 2 * 16 * 8);
-  const Matrix<float> x = random_matrix<float>(users, 8, random), target = random_matrix<float>(users * 8, width, random);
+  const Matrix<float> x = random_matrix<float>(users, 8, random), target = random_matrix<float>(users, width, random);
   Matrix<float> y(users * 8, width), dy(users * 8, width);
   auto gradient = make_gradient(memory);
   Adam<InterestMemory<float>> adam(memory, {.learning_rate = 0.05});
@@ -190,7 +190,7 @@ TEST_CASE("a bank of a million interests trains and serves", "[attention][intere
     memory.forward(x, y, saved, {}, ws);
     last = 0;
     for (Index i = 0; i < y.rows() * width; ++i) {
-      const float d = y.data()[i] - target.data()[i];
+      const float d = y.data()[i] - target(i / width / 8, i % width);  // all of a user's interests should be alike
       dy.data()[i] = d;
       last += static_cast<double>(d) * static_cast<double>(d);
     }
@@ -201,7 +201,7 @@ TEST_CASE("a bank of a million interests trains and serves", "[attention][intere
     adam.step(memory, gradient);
     usage.add(VectorView<const std::int32_t>(saved.slots.data(), users * 8));
   }
-  CHECK(last < 0.3 * first);
+  CHECK(last < 0.5 * first);
   CHECK(usage.reads() == 40 * users * 8);
   CHECK((usage.live() > 0 && usage.live() <= 1));
   CHECK((usage.perplexity() >= 8 && usage.perplexity() <= static_cast<double>(usage.reads())));

@@ -19,6 +19,7 @@
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
 #include <recops/simd/attention_tiles.hpp>
+#include <recops/simd/softmax.hpp>
 
 namespace recops {
 
@@ -41,17 +42,22 @@ struct CausalState {
   Index experts, heads, width, count, padded;  // count = experts * heads, width = 2 E
   T *mean, *top, *sum, *beta, *logits;         // [count, width]; [padded] each
 
+  static Index padded_count(Index k, Index h) { return (k * h + W - 1) / W * W; }
   CausalState(Index k, Index h, Index w, Workspace& ws)
-      : experts(k), heads(h), width(w), count(k * h), padded((count + W - 1) / W * W) {
-    mean = ws.take<T>(count * width);
-    top = ws.take<T>(padded);
-    sum = ws.take<T>(padded);
+      : CausalState(k, h, w, ws.take<T>(k * h * w), ws.take<T>(padded_count(k, h)), ws.take<T>(padded_count(k, h)), ws) {
+    clear();
+  }
+  /// What is remembered lies with the caller.
+  CausalState(Index k, Index h, Index w, T* means, T* tops, T* sums, Workspace& ws)
+      : experts(k), heads(h), width(w), count(k * h), padded(padded_count(k, h)), mean(means), top(tops), sum(sums) {
     beta = ws.take<T>(padded);
     logits = ws.take<T>(padded);
+    std::fill_n(logits, padded, T(0));
+  }
+  void clear() {
     std::fill_n(mean, count * width, T(0));
     std::fill_n(top, padded, std::numeric_limits<T>::lowest());
     std::fill_n(sum, padded, T(0));
-    std::fill_n(logits, padded, T(0));
   }
   /// beta of the next token. Sums are relative to a logit that is replaced when another is far above it.
   void weigh(const T* l) {
@@ -95,51 +101,55 @@ struct CausalState {
 template <class T>
 struct CausalRead {
   using A = simd::DefaultArch;
-  Index heads, head, padded_head, experts, width;  // `head` columns of one; width = 2 E
+  static constexpr Index most = simd::attention_kernel::row_block;
+  Index heads, head, experts, width, pitch;  // `head` columns of one; width = 2 E; `pitch` weights from head to head
   T scale;
-  T *query, *weights, *pooled;
+  T *weights, *pooled, *chunk, *dweights;
 
   CausalRead(Index k, Index h, Index e, double c, Workspace& ws)
-      : heads(h), head(e / h), padded_head(simd::attention_kernel::padded_width<T, A>(e / h)), experts(k), width(2 * e) {
+      : heads(h), head(e / h), experts(k), width(2 * e), pitch(k <= most ? most : simd::attention_kernel::padded_width<T, A>(k)) {
     scale = static_cast<T>(c != 0 ? c : 1 / std::sqrt(static_cast<double>(head)));
-    query = ws.take<T>(heads * padded_head);
-    weights = ws.take<T>(heads * k);
-    pooled = ws.take<T>(padded_head);
+    weights = ws.take<T>(heads * pitch);
+    pooled = ws.take<T>(simd::attention_kernel::padded_width<T, A>(head));
+    chunk = ws.take<T>(heads * most);
+    dweights = ws.take<T>(experts);
   }
-  /// weights [heads][experts]
   void weigh(const T* q, const T* seen) {
-    for (Index a = 0; a < heads; ++a) {
-      T* const p = weights + a * experts;
-      T most = -std::numeric_limits<T>::infinity(), sum = T(0);
-      for (Index r = 0; r < experts; ++r) {
-        p[r] = scale * simd::dot<T>(q + a * head, seen + r * width + a * head, head);
-        most = p[r] > most ? p[r] : most;
+    using simd::attention_kernel::row_dots;
+    if (experts <= most) {
+      row_dots<T, A>(experts, seen, width, heads, q, head, head, weights);
+    } else {
+      for (Index first = 0, count; first < experts; first += count) {
+        count = experts - first < most ? experts - first : most;
+        row_dots<T, A>(count, seen + first * width, width, heads, q, head, head, chunk);
+        for (Index a = 0; a < heads; ++a) std::copy_n(chunk + a * most, count, weights + a * pitch + first);
       }
-      for (Index r = 0; r < experts; ++r) p[r] = p[r] - most;
-      simd::exp<T>(p, p, experts);
-      for (Index r = 0; r < experts; ++r) sum += p[r];
-      for (Index r = 0; r < experts; ++r) p[r] /= sum;
+    }
+    for (Index a = 0; a < heads; ++a) {
+      simd::scale<T>(scale, weights + a * pitch, weights + a * pitch, experts);
+      simd::softmax<T>(weights + a * pitch, experts);
     }
   }
   void read(const T* seen, T* out) {
     for (Index a = 0; a < heads; ++a) {
-      std::fill_n(pooled, padded_head, T(0));
-      simd::attention_kernel::weighted_sum<T, A>(experts, weights + a * experts, seen + width / 2 + a * head, width, head,
-                                                 nullptr, 0, pooled);
+      std::fill_n(pooled, simd::attention_kernel::padded_width<T, A>(head), T(0));
+      simd::attention_kernel::weighted_sum<T, A>(experts, weights + a * pitch, seen + width / 2 + a * head, width, head, nullptr,
+                                                 0, pooled);
       std::copy_n(pooled, head, out + a * head);
     }
   }
-  /// dseen <- the gradient of what was seen; dq += that of the query.
+  /// dseen <- the gradient of what was seen; dq += that of the query, unless null.
   void backward(const T* q, const T* seen, const T* dout, T* dq, T* dseen) {
     std::fill_n(dseen, experts * width, T(0));
     for (Index a = 0; a < heads; ++a) {
-      const T* const p = weights + a * experts;
+      const T* const p = weights + a * pitch;
       T mean = T(0);
-      for (Index r = 0; r < experts; ++r)
-        mean += p[r] * simd::dot<T>(dout + a * head, seen + r * width + width / 2 + a * head, head);
       for (Index r = 0; r < experts; ++r) {
-        const T dp = simd::dot<T>(dout + a * head, seen + r * width + width / 2 + a * head, head);
-        const T ds = scale * p[r] * (dp - mean);
+        dweights[r] = simd::dot<T>(dout + a * head, seen + r * width + width / 2 + a * head, head);
+        mean += p[r] * dweights[r];
+      }
+      for (Index r = 0; r < experts; ++r) {
+        const T ds = scale * p[r] * (dweights[r] - mean);
         simd::axpy<T>(p[r], dout + a * head, dseen + r * width + width / 2 + a * head, head);
         simd::axpy<T>(ds, q + a * head, dseen + r * width + a * head, head);
         if (dq) simd::axpy<T>(ds, seen + r * width + a * head, dq + a * head, head);
@@ -162,6 +172,25 @@ void check_causal_dispatch(const char* op, JaggedView<const T> queries, MatrixVi
   if (!constant.empty()) check_size(op, "constant", constant, 2 * e);
   check_option(op, "scale", o.scale - o.scale == 0, "a finite scale, or 0 for 1 / sqrt(columns of a head)", o.scale);
   if (!o.mask.empty()) check_size(op, "mask", o.mask, total);
+}
+
+/// Rows [first, last) of a sequence whose state is `state`.
+template <class T>
+void causal_rows(CausalState<T>& state, CausalRead<T>& reader, Index first, Index last, MatrixView<const T> queries,
+                 MatrixView<const T> logits, MatrixView<const T> mixed, const T* constant, VectorView<const std::uint8_t> mask,
+                 MatrixView<T> out, MatrixView<T> betas, T* seen) {
+  for (Index t = first; t < last; ++t) {
+    if (!mask.empty() && mask[t] == 0) {
+      std::fill_n(out.row(t), out.cols(), T(0));
+      if (!betas.empty()) std::fill_n(betas.row(t), betas.cols(), T(0));
+      continue;
+    }
+    state.weigh(logits.row(t));
+    state.move(state.beta, mixed.row(t), constant, seen);
+    if (!betas.empty()) std::copy_n(state.beta, state.count, betas.row(t));
+    reader.weigh(queries.row(t), seen);
+    reader.read(seen, out.row(t));
+  }
 }
 
 /// `constant`, or zeros where it is empty.
@@ -192,18 +221,8 @@ void causal_dispatch(JaggedView<const T> queries, MatrixView<const T> logits, Ma
     detail::CausalState<T> state(k, o.heads, 2 * e, scratch);
     detail::CausalRead<T> reader(k, o.heads, e, o.scale, scratch);
     T* const seen = scratch.take<T>(k * 2 * e);
-    for (Index t = queries.begin(b); t < queries.begin(b) + queries.length(b); ++t) {
-      if (!o.mask.empty() && o.mask[t] == 0) {
-        std::fill_n(out.row(t), e, T(0));
-        if (!betas.empty()) std::fill_n(betas.row(t), betas.cols(), T(0));
-        continue;
-      }
-      state.weigh(logits.row(t));
-      state.move(state.beta, mixed.row(t), start, seen);
-      if (!betas.empty()) std::copy_n(state.beta, state.count, betas.row(t));
-      reader.weigh(queries.values().row(t), seen);
-      reader.read(seen, out.row(t));
-    }
+    detail::causal_rows<T>(state, reader, queries.begin(b), queries.begin(b) + queries.length(b), queries.values(), logits, mixed,
+                           start, o.mask, out, betas, seen);
   });
 }
 

@@ -185,6 +185,18 @@ struct DispatcherAttention {
     check_option(op, "dispatch", same, "the width and heads of aggregate", static_cast<double>(dispatch.embed()));
   }
 
+  /// The causal form's product of projections: a token x adds mixing_a x `[2 D]` through head a of the first pass to keys and values of the
+  /// second; mixing `[H 2 D, D]`, constant `[2 D]` what biases add. Both are resized.
+  void mixing(Matrix<T>& m, Vector<T>& constant) const {
+    Workspace ws;
+    Causal c;
+    mix_parameters(c, ws);
+    m.resize(c.mixing.rows(), c.mixing.cols());
+    for (Index i = 0; i < m.rows(); ++i) std::copy_n(c.mixing.row(i), m.cols(), m.row(i));
+    constant.resize(c.constant.size());
+    std::copy(c.constant.begin(), c.constant.end(), constant.begin());
+  }
+
   /// What backward needs, reused step after step.
   struct Saved {
     bool folded = false;
@@ -496,6 +508,11 @@ struct DispatcherAttention {
   }
   /// The mixing matrices and constants, and the tokens mixed.
   void mix(Causal& c, JaggedView<const T> x, Workspace& ws) const {
+    mix_parameters(c, ws);
+    c.mixed = ws.matrix<T>(x.values().rows(), heads() * 2 * width());
+    simd::gemm<T>(simd::plain(x.values()), simd::transposed(MatrixView<const T>(c.mixing)), {}, c.mixed, ws);
+  }
+  void mix_parameters(Causal& c, Workspace& ws) const {
     const Index e = width(), d = e / heads();
     const auto w1 = detail::attention_weights<const T>(aggregate);
     const MatrixView<const T> both = dispatch.in_proj_weight.view().middle_rows(e, 2 * e), out = aggregate.out_proj.weight;
@@ -514,8 +531,6 @@ struct DispatcherAttention {
           (bias1.empty() ? T(0) : bias1[i]) + (w1.bias[2].empty() ? T(0) : simd::dot<T>(out.row(i), w1.bias[2].data(), e));
     for (Index i = 0; i < 2 * e; ++i)
       c.constant[i] = (bias2.empty() ? T(0) : bias2[e + i]) + simd::dot<T>(both.row(i), c.through.data(), e);
-    c.mixed = ws.matrix<T>(x.values().rows(), heads() * 2 * e);
-    simd::gemm<T>(simd::plain(x.values()), simd::transposed(MatrixView<const T>(c.mixing)), {}, c.mixed, ws);
   }
   void run_causal(const Causal& c, JaggedView<const T> x, VectorView<const std::uint8_t> mask, MatrixView<T> attended,
                   MatrixView<T> betas, MatrixView<T> y, Workspace& ws) const {
@@ -596,7 +611,15 @@ struct DispatcherAttention {
   }
 };
 
-/// Serving form: projections packed. Causal layers serve as they are. Immutable; threads may share it.
+/// What the experts of one sequence have read so far in one causal layer. Of fixed size; one state belongs to one call at a time.
+template <class T>
+struct DispatcherState {
+  Matrix<T> mean;      ///< [k H, 2 D]
+  Vector<T> top, sum;  ///< [k H], padded
+  Index length = 0;    ///< tokens read; 0 to begin anew
+};
+
+/// Serving form: projections packed, those of a causal layer multiplied out. Immutable; threads may share it.
 template <class T, class S = T>
 class FrozenDispatcherAttention {
  public:
@@ -605,7 +628,7 @@ class FrozenDispatcherAttention {
       : heads_(layer.heads()), width_(layer.width()), form_(layer.form), causal_(layer.causal) {
     layer.check_parameters("freeze(DispatcherAttention)");
     if (causal_) {
-      plain_ = layer;
+      pack_causal(layer);
       return;
     }
     aggregate_ = freeze(layer.aggregate, Weights<S>());
@@ -632,11 +655,23 @@ class FrozenDispatcherAttention {
   void forward(JaggedView<const T> x, MatrixView<const T> experts, VectorView<const std::uint8_t> mask, MatrixView<T> y,
                MatrixView<T> next, Workspace& ws) const {
     constexpr const char* name = "FrozenDispatcherAttention";
-    if (causal_) return plain_.forward(x, experts, mask, y, next, ws);
     detail::check_dispatcher(name, width_, heads_, x, experts, mask, "y", y);
-    if (!next.empty()) check_shape(name, "next experts", next, experts.rows(), width_);
+    if (!next.empty()) {
+      check_option(name, "next experts", !causal_, "none where causal: they have read the whole sequence",
+                   static_cast<double>(next.rows()));
+      check_shape(name, "next experts", next, experts.rows(), width_);
+    }
     if (x.size() == 0) return;
     const auto mark = ws.mark();
+    if (causal_) {
+      const Causal c = causal_inputs(x, experts, ws);
+      causal_dispatch<T>(x.with_values(MatrixView<const T>(c.q)), c.logits, c.mixed, constant_, {.heads = heads_, .mask = mask},
+                         c.attended, {}, ws);
+      out_.forward(c.attended, y, ws);
+      for (Index i = 0; !mask.empty() && i < y.rows(); ++i)
+        if (mask[i] == 0) std::fill_n(y.row(i), width_, T(0));
+      return;
+    }
     const bool folded = detail::folds(form_, x, experts.rows(), heads_, width_);
     const MatrixView<T> p = next.empty() ? ws.matrix<T>(experts.rows(), width_) : next;
     const IndexView offsets = detail::even_offsets(x.size(), experts.rows() / x.size(), ws);
@@ -645,7 +680,75 @@ class FrozenDispatcherAttention {
     detail::dispatch_tokens<T>(Projections{*this}, x, p, heads_, folded, mask, y, ws);
   }
 
+  /// Of a causal layer: y `[n, D]` is what a forward of the sequence with the rows x `[n, D]` behind it would give for them, in O(n k),
+  /// whatever the sequence was. `experts` `[k, D]` are those of the user, the same in every call; `state` begins with length 0.
+  void extend(MatrixView<const T> x, MatrixView<const T> experts, DispatcherState<T>& state, MatrixView<T> y,
+              Workspace& ws) const {
+    constexpr const char* name = "FrozenDispatcherAttention::extend";
+    check_option(name, "layer", causal_, "a causal one", 0);
+    const JaggedView<const T> rows(x);
+    detail::check_dispatcher<T>(name, width_, heads_, rows, experts, {}, "y", y);
+    const Index k = experts.rows(), padded = detail::CausalState<T>::padded_count(k, heads_);
+    if (state.length == 0) {
+      state.mean.resize(k * heads_, 2 * width_);
+      state.top.resize(padded);
+      state.sum.resize(padded);
+    }
+    check_shape(name, "state.mean", state.mean.view(), k * heads_, 2 * width_);
+    check_size(name, "state.top", VectorView<const T>(state.top), padded);
+    check_size(name, "state.sum", VectorView<const T>(state.sum), padded);
+    const auto mark = ws.mark();
+    const Causal c = causal_inputs(rows, experts, ws);
+    detail::CausalState<T> means(k, heads_, 2 * width_, state.mean.data(), state.top.data(), state.sum.data(), ws);
+    if (state.length == 0) means.clear();
+    detail::CausalRead<T> reader(k, heads_, width_, 0, ws);
+    detail::causal_rows<T>(means, reader, 0, x.rows(), c.q, c.logits, c.mixed, constant_.data(), {}, c.attended, {},
+                           ws.take<T>(k * 2 * width_));
+    state.length += x.rows();
+    out_.forward(c.attended, y, ws);
+  }
+
  private:
+  struct Causal {
+    MatrixView<T> q, logits, mixed, attended;
+  };
+  void pack_causal(const DispatcherAttention<T>& layer) {
+    const auto [weight, bias] = detail::attention_weights<const T>(layer.aggregate);
+    const Index d = width_ / heads_;
+    Matrix<T> mixing;
+    layer.mixing(mixing, constant_);
+    mixing_ = FrozenDense<T, S>(std::as_const(mixing).view(), VectorView<const T>(), Activation::none);
+    expert_queries_ = FrozenDense<T, S>(weight[0], bias[0], Activation::none);
+    const auto second = detail::attention_weights<const T>(layer.dispatch);
+    queries_ = FrozenDense<T, S>(second.weight[0], second.bias[0], Activation::none);
+    out_ = freeze(layer.dispatch.out_proj, Weights<S>());
+    Matrix<T> part(width_, d);
+    for (Index a = 0; a < heads_; ++a) {
+      for (Index i = 0; i < d; ++i)
+        for (Index j = 0; j < width_; ++j) part(j, i) = weight[1](a * d + i, j);
+      to_keys_.emplace_back(std::as_const(part).view(), VectorView<const T>(), Activation::none);
+    }
+  }
+  Causal causal_inputs(JaggedView<const T> x, MatrixView<const T> experts, Workspace& ws) const {
+    const Index total = x.values().rows(), n = experts.rows(), d = width_ / heads_,
+                count = x.size() > 0 ? n / x.size() * heads_ : 0;
+    const Causal c{ws.matrix<T>(total, width_), ws.matrix<T>(total, count), ws.matrix<T>(total, heads_ * 2 * width_),
+                   ws.matrix<T>(total, width_)};
+    const MatrixView<T> q = ws.matrix<T>(n, width_), wide = ws.matrix<T>(n * heads_, width_);
+    expert_queries_.forward(experts, q, ws);
+    for (Index a = 0; a < heads_; ++a)
+      to_keys_[static_cast<std::size_t>(a)].forward(MatrixView<const T>(q).middle_cols(a * d, d),
+                                                    MatrixView<T>(wide.data() + a * width_, n, width_, heads_ * width_), ws);
+    const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(d)));
+    simd::scale<T>(scale, wide.data(), wide.data(), n * heads_ * width_);
+    queries_.forward(x.values(), c.q, ws);
+    mixing_.forward(x.values(), c.mixed, ws);
+    for (Index b = 0; b < x.size(); ++b)
+      simd::gemm<T>(simd::plain(x.values().middle_rows(x.begin(b), x.length(b))),
+                    simd::transposed(MatrixView<const T>(wide).middle_rows(b * count, count)), {},
+                    c.logits.middle_rows(x.begin(b), x.length(b)), ws);
+    return c;
+  }
   struct Projections {
     const FrozenDispatcherAttention& layer;
     void queries(MatrixView<const T> x, MatrixView<T> q, Workspace& ws) const { layer.queries_.forward(x, q, ws); }
@@ -665,7 +768,9 @@ class FrozenDispatcherAttention {
   FrozenDense<T, S> queries_, keys_, values_, out_;
   std::vector<FrozenDense<T, S>> fold_queries_, fold_out_;  // per head: Wq_a as [D, d], Wo_a as [D, d]
   Vector<T> query_bias_, out_bias_;
-  DispatcherAttention<T> plain_;
+  FrozenDense<T, S> expert_queries_, mixing_;  // causal
+  std::vector<FrozenDense<T, S>> to_keys_;
+  Vector<T> constant_;
   Index heads_ = 1, width_ = 0;
   DispatcherForm form_ = DispatcherForm::cheapest;
   bool causal_ = false;
@@ -891,25 +996,41 @@ class FrozenDispatcherBlock {
     const auto mark = ws.mark();
     const MatrixView<const T> rows = detail::shown_rows(x.values(), mask, ws);
     const MatrixView<T> h = ws.matrix<T>(total, e), hidden = ws.matrix<T>(total, linear2_.input_cols());
+    if (norm_first_) norm1_.forward(rows, z, ws);
+    attention_.forward(x.with_values(norm_first_ ? MatrixView<const T>(z) : rows), experts, mask, h, next, ws);
+    finish(rows, h, hidden, z, ws);
+    for (Index i = 0; !mask.empty() && i < total; ++i)
+      if (mask[i] == 0) std::fill_n(z.row(i), e, T(0));
+  }
+
+  /// As `FrozenDispatcherAttention::extend`, of a causal block.
+  void extend(MatrixView<const T> x, MatrixView<const T> experts, DispatcherState<T>& state, MatrixView<T> z,
+              Workspace& ws) const {
+    constexpr const char* name = "FrozenDispatcherBlock::extend";
+    const Index n = x.rows(), e = attention_.width();
+    check_shape(name, "x", x, any_size, e);
+    check_shape(name, "z", z, n, e);
+    const auto mark = ws.mark();
+    const MatrixView<T> h = ws.matrix<T>(n, e), hidden = ws.matrix<T>(n, linear2_.input_cols());
+    if (norm_first_) norm1_.forward(x, z, ws);
+    attention_.extend(norm_first_ ? MatrixView<const T>(z) : x, experts, state, h, ws);
+    finish(x, h, hidden, z, ws);
+  }
+
+ private:
+  /// What follows attention, whose output is h.
+  void finish(MatrixView<const T> x, MatrixView<T> h, MatrixView<T> hidden, MatrixView<T> z, Workspace& ws) const {
+    add(x, h);
     if (norm_first_) {
-      norm1_.forward(rows, z, ws);
-      attention_.forward(x.with_values(MatrixView<const T>(z)), experts, mask, h, next, ws);
-      add(rows, h);
       norm2_.forward(h, z, ws);
     } else {
-      attention_.forward(x.with_values(rows), experts, mask, h, next, ws);
-      add(rows, h);
       norm1_.forward(h, h, ws);
     }
     linear1_.forward(norm_first_ ? MatrixView<const T>(z) : MatrixView<const T>(h), hidden, ws);
     linear2_.forward(hidden, z, ws);
     add(h, z);
     if (!norm_first_) norm2_.forward(z, z, ws);
-    for (Index i = 0; !mask.empty() && i < total; ++i)
-      if (mask[i] == 0) std::fill_n(z.row(i), e, T(0));
   }
-
- private:
   static void add(MatrixView<const T> x, MatrixView<T> y) {
     for (Index i = 0; i < y.rows(); ++i) simd::add<T>(x.row(i), y.row(i), y.cols());
   }
