@@ -747,6 +747,8 @@ def din_train(users, n, l):
             model(q, e).backward(dy)
 
     return run
+
+
 def dispatcher(length, heads=2, width=32, experts=32, backward=False):
     """Both passes of linear dispatcher attention on projected rows: experts over tokens, tokens over experts."""
     def rows(n):
