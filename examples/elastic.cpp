@@ -2,7 +2,7 @@
 ///
 /// First, what it costs: parameters, memory, the time of a training step and of a request as the sequence grows from 50 to 8192. Then what it
 /// is worth: self-attention (SASRec), dispatcher attention (ELASTIC) with and without an interest memory, in the causal form that trains at
-/// every position and in the published one that looks ahead and trains on the last, and HSTU learn the same sequences of users with
+/// every position and in the published one that looks ahead and trains on the last, LightSANs and HSTU learn the same sequences of users with
 /// many interests and predict the same held-out items. With --seeds 3 the table says where the others are ahead of, level with or behind
 /// self-attention. Without arguments all this happens in a small simulated world.
 #include <chrono>
@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <numeric>
 #include <recops/attention/hstu.hpp>
+#include <recops/attention/lightsans.hpp>
 #include <recops/models/elastic.hpp>
 #include <recops/models/sasrec.hpp>
 #include <recops/nn/sequential.hpp>
@@ -46,7 +47,7 @@ struct Config {
 
 // ---- The systems --------------------------------------------------------------------------------------------------------
 
-enum class System { sasrec, dispatcher, dispatcher_memory, ahead, ahead_memory, hstu };
+enum class System { sasrec, dispatcher, dispatcher_memory, ahead, ahead_memory, lightsans, hstu };
 struct Named {
   System system;
   const char* name;
@@ -59,17 +60,17 @@ constexpr Named systems[] = {
 constexpr Index system_count = 6;
 
 using Dispatcher = NextItemModel<float, DispatcherStack<float>>;
+using LightSansModel = NextItemModel<float, Sequential<float, LightSansBlock<float>, LightSansBlock<float>, LayerNorm<float>>>;
 using HstuModel = NextItemModel<float, Sequential<float, Hstu<float>, Hstu<float>, LayerNorm<float>>>;
+
+constexpr bool looks_ahead(System s) { return s == System::ahead || s == System::ahead_memory || s == System::lightsans; }
 
 /// Calls `f(model)` with the system's model for `items` items and sequences of at most `longest`.
 template <class F>
 void with_model(System system, const Config& config, Index items, Index longest, std::uint64_t seed, F&& f) {
   Random random(seed, 0x656c61ull);
-  const NextItemOptions o{.items = items,
-                          .width = config.width,
-                          .max_length = longest,
-                          .dropout = config.dropout,
-                          .last_only = system == System::ahead || system == System::ahead_memory};
+  const NextItemOptions o{
+      .items = items, .width = config.width, .max_length = longest, .dropout = config.dropout, .last_only = looks_ahead(system)};
   if (system == System::sasrec)
     return f(SasRec<float>({.items = items,
                             .width = config.width,
@@ -84,6 +85,16 @@ void with_model(System system, const Config& config, Index items, Index longest,
     Sequential<float, Hstu<float>, Hstu<float>, LayerNorm<float>> body(std::move(first), std::move(second),
                                                                        LayerNorm<float>(config.width));
     return f(HstuModel(o, std::move(body), random));
+  }
+  if (system == System::lightsans) {
+    const auto block = [&] {
+      return LightSansBlock<float>(LightSans<float>(config.width, {.heads = config.heads, .interests = config.experts}, random),
+                                   config.width, {.hidden = config.width, .norm_first = true, .dropout = config.dropout}, random);
+    };
+    LightSansBlock<float> first = block(), second = block();
+    Sequential<float, LightSansBlock<float>, LightSansBlock<float>, LayerNorm<float>> body(std::move(first), std::move(second),
+                                                                                           LayerNorm<float>(config.width));
+    return f(LightSansModel(o, std::move(body), random));
   }
   const bool memory = system == System::dispatcher_memory || system == System::ahead_memory;
   DispatcherStack<float> stack({.width = config.width,
@@ -371,7 +382,8 @@ void quality(const Config& config) {
 
 int main(int argc, char** argv) {
   Config config;
-  Cli cli("elastic", "Next item after long histories: dispatcher attention and interest memory against self-attention and HSTU.");
+  Cli cli("elastic",
+          "Next item after long histories: dispatcher attention and interest memory against self-attention, LightSANs and HSTU.");
   cli.option("data", config.data, "folder with MovieLens (docs/data.md); without it a simulated world", "DIR");
   cli.option("plot", config.plot, "SVG of the time of a request against the length", "FILE");
   cli.option("seeds", config.seeds, "runs to compare the systems over", "seeds", 1, 100);
@@ -381,8 +393,8 @@ int main(int argc, char** argv) {
   cli.option("interests", config.interests, "of a user, two more or less", "", 1, 20);
   cli.option("width", config.width, "of embeddings", "", 2, 1024);
   cli.option("heads", config.heads, "divides the width", "", 1, 64);
-  cli.option("blocks", config.blocks, "of attention (HSTU has two)", "", 1, 16);
-  cli.option("experts", config.experts, "of a block, an even number", "", 2, 1024);
+  cli.option("blocks", config.blocks, "of attention (LightSANs and HSTU have two)", "", 1, 16);
+  cli.option("experts", config.experts, "of a block, and interests of LightSANs; even", "", 2, 1024);
   cli.option("memory", config.memory, "sub-keys of the memory, which has their square of interests", "", 4, 4096);
   cli.option("history", config.history, "items that a model sees", "items", 1, 100000);
   cli.option("epochs", config.epochs, "passes over the users", "passes", 1, 10000);

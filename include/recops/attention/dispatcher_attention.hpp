@@ -50,7 +50,7 @@ inline IndexView even_offsets(Index batch, Index step, Workspace& ws) {
 
 /// A jagged batch in ranges of rows of about the same length, whatever the number of threads.
 struct RowRanges {
-  static constexpr Index block = simd::few_keys::block, most = 20 * block;
+  static constexpr Index block = simd::few_keys::block, most = 24 * block;
   struct Range {
     Index sequence, first, rows;
   };
@@ -73,6 +73,14 @@ struct RowRanges {
   }
 };
 
+/// Asks for the next block of rows, up to row `end`.
+template <class T>
+void fetch_rows(MatrixView<const T> x, Index first, Index end) {
+  constexpr Index line = 64 / Index{sizeof(T)};
+  for (Index i = first; i < std::min(first + simd::few_keys::block, end); ++i)
+    for (Index j = 0; j < x.cols(); j += line) __builtin_prefetch(x.row(i) + j);
+}
+
 /// y = attention of every row over the few keys of its sequence, in `passes` passes over columns side by side:
 /// `operands(b, pass)` gives the keys.
 template <class T, class Operands>
@@ -87,6 +95,7 @@ void dispatch_rows(JaggedView<const T> x, Index passes, VectorView<const std::ui
     const Index depth = x.cols() / passes, width = y.cols() / passes;
     for (Index at = 0; at < rows; at += simd::few_keys::block) {
       const Index row = first + at, count = std::min(simd::few_keys::block, rows - at);
+      fetch_rows(x.values(), row + count, first + rows);
       for (Index pass = 0; pass < passes; ++pass)
         keys[pass].attend(x.values().middle_rows(row, count).middle_cols(pass * depth, depth),
                           mask.empty() ? nullptr : mask.data() + row, y.middle_rows(row, count).middle_cols(pass * width, width));
