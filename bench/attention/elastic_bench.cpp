@@ -11,7 +11,7 @@
 ///
 /// Peers: `torch` the same two passes, the fastest way it has; `self` our own streaming attention of all tokens over all tokens, with
 /// projections where we have them; `unfolded` the same layer with tokens projected; `block` the block that the memory feeds.
-/// At the end: a line through the times of the layer, and the memory both layers take.
+/// At the end, or alone with --growth: a line through the times of the layer, and the memory it takes.
 #include <recops/attention/dispatcher_block.hpp>
 #include <recops/attention/interest_memory.hpp>
 #include <recops/core/random.hpp>
@@ -222,6 +222,11 @@ void print_growth() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::string(argv[1]) == "--growth") {
+    prepare_process(argv);
+    print_growth();
+    return 0;
+  }
   for (const bool train : {false, true}) {
     for (const Index l : {1000, 10000}) add_core(l, train);
     for (const Index l : {1000, 4096}) add_layer(l, 16, train);
