@@ -8,35 +8,42 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace detail {
 
-/// out = activation(x W^T + bias). Block b owns the rows begin(b) .. begin(b + 1) of the weight `[begin(blocks), in]` and reads
-/// the columns b in .. (b + 1) in of x; with one block that is all of both. `bias` may be empty.
-template <class T, class Begin>
-void block_linear(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, Index blocks, Begin&& begin,
-                  Activation activation, MatrixView<T> out, Workspace& ws) {
+/// Rows `begin .. end` of a weight `[rows, in]` read the columns `source in .. (source + 1) in` of the input.
+struct LinearBlock {
+  Index begin, end, source;
+  Index size() const { return end - begin; }
+};
+
+/// out = activation(x W^T + bias), block by block: `block(b)` gives the LinearBlock b. `bias` may be empty; with `accumulate` what
+/// is in out is added before the activation.
+template <class T, class Block>
+void block_linear(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, Index blocks, Block&& block,
+                  Activation activation, MatrixView<T> out, Workspace& ws, bool accumulate = false) {
   const Index in = weight.cols();
   for (Index b = 0; b < blocks; ++b) {
-    const Index at = begin(b), n = begin(b + 1) - at;
-    if (n == 0) continue;
-    simd::gemm<T>(simd::plain(x.middle_cols(b * in, in)), simd::transposed(weight.middle_rows(at, n)),
-                  {.bias = bias.empty() ? nullptr : bias.data() + at, .activation = activation}, out.middle_cols(at, n), ws);
+    const LinearBlock own = block(b);
+    if (own.size() == 0) continue;
+    simd::gemm<T>(simd::plain(x.middle_cols(own.source * in, in)), simd::transposed(weight.middle_rows(own.begin, own.size())),
+                  {.bias = bias.empty() ? nullptr : bias.data() + own.begin, .activation = activation, .accumulate = accumulate},
+                  out.middle_cols(own.begin, own.size()), ws);
   }
 }
 
 /// Adds dz W to dx, dz^T x to dweight, column sums of dz to dbias, each unless empty.
-template <class T, class Begin>
-void block_linear_backward(MatrixView<const T> x, MatrixView<const T> weight, Index blocks, Begin&& begin, MatrixView<const T> dz,
+template <class T, class Block>
+void block_linear_backward(MatrixView<const T> x, MatrixView<const T> weight, Index blocks, Block&& block, MatrixView<const T> dz,
                            MatrixView<T> dx, MatrixView<T> dweight, VectorView<T> dbias, Workspace& ws) {
   const Index in = weight.cols();
   for (Index b = 0; b < blocks; ++b) {
-    const Index at = begin(b), n = begin(b + 1) - at;
-    if (n == 0) continue;
-    const MatrixView<const T> part = dz.middle_cols(at, n);
+    const LinearBlock own = block(b);
+    if (own.size() == 0) continue;
+    const MatrixView<const T> part = dz.middle_cols(own.begin, own.size());
     if (!dx.empty())
-      simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(at, n)), {.accumulate = true}, dx.middle_cols(b * in, in),
-                    ws);
+      simd::gemm<T>(simd::plain(part), simd::plain(weight.middle_rows(own.begin, own.size())), {.accumulate = true},
+                    dx.middle_cols(own.source * in, in), ws);
     if (!dweight.empty())
-      simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(b * in, in)), {.accumulate = true},
-                    dweight.middle_rows(at, n), ws);
+      simd::gemm<T>(simd::transposed(part), simd::plain(x.middle_cols(own.source * in, in)), {.accumulate = true},
+                    dweight.middle_rows(own.begin, own.size()), ws);
   }
   sum_over_rows<T>(dz.rows(), dz.cols(), dbias, {}, ws, [&](Index first, Index count, T* sums, T*) {
     for (Index r = first; r < first + count; ++r) simd::add<T>(dz.row(r), sums, dz.cols());
@@ -52,9 +59,9 @@ MatrixView<T> staggered(Index rows, Index cols, Workspace& ws) {
   return MatrixView<T>(ws.take<T>(rows * stride), rows, cols, stride);
 }
 
-/// Where blocks of equal size begin.
+/// Blocks of equal size, each with its own columns of the input.
 inline auto even_blocks(Index rows, Index blocks) {
-  return [size = rows / blocks](Index b) { return b * size; };
+  return [size = rows / blocks](Index b) { return LinearBlock{b * size, (b + 1) * size, b}; };
 }
 
 }  // namespace detail

@@ -6,6 +6,7 @@
 /// Shapes      x [B, D]   weight [E H, D], expert e owns rows e H .. (e + 1) H   bias [E H] or empty
 ///             out [B, E H], which is [B, E, H].
 ///             With `own_inputs` expert e reads columns e D .. (e + 1) D of x [B, E D] (further layers of an expert).
+///             With `groups` x is [B, Q D], and the experts of a group read the columns q D .. (q + 1) D of its source q.
 /// Norms       none; batch: columns over the batch, running statistics when serving; layer, rms: each expert's own H columns.
 /// Edge cases  B = 0 does nothing.   A NaN stays in its row (with batch norm in its columns, when training).
 /// Precision   sums in T; what each norm does is on its page.   Same bits for any number of threads.
@@ -24,12 +25,20 @@ namespace recops {
 /// What is normalised between an expert's last linear layer and its activation.
 enum class ExpertNorm : unsigned char { none, batch, layer, rms };
 
+inline constexpr Index max_experts = 65536;
+
+/// Experts `first .. first + experts` read block `source` of the input's columns.
+struct ExpertGroup {
+  Index first = 0, experts = 0, source = 0;
+};
+
 struct ExpertBankOptions {
   Index experts = 1;
   ExpertNorm norm = ExpertNorm::none;
   Activation activation = Activation::relu;
-  double epsilon = 1e-5;    ///< of the norm, > 0
-  bool own_inputs = false;  ///< x is [B, E D], one block of columns per expert
+  double epsilon = 1e-5;                      ///< of the norm, > 0
+  bool own_inputs = false;                    ///< x is [B, E D], one block of columns per expert
+  VectorView<const ExpertGroup> groups = {};  ///< in order and all experts; empty: all read the whole x. Not with `own_inputs`
 };
 
 /// Parameters of a norm over E H columns, or their gradients; what a norm has not stays empty (rms has no bias, only batch
@@ -57,10 +66,40 @@ RECOPS_INLINE constexpr ExpertMomentsShape expert_moments_shape(ExpertNorm norm,
   return {0, 0};
 }
 
-inline constexpr Index max_experts = 65536;
-
 inline namespace RECOPS_ABI {
 namespace detail {
+
+/// Blocks of columns that the experts read, at least 1.
+inline Index expert_sources(VectorView<const ExpertGroup> groups) {
+  Index sources = 1;
+  for (const ExpertGroup& g : groups) sources = std::max(sources, g.source + 1);
+  return sources;
+}
+
+inline void check_expert_groups(const char* name, VectorView<const ExpertGroup> groups, Index experts) {
+  Index at = 0;
+  for (const ExpertGroup& g : groups) {
+    check_option(name, "groups", g.first == at && g.experts >= 0 && g.source >= 0 && g.source <= max_experts,
+                 "groups in the order of their experts, with sources from 0", static_cast<double>(g.first));
+    at += g.experts;
+  }
+  if (!groups.empty())
+    check_option(name, "experts of all groups", at == experts, "the number of experts", static_cast<double>(at));
+}
+
+/// Calls `f(blocks, block)` with the LinearBlocks of a weight of `rows` rows.
+template <class F>
+void with_expert_blocks(const ExpertBankOptions& o, Index rows, F&& f) {
+  if (!o.groups.empty()) {
+    f(o.groups.size(), [groups = o.groups, h = rows / o.experts](Index b) {
+      const ExpertGroup& g = groups[b];
+      return LinearBlock{g.first * h, (g.first + g.experts) * h, g.source};
+    });
+  } else {
+    const Index blocks = o.own_inputs ? o.experts : 1;
+    f(blocks, even_blocks(rows, blocks));
+  }
+}
 
 template <class T>
 void check_expert_bank(const char* name, MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias,
@@ -69,7 +108,9 @@ void check_expert_bank(const char* name, MatrixView<const T> x, MatrixView<const
   check_shape(name, "weight", weight, any_size, any_size);
   check_option(name, "rows of weight", weight.rows() > 0 && weight.rows() % o.experts == 0, "experts times the outputs of one",
                static_cast<double>(weight.rows()));
-  check_shape(name, "x", x, any_size, o.own_inputs ? o.experts * weight.cols() : weight.cols());
+  if (!o.groups.empty()) check_option(name, "own_inputs", !o.own_inputs, "false with groups", 1.0);
+  check_expert_groups(name, o.groups, o.experts);
+  check_shape(name, "x", x, any_size, (o.own_inputs ? o.experts : expert_sources(o.groups)) * weight.cols());
   if (!bias.empty()) check_size(name, "bias", bias, weight.rows());
   check_option(name, "epsilon", o.epsilon > 0 && std::isfinite(o.epsilon), "epsilon > 0", o.epsilon);
   if (o.norm == ExpertNorm::none) return;
@@ -146,9 +187,9 @@ void expert_bank(MatrixView<const T> x, MatrixView<const T> weight, VectorView<c
   check_shape("expert_bank", "out", out, x.rows(), weight.rows());
   if (x.rows() == 0) return;
   const bool plain = options.norm == ExpertNorm::none;
-  const Index blocks = options.own_inputs ? options.experts : 1;
-  detail::block_linear<T>(x, weight, bias, blocks, detail::even_blocks(weight.rows(), blocks),
-                          plain ? options.activation : Activation::none, out, ws);
+  detail::with_expert_blocks(options, weight.rows(), [&](Index blocks, auto block) {
+    detail::block_linear<T>(x, weight, bias, blocks, block, plain ? options.activation : Activation::none, out, ws);
+  });
   if (!plain)
     detail::expert_norm_and_activation<T>(out, norm, options, norm.running_mean.data(), norm.running_variance.data(), {}, out,
                                           ws);
@@ -167,8 +208,9 @@ void expert_bank_train(MatrixView<const T> x, MatrixView<const T> weight, Vector
   check_shape(name, "moments", moments, shape.rows, shape.cols);
   check_shape(name, "out", out, x.rows(), weight.rows());
   if (x.rows() == 0) return;
-  const Index blocks = options.own_inputs ? options.experts : 1;
-  detail::block_linear<T>(x, weight, bias, blocks, detail::even_blocks(weight.rows(), blocks), Activation::none, pre, ws);
+  detail::with_expert_blocks(options, weight.rows(), [&](Index blocks, auto block) {
+    detail::block_linear<T>(x, weight, bias, blocks, block, Activation::none, pre, ws);
+  });
   const bool batch = options.norm == ExpertNorm::batch;
   if (batch) detail::column_moments<T>(pre, moments.row(0), moments.row(1), ws);
   detail::expert_norm_and_activation<T>(pre, norm, options, batch ? moments.row(0) : nullptr, batch ? moments.row(1) : nullptr,
@@ -256,8 +298,9 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
       }
     });
   }
-  const Index blocks = options.own_inputs ? options.experts : 1;
-  detail::block_linear_backward<T>(x, weight, blocks, detail::even_blocks(n, blocks), dz, dx, dweight, dbias, ws);
+  detail::with_expert_blocks(options, n, [&](Index blocks, auto block) {
+    detail::block_linear_backward<T>(x, weight, blocks, block, dz, dx, dweight, dbias, ws);
+  });
 }
 
 /// What an `ExpertBank` is made of.
@@ -268,7 +311,8 @@ struct ExpertBankSpec {
   std::vector<Index> hidden = {};  ///< widths of the layers before the last one, each with the same activation and no norm
   ExpertNorm norm = ExpertNorm::none;
   Activation activation = Activation::relu;
-  bool bias = true;  ///< a bias under batch norm has no effect and no gradient: switch it off there
+  bool bias = true;                      ///< a bias under batch norm has no effect and no gradient: switch it off there
+  std::vector<ExpertGroup> groups = {};  ///< which block of D columns each expert reads; empty: x has D columns, all read them
 };
 
 /// E experts (linear layers or whole MLPs) as wide products. As a PyTorch module: the experts' `Linear` layers concatenated
@@ -281,7 +325,8 @@ struct ExpertBank {
   Vector<T> bias;                            ///< [E H], or empty
   Vector<T> norm_weight, norm_bias;          ///< [E H], or empty
   Vector<T> running_mean, running_variance;  ///< [E H], batch norm only
-  ExpertBankOptions options;                 ///< `own_inputs` is the layer's own business
+  ExpertBankOptions options;                 ///< `own_inputs` and `groups` are the layer's own business
+  std::vector<ExpertGroup> groups;           ///< who reads which block of columns; empty: all read all of x
   BatchNormOptions batch;                    ///< momentum of the running statistics
 
   /// What a training forward leaves for backward and `update`.
@@ -302,6 +347,8 @@ struct ExpertBank {
     options.experts = spec.experts;
     options.norm = spec.norm;
     options.activation = spec.activation;
+    groups = spec.groups;
+    detail::check_expert_groups(name, group_view(), spec.experts);
     Index in = spec.inputs;
     for (const Index width : spec.hidden) {
       check_option(name, "hidden", width >= 1, "widths >= 1", static_cast<double>(width));
@@ -330,8 +377,10 @@ struct ExpertBank {
                       buffer("norm.running_var", &ExpertBank::running_variance)};
   }
 
-  /// D
-  Index input_cols() const { return hidden.empty() ? weight.cols() : hidden[0].weight.cols(); }
+  /// D, or Q D
+  Index input_cols() const {
+    return detail::expert_sources(group_view()) * (hidden.empty() ? weight.cols() : hidden[0].weight.cols());
+  }
   /// H
   Index outputs() const { return weight.rows() / options.experts; }
   /// E H; throws `Error` unless the input has D columns.
@@ -340,6 +389,7 @@ struct ExpertBank {
     return weight.rows();
   }
   ExpertNormView<const T> norm() const { return {norm_weight, norm_bias, running_mean, running_variance}; }
+  VectorView<const ExpertGroup> group_view() const { return groups; }
 
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     check("ExpertBank::forward", x, y);
@@ -416,6 +466,7 @@ struct ExpertBank {
   ExpertBankOptions layer_options(std::size_t l) const {
     ExpertBankOptions o = options;
     o.own_inputs = l > 0;
+    o.groups = l == 0 ? group_view() : VectorView<const ExpertGroup>();
     if (l < hidden.size()) o.norm = ExpertNorm::none;
     return o;
   }

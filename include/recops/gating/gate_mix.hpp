@@ -161,6 +161,17 @@ void dots(const T* u, Index outputs, const T* v, Index inputs, Index cols, T* d)
   }
 }
 
+/// Calls `f(first gate, gates, first expert)` for every run of gates of task `t` whose experts follow each other.
+template <class F>
+void for_each_run(const GateMap& map, Index t, F&& f) {
+  for (Index g = map.begin(t), end = map.end(t); g < end;) {
+    Index n = 1;
+    while (g + n < end && map.expert(g + n) == map.expert(g) + n) ++n;
+    f(g, n, map.expert(g));
+    g += n;
+  }
+}
+
 /// One row of gate_mix.
 template <class T, class A = simd::DefaultArch>
 void gate_mix_row(const T* experts, const T* gates, const GateMap& map, Index h, T* out) {
@@ -170,8 +181,9 @@ void gate_mix_row(const T* experts, const T* gates, const GateMap& map, Index h,
   }
   for (Index t = 0; t < map.tasks(); ++t) {
     T* const y = out + t * h;
-    std::fill_n(y, h, T(0));
-    for (Index g = map.begin(t); g < map.end(t); ++g) simd::axpy<T, A>(gates[g], experts + map.expert(g) * h, y, h);
+    if (map.count(t) == 0) std::fill_n(y, h, T(0));
+    for_each_run(map, t,
+                 [&](Index g, Index n, Index e) { mix<T, A>(experts + e * h, h, n, gates + g, 0, 1, y, 1, g != map.begin(t)); });
   }
 }
 

@@ -115,11 +115,11 @@ void check_task_gates(const char* name, MatrixView<const T> x, MatrixView<const 
   if (!bias.empty()) check_size(name, "bias", bias, map.size());
 }
 
-/// Calls `f(blocks, begin)` with the blocks of the gates' weight: one, or with inputs of their own one per task.
+/// Calls `f(blocks, block)` with the blocks of the gates' weight: one, or with inputs of their own one per task.
 template <class F>
 void with_gate_blocks(const GateMap& map, bool own_inputs, F&& f) {
   if (own_inputs) {
-    f(map.tasks(), [&map](Index t) { return t < map.tasks() ? map.begin(t) : map.size(); });
+    f(map.tasks(), [&map](Index t) { return LinearBlock{map.begin(t), map.end(t), t}; });
   } else {
     f(Index{1}, even_blocks(map.size(), 1));
   }
@@ -128,8 +128,8 @@ void with_gate_blocks(const GateMap& map, bool own_inputs, F&& f) {
 template <class T>
 void task_gates(MatrixView<const T> x, MatrixView<const T> weight, VectorView<const T> bias, const GateMap& map,
                 const TaskGatesOptions& options, MatrixView<T> gates, const Step* step, Workspace& ws) {
-  with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto begin) {
-    block_linear<T>(x, weight, bias, blocks, begin, Activation::none, gates, ws);
+  with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto block) {
+    block_linear<T>(x, weight, bias, blocks, block, Activation::none, gates, ws);
   });
   const T inverse = static_cast<T>(1.0 / options.temperature);
   for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
@@ -193,8 +193,8 @@ void task_gates_backward(MatrixView<const T> x, MatrixView<const T> weight, cons
       }
     }
   });
-  detail::with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto begin) {
-    detail::block_linear_backward<T>(x, weight, blocks, begin, dl, dx, dweight, dbias, ws);
+  detail::with_gate_blocks(map, options.own_inputs, [&](Index blocks, auto block) {
+    detail::block_linear_backward<T>(x, weight, blocks, block, dl, dx, dweight, dbias, ws);
   });
 }
 
@@ -239,7 +239,7 @@ struct TaskGatesSpec {
   Index inputs = 0;                ///< D
   std::vector<Index> hidden = {};  ///< widths of each task's own relu layers before its logits; none is usual
   bool bias = false;               ///< of the logits; hidden layers always have one
-  TaskGatesOptions options = {};   ///< `own_inputs` is the layer's own business
+  TaskGatesOptions options = {};   ///< with `own_inputs` x is [B, T D] and each task's gate reads its own columns
 };
 
 /// Gates of all tasks with their parameters. As a PyTorch module: the tasks' `Linear` layers concatenated along the output:
@@ -264,7 +264,6 @@ struct TaskGates {
   TaskGates(const TaskGatesSpec& spec, GateMap visible, Random& random) : map(std::move(visible)), options(spec.options) {
     const char* const name = "TaskGates";
     check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
-    options.own_inputs = false;
     detail::check_gate_map(name, map, options);
     Index in = spec.inputs;
     for (const Index width : spec.hidden) {
@@ -282,8 +281,10 @@ struct TaskGates {
                       parameter("bias", &TaskGates::bias)};
   }
 
-  /// D
-  Index input_cols() const { return hidden.empty() ? weight.cols() : hidden[0].weight.cols(); }
+  /// D, or T D
+  Index input_cols() const {
+    return (options.own_inputs ? map.tasks() : 1) * (hidden.empty() ? weight.cols() : hidden[0].weight.cols());
+  }
   /// G; throws `Error` unless the input has D columns.
   Index output_cols(Index cols) const {
     check_option("TaskGates", "input columns", cols == input_cols(), "as many as the weight has", static_cast<double>(cols));
@@ -342,7 +343,7 @@ struct TaskGates {
       for (Index r = 0; r < up.rows(); ++r)  // relu: y > 0 where z > 0
         simd::activate_backward<T>(Activation::relu, out.row(r), out.row(r), up.row(r), up.row(r), up.cols());
       down = gradient_below(l);
-      const Index blocks = l == 0 ? 1 : map.tasks();
+      const Index blocks = l == 0 && !options.own_inputs ? 1 : map.tasks();
       detail::block_linear_backward<T>(below(l), hidden[l].weight, blocks, detail::even_blocks(hidden[l].weight.rows(), blocks),
                                        up, down, gradient.hidden[l].weight, gradient.hidden[l].bias, ws);
     }
@@ -350,14 +351,14 @@ struct TaskGates {
 
   TaskGatesOptions last_options() const {
     TaskGatesOptions o = options;
-    o.own_inputs = !hidden.empty();
+    o.own_inputs = options.own_inputs || !hidden.empty();
     return o;
   }
 
   /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
   void check_parameters(const char* name) const {
     detail::check_gate_map(name, map, options);
-    Index cols = input_cols();
+    Index cols = input_cols() / (options.own_inputs ? map.tasks() : 1);
     for (const Linear<T>& own : hidden) {
       const Index rows = own.weight.rows();
       check_shape(name, "hidden.weight", own.weight.view(), any_size, cols);
@@ -377,7 +378,7 @@ struct TaskGates {
     check_shape(name, "y", y, x.rows(), map.size());
   }
   void hidden_layer(std::size_t l, MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
-    const Index blocks = l == 0 ? 1 : map.tasks();
+    const Index blocks = l == 0 && !options.own_inputs ? 1 : map.tasks();
     detail::block_linear<T>(x, hidden[l].weight, hidden[l].bias, blocks, detail::even_blocks(hidden[l].weight.rows(), blocks),
                             Activation::relu, y, ws);
   }
