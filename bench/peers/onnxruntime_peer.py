@@ -110,3 +110,22 @@ def ddim(batch, width, hidden, steps):
         x = f"x{i}" if i + 1 < steps else "y"
         nodes.append(helper.make_node("Add", [f"ax{i}", f"bm{i}"], [x]))
     return session(nodes, {"x": [batch, width]}, {"y": [batch, width]}, {k: w.astype(np.float32) for k, w in weights.items()})
+
+
+def mmoe(batch, inputs, experts, outputs, tasks, copies=1):
+    """E relu experts as one product, a softmax gate per task, mixed; with copies, as many sessions take turns."""
+    def one():
+        scale = inputs**-0.5
+        weights = {"w": random.uniform(-scale, scale, (inputs, experts * outputs)).astype(np.float32),
+                   "b": random.uniform(-scale, scale, experts * outputs).astype(np.float32),
+                   "v": random.uniform(-scale, scale, (inputs, tasks * experts)).astype(np.float32),
+                   "sa": np.array([batch, experts, outputs], np.int64), "sg": np.array([batch, tasks, experts], np.int64),
+                   "sy": np.array([batch, tasks * outputs], np.int64)}
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["z"]), helper.make_node("Relu", ["z"], ["r"]),
+                 helper.make_node("Reshape", ["r", "sa"], ["a"]), helper.make_node("MatMul", ["x", "v"], ["l"]),
+                 helper.make_node("Reshape", ["l", "sg"], ["k"]), helper.make_node("Softmax", ["k"], ["g"], axis=-1),
+                 helper.make_node("MatMul", ["g", "a"], ["m"]), helper.make_node("Reshape", ["m", "sy"], ["y"])]
+        return session(nodes, {"x": [batch, inputs]}, {"y": [batch, tasks * outputs]}, weights)
+
+    runs = [one() for _ in range(copies)]
+    return lambda i: runs[i % copies](i)

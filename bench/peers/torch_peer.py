@@ -780,3 +780,114 @@ def dispatcher(length, heads=2, width=32, experts=32, backward=False):
     if fused is not None:
         ways.append(lambda: both(fused))
     return fastest(ways)
+
+
+def mmoe_weights(inputs, experts, outputs, tasks, type="f32"):
+    scale = inputs**-0.5
+    make = lambda *shape: (torch.rand(*shape) * 2 - 1) * scale
+    return [w.to(types[type]) for w in (make(experts * outputs, inputs), make(experts * outputs), make(tasks * experts, inputs))]
+
+
+def mmoe(batch, inputs, experts, outputs, tasks, type="f32", copies=1):
+    """E relu experts, a softmax gate per task, mixed: all experts one product, the fastest of the ways to write it."""
+    F = torch.nn.functional
+    x = torch.randn(batch, inputs, dtype=types[type])
+
+    def mix(a, g):
+        g = torch.softmax(g.view(batch, tasks, experts), -1)
+        return torch.bmm(g, a.view(batch, experts, outputs)).view(batch, -1)
+
+    def rows():
+        ws = rotated(lambda: mmoe_weights(inputs, experts, outputs, tasks, type), copies)
+
+        def run(i):
+            w, b, v = ws[i % copies]
+            return mix(F.linear(x, w, b).relu_(), F.linear(x, v))
+
+        return run
+
+    def columns():
+        ws = rotated(lambda: [w.t().contiguous() if w.dim() == 2 else w for w in mmoe_weights(inputs, experts, outputs, tasks, type)], copies)
+        a = torch.empty(batch, experts * outputs, dtype=types[type])
+        g = torch.empty(batch, tasks * experts, dtype=types[type])
+
+        def run(i):
+            w, b, v = ws[i % copies]
+            return mix(torch.addmm(b, x, w, out=a).relu_(), torch.mm(x, v, out=g))
+
+        return run
+
+    def one_product():
+        def joined():
+            w, b, v = mmoe_weights(inputs, experts, outputs, tasks, type)
+            return torch.cat([w, v]), torch.cat([b, torch.zeros(tasks * experts, dtype=types[type])])
+
+        ws = rotated(joined, copies)
+
+        def run(i):
+            z = F.linear(x, *ws[i % copies])
+            return mix(z[:, : experts * outputs].relu(), z[:, experts * outputs :].contiguous())
+
+        return run
+
+    def packed():  # by oneDNN
+        def one():
+            w, b, v = mmoe_weights(inputs, experts, outputs, tasks, type)
+            reorder = torch.ops.mkldnn._reorder_linear_weight
+            return reorder(w, batch), b, reorder(v, batch)
+
+        ws = rotated(one, copies)
+        f = torch.ops.mkldnn._linear_pointwise
+
+        def run(i):
+            w, b, v = ws[i % copies]
+            return mix(f(x, w, b, "relu", [], ""), f(x, v, None, "none", [], ""))
+
+        return run
+
+    def traced():
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w, self.b, self.v = (torch.nn.Parameter(p, False) for p in mmoe_weights(inputs, experts, outputs, tasks, type))
+
+            def forward(self, x):
+                return mix(F.linear(x, self.w, self.b).relu_(), F.linear(x, self.v))
+
+        models = rotated(lambda: torch.jit.freeze(torch.jit.trace(Model().eval(), x)), copies)
+        return lambda i: models[i % copies](x)
+
+    return fastest([rows, columns, one_product, packed, traced])
+
+
+def mmoe_train(batch, inputs, experts, outputs, tasks, copies=1):
+    """Forward and the gradients of input and parameters."""
+    F = torch.nn.functional
+    ws = rotated(lambda: [w.requires_grad_() for w in mmoe_weights(inputs, experts, outputs, tasks)], copies)
+    x, dy = torch.randn(batch, inputs, requires_grad=True), torch.randn(batch, tasks * outputs)
+
+    def step(forward):
+        def make():
+            def run(i):
+                with torch.enable_grad():
+                    w, b, v = ws[i % copies]
+                    return torch.autograd.grad(forward(w, b, v), [x, w, b, v], dy)
+
+            return run
+
+        return make
+
+    def bmm(w, b, v):
+        g = torch.softmax(F.linear(x, v).view(batch, tasks, experts), -1)
+        return torch.bmm(g, F.linear(x, w, b).relu_().view(batch, experts, outputs)).view(batch, -1)
+
+    def einsum(w, b, v):
+        g = torch.softmax(F.linear(x, v).view(batch, tasks, experts), -1)
+        return torch.einsum("bte,beh->bth", g, F.linear(x, w, b).relu().view(batch, experts, outputs)).reshape(batch, -1)
+
+    def products(w, b, v):
+        g = torch.softmax(F.linear(x, v).view(batch, tasks, experts), -1)
+        a = F.linear(x, w, b).relu_().view(batch, experts, outputs)
+        return (g.unsqueeze(-1) * a.unsqueeze(1)).sum(2).view(batch, -1)
+
+    return fastest([step(bmm), step(einsum), step(products)])

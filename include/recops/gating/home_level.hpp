@@ -279,6 +279,14 @@ struct HomeLevel {
   /// Folds the batch statistics of a training step into the running ones; does nothing without batch norm.
   void update(const Saved& saved) { experts.update(saved.bank); }
 
+  /// Gates as the mixtures of a training forward weighed the experts, self gates included: `joint [B, G]`, what an
+  /// `ExpertMonitor` takes.
+  void joint_gates(const Saved& saved, MatrixView<T> joint) const {
+    check_shape("HomeLevel::joint_gates", "joint", joint, saved.gates.rows(), map.size());
+    for (Index r = 0; r < joint.rows(); ++r)
+      detail::join_self_gates(saved.gates.row(r), map.size(), saved.self_gates.row(r), self_at, joint.row(r));
+  }
+
   /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
   void check_parameters(const char* name) const {
     const Index cols = inputs();
