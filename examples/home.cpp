@@ -1,13 +1,14 @@
 /// Many tasks of very different density on one network: what becomes of its experts, and does HoME cure it?
 ///
 /// A simulated feed of two domains gives eight tasks (click, long view, like, purchase in each), from one positive in five impressions
-/// to one in thousands. Ratings (`--data`, MovieLens) give seven tasks of one. On the same embeddings, towers and steps are trained
+/// to one in hundreds. Ratings (`--data`, MovieLens) give seven tasks of one. On the same embeddings, towers and steps are trained
 ///
 ///     shared bottom    one network for all tasks
 ///     MMoE             six relu experts, a gate per task                          and with HoME's expert: batch norm, silu
 ///     PLE              two levels of shared and own experts
 ///     HoME             and HoME with each of its four ingredients taken away
 ///
+/// Two inputs are counts as a feature store holds them (`--scaled` takes their logarithms): what nobody normalised makes experts ill.
 /// GAUC says how well held-out impressions are ordered for each user; an ExpertMonitor says what ails the experts.
 #include <chrono>
 #include <cmath>
@@ -44,9 +45,9 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
-  Index seeds = 1, users = 800, items = 1200, epochs = 1, batch = 512, history = 20;
+  Index seeds = 1, users = 400, items = 1200, epochs = 1, batch = 512, history = 20;
   double learning_rate = 3e-3;
-  bool raw = false;
+  bool scaled = false;
   std::string data, json;
 };
 
@@ -135,7 +136,7 @@ Problem rated(const Config& config) {
   return p;
 }
 
-constexpr Index width = 16, expert_width = 16, own_experts = 1, category_experts = 2;
+constexpr Index width = 16, expert_width = 16, own_experts = 1, group_experts = 2;
 /// item | its category | mean of the user's last items | item * mean | domain, hour, how often item and user were seen before
 constexpr Index inputs = 4 * width + 6;
 
@@ -232,16 +233,14 @@ std::vector<ExpertMonitor> monitors(const recops::Ple<float>& m) {
   for (const auto& level : m.levels) all.push_back(monitors(level)[0]);
   return all;
 }
-/// HoME's own experts are those of the last groups, one per task, and at the meta level those of the categories; without masks
-/// others see them too.
+/// HoME's own experts are those of the last groups, one group per mixture; without masks others see them too.
 std::vector<ExpertMonitor> monitors(const recops::Home<float>& m) {
   std::vector<ExpertMonitor> all;
   for (const auto* level : {&m.meta, &m.task}) {
-    const Index owners = level->mixtures() - (level == &m.meta ? 1 : 0), each = level == &m.meta ? category_experts : own_experts;
+    const Index each = level == &m.meta ? group_experts : own_experts;
     std::vector<std::vector<Index>> own(at(level->mixtures()));
-    for (Index t = 0; t < owners; ++t)
-      for (Index k = 0; k < each; ++k)
-        own[at(level->mixtures() - owners + t)].push_back(level->map.experts() - (owners - t) * each + k);
+    for (Index t = 0; t < level->mixtures(); ++t)
+      for (Index k = 0; k < each; ++k) own[at(t)].push_back(level->map.experts() - (level->mixtures() - t) * each + k);
     all.emplace_back(level->map, level->outputs(), limits(level->experts.options.activation), own);
   }
   return all;
@@ -307,7 +306,7 @@ class Run {
 
   /// Logits of the rows, through the layers as they train (`saved` then holds what they did) or as they serve.
   void forward(const Index* rows, Index n, bool training, Matrix<float>& logits, std::uint64_t step) {
-    batch_.take(p_, rows, n, c_.raw, model_);
+    batch_.take(p_, rows, n, !c_.scaled, model_);
     mixed_.resize(n, tasks() * expert_width);
     logits.resize(n, tasks());
     if (training) {
@@ -465,7 +464,8 @@ Outcome run(Index system, const Problem& p, const Config& c, std::uint64_t seed)
                               .meta_outputs = 32,
                               .outputs = expert_width,
                               .categories = p.categories,
-                              .meta_category_experts = category_experts,
+                              .meta_shared_experts = group_experts,
+                              .meta_category_experts = group_experts,
                               .own_experts = own_experts,
                               .normalise = system != no_norm,
                               .hierarchy = system != no_hierarchy,
@@ -499,7 +499,7 @@ int main(int argc, char** argv) {
   cli.option("batch", config.batch, "impressions per step", "rows", 2, 65536);
   cli.option("history", config.history, "items of the past a user is known by", "items", 1, 1000);
   cli.option("learning-rate", config.learning_rate, "of Adam; falls to a tenth", "", 0, 1);
-  cli.flag("raw", config.raw, "counts of impressions enter as they are, not as logarithms: inputs that nobody normalised");
+  cli.flag("scaled", config.scaled, "counts of impressions enter as logarithms, not as a feature store holds them");
   cli.option("data", config.data, "folder with MovieLens (docs/data.md); without it a simulated world", "DIR");
   cli.option("json", config.json, "file for the last reports of MMoE and HoME", "FILE");
   cli.parse(argc, argv);
