@@ -4,8 +4,10 @@
 /// Not here, because they need what not everybody has: core/eigen.hpp, core/openmp.hpp, core/tbb.hpp.
 #pragma once
 #include <recops/attention/additive_pool.hpp>
+#include <recops/attention/behaviour_clusters.hpp>
 #include <recops/attention/causal_dispatch.hpp>
 #include <recops/attention/contrastive_attention.hpp>
+#include <recops/attention/cross_feature_bias.hpp>
 #include <recops/attention/din.hpp>
 #include <recops/attention/dispatcher_attention.hpp>
 #include <recops/attention/dispatcher_block.hpp>
@@ -21,12 +23,17 @@
 #include <recops/attention/orthogonal_projection.hpp>
 #include <recops/attention/pair_layer.hpp>
 #include <recops/attention/pma.hpp>
+#include <recops/attention/projected_key_cache.hpp>
 #include <recops/attention/query_resampler.hpp>
 #include <recops/attention/sdim.hpp>
 #include <recops/attention/selected_attention.hpp>
 #include <recops/attention/sim.hpp>
 #include <recops/attention/simhash.hpp>
 #include <recops/attention/target_attention.hpp>
+#include <recops/attention/twin.hpp>
+#include <recops/attention/twin_attention.hpp>
+#include <recops/attention/twin_search.hpp>
+#include <recops/attention/twin_v2.hpp>
 #include <recops/contrastive/align_pooled.hpp>
 #include <recops/contrastive/biased_infonce.hpp>
 #include <recops/contrastive/in_batch.hpp>
@@ -245,11 +252,13 @@
 #include <recops/simd/gemm_tiles.hpp>
 #include <recops/simd/gram_schmidt.hpp>
 #include <recops/simd/hamming.hpp>
+#include <recops/simd/head_search.hpp>
 #include <recops/simd/keep_mask.hpp>
 #include <recops/simd/lambda_sums.hpp>
 #include <recops/simd/log.hpp>
 #include <recops/simd/math.hpp>
 #include <recops/simd/midrank.hpp>
+#include <recops/simd/nearest_centroid.hpp>
 #include <recops/simd/normal.hpp>
 #include <recops/simd/order_key.hpp>
 #include <recops/simd/pair_sums.hpp>

@@ -1,0 +1,433 @@
+/// @file   recops/simd/head_search.hpp
+/// @brief  For every query and head the k keys with the largest q_a . k_a + bias_a of one history, heads side by side in a row: by
+///         the keys themselves, or, with the same result to the bit, by way of a copy in int8 or BFloat16.
+///
+/// A row of keys is read once for all heads and queries. Keys stand in order, or a list names the row of each, as where they lie in
+/// a cache shared by many histories; those are copied together block by block, so that they come from memory once.
+/// A score has the bits of `dot_rows` over the columns of its head, plus one addition, whatever the batch, the block or the path.
+/// Certified as in certified_top_k.hpp: a score by a fast road and a bound eps on what it is off by; what may be among the k best is
+/// scored again. The fast road is the copy, or, for many queries of the floats themselves, panels of keys.
+#pragma once
+#include <recops/simd/certified_top_k.hpp>
+#include <recops/simd/panels.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+namespace detail {
+
+/// Rows that follow each other, or those that `names` lists.
+template <class S>
+struct NamedRows {
+  const S* data = nullptr;
+  Index stride = 0, cols = 0, count = 0;
+  IndexView names = {};
+
+  NamedRows() = default;
+  NamedRows(MatrixView<const S> rows, IndexView row_names)
+      : data(rows.data()),
+        stride(rows.stride()),
+        cols(rows.cols()),
+        count(row_names.empty() ? rows.rows() : row_names.size()),
+        names(row_names) {}
+  RECOPS_INLINE const S* row(Index i) const { return data + (names.empty() ? i : names[i]) * stride; }
+  /// Rows first .. first + height - 1 one after the other; named ones are copied to `room` [height, cols].
+  Following<S> block(Index first, Index height, S* room) const {
+    if (names.empty()) return {data + first * stride, stride};
+    constexpr Index ahead = 16;
+    for (Index i = first; i < first + height; ++i) {
+      if (i + ahead < count) {
+        const auto next = reinterpret_cast<std::uintptr_t>(row(i + ahead));
+        for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(cols) * sizeof(S); b += 64) prefetch(next + b);
+      }
+      std::copy_n(row(i), cols, room + (i - first) * cols);
+    }
+    return {room, cols};
+  }
+  S* room(Index height, Workspace& ws) const { return names.empty() ? nullptr : ws.take<S>(height * cols); }
+  bool far() const { return names.empty() && count * cols * Index{sizeof(S)} >= distant_bytes; }
+};
+
+/// Rows between two looks at the lists: with the scores of a group of lists they stay in L2.
+inline constexpr Index head_block = 256;
+/// Lists (of a query and a head each) that are kept at once.
+inline constexpr Index head_lists = 64;
+
+/// One number per row and head, e.g. a bias: block by block, head by head.
+template <class T, class A>
+class HeadColumns {
+ public:
+  HeadColumns() = default;
+  /// `x` [rows, H or 1], or empty: none.
+  HeadColumns(MatrixView<const T> x, IndexView names, Workspace& ws) : x_(x), names_(names) {
+    if (!x.empty() && !direct()) room_ = ws.take<T>(x.cols() * head_block);
+  }
+  bool empty() const { return x_.empty(); }
+  void block(Index first, Index height) {
+    first_ = first;
+    if (x_.empty() || direct()) return;
+    const auto turn = [&](const auto columns) RECOPS_LAMBDA_INLINE {  // a known number of columns is unrolled
+      for (Index i = 0; i < height; ++i) {
+        const T* const row = x_.data() + (names_.empty() ? first + i : names_[first + i]) * x_.stride();
+        for (Index h = 0; h < Index{columns}; ++h) room_[h * head_block + i] = row[h];
+      }
+    };
+    if (x_.cols() == 4) {
+      turn(std::integral_constant<Index, 4>());
+    } else {
+      turn(x_.cols());
+    }
+  }
+  /// Rows i .. i + height - 1 of the block, in lanes.
+  RECOPS_INLINE Batch<T, A> load(Index head, Index i, Index height) const {
+    const T* const p = direct() ? x_.data() + first_ + i : room_ + (x_.cols() == 1 ? 0 : head) * head_block + i;
+    return height == lanes<T, A> ? Batch<T, A>::load_unaligned(p) : load_first<T, A>(p, height);
+  }
+
+ private:
+  bool direct() const { return names_.empty() && x_.cols() == 1 && x_.stride() == 1; }
+  MatrixView<const T> x_;
+  IndexView names_;
+  T* room_ = nullptr;
+  Index first_ = 0;
+};
+
+/// Scores with their bias; where that is -infinity the score is too, whatever the key holds.
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> biased(Batch<T, A> dots, Batch<T, A> bias) {
+  const Batch<T, A> hidden(-std::numeric_limits<T>::infinity());
+  return xsimd::select(bias == hidden, hidden, Batch<T, A>(dots + bias));
+}
+
+/// Products of queries with a tile of fewer rows than lanes.
+template <class T, class A, class S>
+[[gnu::noinline]] Batch<T, A> last_head_tile(const T* q, Index width, const Following<S>& rows, Index height) {
+  constexpr int W = static_cast<int>(lanes<T, A>);
+  const S* row[W];
+  for (int r = 0; r < W; ++r) row[r] = rows.row(r < height ? r : static_cast<int>(height) - 1);
+  Batch<T, A> dots(T(0)), squares(T(0));
+  score_tile<T, A, tile_dots, false>(q, Scattered<S>{row}, nullptr, width, width, Ahead{}, dots, squares);
+  return dots;
+}
+
+/// Calls `emit(query, head, i, height, products)` for every tile of a block of rows, in order for each query and head.
+template <class T, class A, class S, class Emit>
+RECOPS_INLINE void head_tiles(MatrixView<const T> queries, Index heads, const Following<S>& rows, Index height, bool far,
+                              const Emit& emit) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  const Index width = queries.cols() / heads, n = queries.rows();
+  const auto whole = [&]<int Vectors>(std::integral_constant<int, Vectors>) RECOPS_LAMBDA_INLINE {
+    for (Index i = 0; i + W <= height; i += W) {
+      const S* const first = rows.first + i * rows.stride;
+      for (Index h = 0; h < heads; ++h) {
+        const Following<S> part{first + h * width, rows.stride};
+        for (Index q = 0; q < n; ++q) {
+          const T* const x = queries.row(q) + h * width;
+          B dots(T(0)), squares(T(0));
+          if constexpr (Vectors > 0) {
+            B query[Vectors];
+            RECOPS_UNROLL
+            for (int v = 0; v < Vectors; ++v) query[v] = B::load_unaligned(x + v * W);
+            if (far && q == 0) {  // each head asks for its share of the rows 4 KB ahead, in the order of address
+              dots = short_tile<Vectors, true, T, A>(query, part, reinterpret_cast<std::uintptr_t>(first + h * W * width) + 4096);
+            } else {
+              dots = short_tile<Vectors, false, T, A>(query, part, 0);
+            }
+          } else {
+            Ahead ahead{};
+            if (far && q == 0 && h == 0)
+              ahead = look_ahead(first, queries.cols(), rows.stride, W * sizeof(S), rows_at_once<T, A>);
+            score_tile<T, A, tile_dots, false>(x, part, nullptr, width, width, ahead, dots, squares);
+          }
+          emit(q, h, i, W, dots);
+        }
+      }
+    }
+  };
+  if (width == 2 * W) {
+    whole(std::integral_constant<int, 2>());
+  } else if (width == 8 * W) {
+    whole(std::integral_constant<int, 8>());
+  } else {
+    whole(std::integral_constant<int, 0>());
+  }
+  const Index done = height / W * W;
+  for (Index h = 0; h < heads && done < height; ++h) {
+    const Following<S> part{rows.first + done * rows.stride + h * width, rows.stride};
+    for (Index q = 0; q < n; ++q)
+      emit(q, h, done, height - done, last_head_tile<T, A>(queries.row(q) + h * width, width, part, height - done));
+  }
+}
+
+/// What a search writes: per query and head (row q H + h) at most `indices.cols()` rows of the history, best first.
+struct HeadLists {
+  MatrixView<std::int32_t> indices;
+  VectorView<Index> counts;
+};
+
+/// The best of the keys by their exact scores, a whole block at a time.
+template <class T, class A>
+void scan_heads(MatrixView<const T> queries, Index heads, const NamedRows<T>& keys, MatrixView<const T> bias, Index k,
+                HeadLists lists, Workspace& ws) {
+  using Best = TopK<T, A>;
+  const auto mark = ws.mark();
+  const Index n = queries.rows(), all = n * heads;
+  auto* const room = ws.take<std::byte>(all * Index{sizeof(Best)});
+  auto** const best = ws.take<Best*>(all);
+  for (Index l = 0; l < all; ++l)
+    best[l] =
+        ::new (static_cast<void*>(room + l * Index{sizeof(Best)})) Best(k < keys.count ? k : keys.count, Order::descending, ws);
+  T* const scores = ws.take<T>(all * head_block);
+  T* const rows = keys.room(head_block, ws);
+  HeadColumns<T, A> added(bias, {}, ws);
+  for (Index first = 0; first < keys.count; first += head_block) {
+    const Index height = keys.count - first < head_block ? keys.count - first : head_block;
+    added.block(first, height);
+    head_tiles<T, A>(queries, heads, keys.block(first, height, rows), height, keys.far(),
+                     [&](Index q, Index h, Index i, Index tile, Batch<T, A> dots) RECOPS_LAMBDA_INLINE {
+                       if (!added.empty()) dots = biased(dots, added.load(h, i, tile));
+                       dots.store_aligned(scores + (q * heads + h) * head_block + i);
+                     });
+    for (Index l = 0; l < all; ++l) best[l]->add(scores + l * head_block, height, first);
+  }
+  for (Index l = 0; l < all; ++l) lists.counts[l] = best[l]->finish(nullptr, lists.indices.row(l));
+}
+
+/// What a score by another road may be off by, once a bias is added in both: eps and the roundings of these sums.
+template <class A>
+RECOPS_INLINE Batch<float, A> with_roundings(Batch<float, A> score, Batch<float, A> eps) {
+  return mul_add(xsimd::abs(score) + eps, Batch<float, A>(0x1p-21f), eps);
+}
+
+/// A hidden row is as good as the lowest score there is, and that is certain.
+template <class A>
+RECOPS_INLINE void add_biased(Survivors<A>& kept, Index i, Index height, Batch<float, A> dots, Batch<float, A> eps,
+                              Batch<float, A> bias) {
+  using B = Batch<float, A>;
+  const B score = dots + bias;
+  const auto hidden = bias == B(-std::numeric_limits<float>::infinity());
+  kept.add(i, height, xsimd::select(hidden, B(-0x1p118f), score), xsimd::select(hidden, B(0.0f), with_roundings<A>(score, eps)));
+}
+
+/// Scans with `scan(survivors of every list)`, then scores again what is left. Returns how many rows were scored again.
+template <class A, class Scan>
+Index certify_heads(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys, MatrixView<const float> bias,
+                    Index k, HeadLists lists, Workspace& ws, const Scan& scan) {
+  using S = Survivors<A>;
+  using B = Batch<float, A>;
+  static_assert(std::is_trivially_destructible_v<S>);
+  constexpr int W = static_cast<int>(lanes<float, A>);
+  const auto mark = ws.mark();
+  const Index all = queries.rows() * heads, width = queries.cols() / heads;
+  auto* const room = ws.take<std::byte>(all * Index{sizeof(S)});
+  auto** const survivors = ws.take<S*>(all);
+  for (Index l = 0; l < all; ++l) survivors[l] = ::new (static_cast<void*>(room + l * Index{sizeof(S)})) S(k, keys.count, ws);
+  scan(survivors);
+  Index rescored = 0;
+  float* const block = ws.take<float>(scan_block);
+  for (Index l = 0; l < all; ++l) {
+    const auto inner = ws.mark();
+    const Index h = l % heads;
+    const float* const q = queries.row(l / heads) + h * width;
+    survivors[l]->finish(keys.count);
+    const auto names = survivors[l]->rows();
+    TopK<float, A> best(k, Order::descending, ws);
+    rescored += names.size();
+    for (Index first = 0; first < names.size(); first += scan_block) {
+      const Index height = names.size() - first < scan_block ? names.size() - first : scan_block;
+      for (Index i = 0; i < height; i += W) {
+        const float* row[W];
+        alignas(64) float added[W];
+        for (int r = 0; r < W; ++r) {
+          const Index name = names[i + r < height ? first + i + r : first + height - 1];
+          row[r] = keys.row(name) + h * width;
+          added[r] = bias.empty() ? 0.0f : bias(name, bias.cols() == 1 ? 0 : h);
+        }
+        for (Index j = first + i + W; j < names.size() && j < first + i + 2 * W; ++j)
+          prefetch(reinterpret_cast<std::uintptr_t>(keys.row(names[j]) + h * width));
+        B dots(0.0f), squares(0.0f);
+        score_tile<float, A, tile_dots, false>(q, Scattered<float>{row}, nullptr, width, width, Ahead{}, dots, squares);
+        if (!bias.empty()) dots = biased(dots, B::load_aligned(added));
+        dots.store_aligned(block + i);
+      }
+      best.add(block, names.data() + first, height);
+    }
+    lists.counts[l] = best.finish(nullptr, lists.indices.row(l));
+  }
+  return rescored;
+}
+
+/// By way of int8 codes, one scale for each head of a row (or one for the row).
+template <class A>
+Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys,
+                   const NamedRows<std::int8_t>& codes, MatrixView<const float> scales, MatrixView<const float> bias, Index k,
+                   HeadLists lists, Workspace& ws) {
+  using B = Batch<float, A>;
+  constexpr Index W = lanes<float, A>;
+  static_assert(W == int_lanes<A>);
+  const Index n = queries.rows(), width = queries.cols() / heads;
+  struct Query {
+    QuantizedQuery words;
+    float per_scale, rest;
+  };
+  const auto mark = ws.mark();
+  auto* const query = ws.take<Query>(n * heads);
+  for (Index l = 0; l < n * heads; ++l) {
+    const float* const q = queries.row(l / heads) + l % heads * width;
+    auto* const to = ws.take<std::int16_t>(query_codes_size(width));
+    query[l].words = quantize_query(q, width, to);
+    double lost = 0;
+    for (Index d = 0; d < width; ++d)
+      lost += std::abs(static_cast<double>(q[d]) - static_cast<double>(query[l].words.scale) * static_cast<double>(to[d]));
+    query[l].per_scale = at_least(code_error(q, width, width, lost));
+    query[l].rest = at_least(underflow(width, sums_of(q, width).absolute));
+  }
+  return certify_heads<A>(queries, heads, keys, bias, k, lists, ws, [&](Survivors<A>** survivors) {
+    HeadColumns<float, A> scale(scales, codes.names, ws), added(bias, {}, ws);
+    std::int8_t* const room = codes.room(head_block, ws);
+    for (Index first = 0; first < keys.count; first += head_block) {
+      const Index height = keys.count - first < head_block ? keys.count - first : head_block;
+      const Following<std::int8_t> rows = codes.block(first, height, room);
+      scale.block(first, height);
+      added.block(first, height);
+      const auto emit = [&](Index l, Index h, Index i, Index tile, Words<A> products) RECOPS_LAMBDA_INLINE {
+        const B s = scale.load(h, i, tile), dots = B(query[l].words.scale) * xsimd::to_float(products) * s;
+        const B eps = mul_add(s, B(query[l].per_scale), B(query[l].rest));
+        if (added.empty()) {
+          survivors[l]->add(first + i, tile, dots, eps);
+        } else {
+          add_biased<A>(*survivors[l], first + i, tile, dots, eps, added.load(h, i, tile));
+        }
+      };
+      const auto tiles = [&](const auto columns) RECOPS_LAMBDA_INLINE {
+        Index i = 0;
+        for (; i + W <= height; i += W) {
+          const std::int8_t* const at = rows.first + i * rows.stride;
+          if (codes.far()) {
+            const auto next = reinterpret_cast<std::uintptr_t>(at) + 8192;
+            for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(W * rows.stride); b += 64) prefetch(next + b);
+          }
+          for (Index h = 0; h < heads; ++h)
+            for (Index q = 0; q < n; ++q)
+              emit(q * heads + h, h, i, W,
+                   int_tile<A>(query[q * heads + h].words.codes, Following<std::int8_t>{at + h * width, rows.stride},
+                               Index{columns}, Ahead{}));
+        }
+        for (Index h = 0; h < heads && i < height; ++h) {
+          const std::int8_t* row[W];
+          for (Index r = 0; r < W; ++r) row[r] = rows.first + (i + r < height ? i + r : height - 1) * rows.stride + h * width;
+          for (Index q = 0; q < n; ++q)
+            emit(q * heads + h, h, i, height - i,
+                 int_tile<A>(query[q * heads + h].words.codes, Scattered<std::int8_t>{row}, Index{columns}, Ahead{}));
+        }
+      };
+      if (width == 16) {
+        tiles(std::integral_constant<Index, 16>());
+      } else if (width == 64) {
+        tiles(std::integral_constant<Index, 64>());
+      } else {
+        tiles(width);
+      }
+    }
+  });
+}
+
+/// By way of keys rounded to BFloat16, and the lengths of every head of the float keys.
+template <class A>
+Index search_rounded(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys, const NamedRows<BFloat16>& copy,
+                     MatrixView<const float> norms, MatrixView<const float> bias, Index k, HeadLists lists, Workspace& ws) {
+  using B = Batch<float, A>;
+  const Index n = queries.rows(), width = queries.cols() / heads;
+  const auto mark = ws.mark();
+  auto* const error = ws.take<RoundedError>(n * heads);
+  for (Index l = 0; l < n * heads; ++l)
+    error[l] = rounded_error(sums_of(queries.row(l / heads) + l % heads * width, width), width, /*half=*/false);
+  return certify_heads<A>(queries, heads, keys, bias, k, lists, ws, [&](Survivors<A>** survivors) {
+    HeadColumns<float, A> norm(norms, copy.names, ws), added(bias, {}, ws);
+    BFloat16* const room = copy.room(head_block, ws);
+    for (Index first = 0; first < keys.count; first += head_block) {
+      const Index height = keys.count - first < head_block ? keys.count - first : head_block;
+      norm.block(first, height);
+      added.block(first, height);
+      head_tiles<float, A>(queries, heads, copy.block(first, height, room), height, copy.far(),
+                           [&](Index q, Index h, Index i, Index tile, B dots) RECOPS_LAMBDA_INLINE {
+                             const Index l = q * heads + h;
+                             const B eps = mul_add(norm.load(h, i, tile), B(error[l].per_norm), B(error[l].rest));
+                             if (added.empty()) {
+                               survivors[l]->add(first + i, tile, dots, eps);
+                             } else {
+                               add_biased<A>(*survivors[l], first + i, tile, dots, eps, added.load(h, i, tile));
+                             }
+                           });
+    }
+  });
+}
+
+/// Many queries: keys are turned into panels once for all of them, whose products need no sums across lanes. Those are summed in
+/// another order, so they are a copy like others: off by no more than roundings.
+template <class A>
+Index search_panels(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys, MatrixView<const float> bias,
+                    Index k, HeadLists lists, Workspace& ws) {
+  using B = Batch<float, A>;
+  constexpr Index P = panel_width<float>;
+  static_assert(head_block % P == 0);
+  const Index n = queries.rows(), width = queries.cols() / heads;
+  const auto mark = ws.mark();
+  auto* const per_norm = ws.take<float>(n * heads);
+  auto* const rest = ws.take<float>(n * heads);
+  float* const by_head = ws.take<float>(n * heads * width);  // head by head: what panels are multiplied with stands together
+  for (Index h = 0; h < heads; ++h) {
+    for (Index q = 0; q < n; ++q) {
+      const float* const x = queries.row(q) + h * width;
+      std::copy_n(x, width, by_head + (h * n + q) * width);
+      const QuerySums sums = sums_of(x, width);
+      per_norm[h * n + q] = at_least(sums.length * 2 * roundings(width));  // |k|^2 below has roundings of its own
+      rest[h * n + q] =
+          at_least(2 * underflow(width, sums.absolute) + sums.length * std::sqrt(static_cast<double>(width)) * 0x1p-62);
+    }
+  }
+  return certify_heads<A>(queries, heads, keys, bias, k, lists, ws, [&](Survivors<A>** survivors) {
+    HeadColumns<float, A> added(bias, {}, ws);
+    float* const room = keys.room(head_block, ws);
+    float* const panel = ws.take<float>(P * width);
+    float* const norm = ws.take<float>(P);
+    for (Index first = 0; first < keys.count; first += head_block) {
+      const Index height = keys.count - first < head_block ? keys.count - first : head_block;
+      const Following<float> rows = keys.block(first, height, room);
+      added.block(first, height);
+      for (Index h = 0; h < heads; ++h) {
+        for (Index p = 0; p < height; p += P) {
+          const Index filled = height - p < P ? height - p : P;
+          simd::pack_panel<float, A>(
+              [&](Index i) RECOPS_LAMBDA_INLINE {
+                return i < filled ? rows.first + (p + i) * rows.stride + h * width : static_cast<const float*>(nullptr);
+              },
+              width, panel, norm);
+          for (Index i = 0; i < P; i += lanes<float, A>) B(xsimd::sqrt(B::load_aligned(norm + i))).store_aligned(norm + i);
+          simd::panel_products<float, A>(
+              panel, width, by_head + h * n * width, width, n,
+              [&](Index q, Index i, B dots) RECOPS_LAMBDA_INLINE {
+                if (i >= filled) return;
+                const Index tile = filled - i < lanes<float, A> ? filled - i : lanes<float, A>, at = p + i;
+                const B eps = mul_add(B::load_aligned(norm + i), B(per_norm[h * n + q]), B(rest[h * n + q]));
+                Survivors<A>& kept = *survivors[q * heads + h];
+                if (added.empty()) {
+                  kept.add(first + at, tile, dots, eps);
+                } else {
+                  add_biased<A>(kept, first + at, tile, dots, eps, added.load(h, at, tile));
+                }
+              },
+              filled);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace detail
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops
