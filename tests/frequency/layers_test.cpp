@@ -160,6 +160,7 @@ TEST_CASE("FARM's gate reads the context", "[frequency]") {
 }
 
 TEST_CASE("shared lags are of the finite sequences, and lags past a sequence are refused", "[frequency]") {
+  CHECK((autocorr_lags(0, 1) == 0 && autocorr_lags(1, 1) == 1 && autocorr_lags(50, 2) == 7 && autocorr_lags(50, 1e300) == 50));
   Random random = random_stream(7304);
   Workspace ws;
   const SpectralPlans<float> plans(8);

@@ -114,7 +114,11 @@ class Candidates {
   /// Row `i` out of its panel, which must be ready.
   void row(Index i, T* out) const {
     const Index p = i / P, l = i % P, cols = view_.cols;
-    if (cols == 0) return;  // no panel to point into
+    if (cols == 0) return;      // no panel to point into
+    if (own_ && !view_.unit) {  // the very numbers, in one piece
+      std::copy_n(features_.row(item(i)), cols, out);
+      return;
+    }
     if (view_.storage == PanelStorage::full) {
       const T* const panel = view_.data + p * cols * P + l;
       for (Index d = 0; d < cols; ++d) out[d] = panel[d * P];

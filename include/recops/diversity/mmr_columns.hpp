@@ -28,7 +28,7 @@ struct MmrColumnRule {
   MmrColumnRule(const MmrProblem<T>& p, Candidates<T, A>& candidates, Index places, Workspace& scratch)
       : problem(p),
         rows(candidates),
-        scores(p, candidates, scratch),
+        scores(p, candidates, mmr_values(p, scratch), scratch),
         last(p.options.window == 0 ? std::numeric_limits<Index>::max() : p.options.window - 1),
         sliding(last < p.history + places - 1),
         features(p.has_features()),

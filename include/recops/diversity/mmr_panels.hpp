@@ -25,9 +25,9 @@ struct MmrPanelRule {
   T similarity;  // no |similarity| exceeds it
   bool first = true;
 
-  MmrPanelRule(const MmrProblem<T>& problem, Candidates<T, A>& candidates, Index places, Workspace& scratch)
+  MmrPanelRule(const MmrProblem<T>& problem, Candidates<T, A>& candidates, const T* value, Index places, Workspace& scratch)
       : rows(candidates),
-        scores(problem, candidates, scratch),
+        scores(problem, candidates, value, scratch),
         queries(scratch.take<T>((problem.history + places) * problem.cols)),
         top_relevance(scratch.take<T>(candidates.panels())),
         top_base(scratch.take<T>(candidates.panels())),
@@ -78,14 +78,10 @@ Selection mmr_by_panels(const MmrProblem<T>& problem, ConstraintState* limits, V
                         Workspace& scratch) {
   const auto& in = problem.in;
   const bool lazy = problem.options.evaluation == SelectionEvaluation::lazy;
-  T* value = nullptr;
+  const T* const value = mmr_values(problem, scratch);
   const bool sorted = lazy && in.panels.rows == 0 && picks.size() + problem.history > 1 && problem.items > simd::panel_width<T>;
-  if (sorted) {
-    value = scratch.take<T>(problem.items);
-    for (Index i = 0; i < problem.items; ++i) value[i] = problem.excluded(i) ? never<T> : in.relevance.data()[i];
-  }
   Candidates<T, A> rows(in.features, in.panels, problem.items, problem.unit, sorted, value, scratch);
-  MmrPanelRule<T, A> rule(problem, rows, picks.size(), scratch);
+  MmrPanelRule<T, A> rule(problem, rows, value, picks.size(), scratch);
   return Greedy<T, A, MmrPanelRule<T, A>>(rows, rule, lazy, limits, scratch).run(picks, scores);
 }
 

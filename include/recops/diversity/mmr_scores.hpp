@@ -19,17 +19,16 @@ struct MmrScores {
   Index size;  // padded
   T weight;
 
-  MmrScores(const MmrProblem<T>& problem, const Candidates<T, A>& rows, Workspace& scratch)
+  /// `value` [N]: the relevance, -infinity where an item is out.
+  MmrScores(const MmrProblem<T>& problem, const Candidates<T, A>& rows, const T* value, Workspace& scratch)
       : size(rows.size()), weight(problem.weight) {
     relevance = scratch.take<T>(size);
     base = scratch.take<T>(size);
     penalty = scratch.take<T>(size);
     for (Index i = 0; i < rows.rows(); ++i) {
-      const Index item = rows.item(i);
-      const T r = problem.in.relevance.data()[item];
-      const bool out = problem.excluded(item);
-      relevance[i] = out ? never<T> : r;
-      base[i] = out ? never<T> : problem.lambda * r;
+      const T r = value[rows.item(i)];
+      relevance[i] = r;
+      base[i] = r == never<T> ? r : problem.lambda * r;
     }
     std::fill(relevance + rows.rows(), relevance + size, never<T>);
     std::fill(base + rows.rows(), base + size, never<T>);
@@ -51,6 +50,14 @@ struct MmrScores {
   /// The score an item of this base would have under this penalty.
   T score_of(T b, T m) const { return simd::mul_add(B(weight), B(m), B(b)).get(0); }
 };
+
+/// The relevance of every item, -infinity where it is out.
+template <class T>
+const T* mmr_values(const MmrProblem<T>& problem, Workspace& scratch) {
+  T* const value = scratch.take<T>(problem.items);
+  for (Index i = 0; i < problem.items; ++i) value[i] = problem.excluded(i) ? never<T> : problem.in.relevance.data()[i];
+  return value;
+}
 
 /// Copies the usable history rows; `source` (or null) receives which they were. Returns their number.
 template <class T>

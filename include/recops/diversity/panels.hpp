@@ -110,7 +110,7 @@ void pack_one_panel(MatrixView<const S> features, const std::int32_t* order, Ind
         const Index i = b * P + l;
         return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
-      features.cols(), panel, squares, rows* features.cols() * Index{sizeof(S)} > Index{1} << 19);
+      features.cols(), panel, squares, order || rows * features.cols() * Index{sizeof(S)} > Index{1} << 19);
   finish_panel<T, A>(panel, features.cols(), normalize, squares);
 }
 

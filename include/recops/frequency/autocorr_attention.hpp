@@ -34,7 +34,8 @@ inline namespace RECOPS_ABI {
 /// m, the number of lags of a sequence of `length` rows.
 inline Index autocorr_lags(Index length, double factor) {
   if (length == 0) return 0;
-  return std::clamp(static_cast<Index>(factor * std::log(static_cast<double>(length))), Index{1}, length);
+  const double most = static_cast<double>(length);  // before the conversion, which knows no larger numbers than an Index
+  return std::max(static_cast<Index>(std::min(factor * std::log(most), most)), Index{1});
 }
 
 namespace detail {

@@ -103,6 +103,29 @@ template <class T, class A, std::size_t N>
 RECOPS_INLINE void transpose_lanes(Batch<T, A> (&x)[N]) {
   constexpr Index W = lanes<T, A>;
   static_assert(N == static_cast<std::size_t>(W));
+#if defined(__AVX__)
+  if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {  // half as many shuffles
+    __m256 pairs[8], fours[8];
+    RECOPS_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    RECOPS_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+      fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+      fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+    }
+    RECOPS_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      x[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+      x[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+    return;
+  }
+#endif
   RECOPS_UNROLL
   for (Index stage = 1; stage < W; stage *= 2) {
     Batch<T, A> y[W];
@@ -132,10 +155,10 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
   for (Index v = 0; v < P; v += W) {
     const Stored* rows[W];
     for (Index l = 0; l < W; ++l) rows[l] = row(v + l);
-    B sum(T(0)), x[W];
-    if (!rows[0]) {  // rows come without gaps: nor is there any behind this one
-      for (Index d = 0; d < cols; ++d) sum.store_aligned(panel + d * P + v);
-      sum.store_aligned(squares + v);
+    B sum[2] = {B(T(0)), B(T(0))}, x[W];  // of even and odd columns: a single one would wait for itself
+    if (!rows[0]) {                       // rows come without gaps: nor is there any behind this one
+      for (Index d = 0; d < cols; ++d) sum[0].store_aligned(panel + d * P + v);
+      sum[0].store_aligned(squares + v);
       continue;
     }
     for (Index l = v + W; ahead && l < v + 2 * W; ++l) {
@@ -150,7 +173,7 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
       RECOPS_UNROLL
       for (Index i = 0; i < W; ++i) {
         x[i].store_aligned(panel + (d + i) * P + v);
-        sum = mul_add(x[i], x[i], sum);
+        sum[i % 2] = mul_add(x[i], x[i], sum[i % 2]);
       }
     }
     if (d < cols) {
@@ -161,11 +184,11 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
       for (Index i = 0; i < W; ++i) {
         if (d + i < cols) {
           x[i].store_aligned(panel + (d + i) * P + v);
-          sum = mul_add(x[i], x[i], sum);
+          sum[i % 2] = mul_add(x[i], x[i], sum[i % 2]);
         }
       }
     }
-    sum.store_aligned(squares + v);
+    (sum[0] + sum[1]).store_aligned(squares + v);
   }
 }
 
@@ -302,8 +325,8 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
 
 /// The same for any number of vectors.
 template <class T, class A, class S = T, class F>
-RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, Index count,
-                                  F&& use, Index rows = panel_width<T>) {
+RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, Index count, F&& use,
+                                  Index rows = panel_width<T>) {
   Index first = 0;
   const auto part = [&](int q, Index lane, Batch<T, A> c) RECOPS_LAMBDA_INLINE { use(first + q, lane, c); };
   if constexpr (registers<A> / 8 >= panel_parts<T, S>) {
