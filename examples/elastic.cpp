@@ -53,11 +53,14 @@ struct Named {
   const char* name;
   bool last_only;
 };
-constexpr Named systems[] = {
-    {System::sasrec, "self-attention (SASRec)", false},        {System::dispatcher, "dispatcher, causal", false},
-    {System::dispatcher_memory, "  + interest memory", false}, {System::ahead, "dispatcher, looking ahead", true},
-    {System::ahead_memory, "  + interest memory", true},       {System::hstu, "HSTU", false}};
-constexpr Index system_count = 6;
+constexpr Named systems[] = {{System::sasrec, "self-attention (SASRec)", false},
+                             {System::dispatcher, "dispatcher, causal", false},
+                             {System::dispatcher_memory, "  + interest memory", false},
+                             {System::ahead, "dispatcher, looking ahead", true},
+                             {System::ahead_memory, "  + interest memory", true},
+                             {System::lightsans, "LightSANs, looking ahead", true},
+                             {System::hstu, "HSTU", false}};
+constexpr Index system_count = 7;
 
 using Dispatcher = NextItemModel<float, DispatcherStack<float>>;
 using LightSansModel = NextItemModel<float, Sequential<float, LightSansBlock<float>, LightSansBlock<float>, LayerNorm<float>>>;
