@@ -141,7 +141,7 @@ template <class T, class A, int V>
 [[gnu::noinline]] void softmax_runs(T* s, Index count, Index n) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
-  const auto each = [n](auto&& f) RECOPS_LAMBDA_INLINE {
+  const auto each = [&](auto&& f) RECOPS_LAMBDA_INLINE {
     if constexpr (V > 0) {
       RECOPS_UNROLL
       for (Index v = 0; v < V; ++v) f(v * W);
