@@ -891,3 +891,56 @@ def mmoe_train(batch, inputs, experts, outputs, tasks, copies=1):
         return (g.unsqueeze(-1) * a.unsqueeze(1)).sum(2).view(batch, -1)
 
     return fastest([step(bmm), step(einsum), step(products)])
+
+
+def attention_ways(heads):
+    """Ways to attend with queries [n, 64] to one history [l, 64] that is keys and values."""
+    fused = getattr(torch.nn.functional, "scaled_dot_product_attention", None)
+
+    def split(x):
+        return x.view(x.shape[0], heads, -1).transpose(0, 1)
+
+    def join(y):
+        return y.transpose(0, 1).reshape(y.shape[1], -1)
+
+    def plain(q, h):
+        k = split(h)
+        return join(torch.softmax((split(q) * (q.shape[1] // heads) ** -0.5) @ k.transpose(1, 2), -1) @ k)
+
+    def contiguous(q, h):
+        k = split(h).contiguous()
+        return join(torch.softmax((split(q) * (q.shape[1] // heads) ** -0.5) @ k.transpose(1, 2), -1) @ k)
+
+    def head_by_head(q, h):
+        d = q.shape[1] // heads
+        parts = []
+        for a in range(heads):
+            k = h[:, a * d:(a + 1) * d]
+            parts.append(torch.softmax((q[:, a * d:(a + 1) * d] * d**-0.5) @ k.t(), -1) @ k)
+        return torch.cat(parts, 1) if heads > 1 else parts[0]
+
+    def whole(q, h):
+        k = split(h)
+        return join(fused(split(q)[None], k[None], k[None])[0])
+
+    return [plain, contiguous, head_by_head] + ([whole] if fused else [])
+
+
+def target_attention(n, l, heads, copies=1):
+    q, hs = torch.randn(n, 64), rotated(lambda: torch.randn(l, 64), copies)
+    return fastest([lambda f=f: lambda i: f(q, hs[i % copies]) for f in attention_ways(heads)])
+
+
+def target_attention_backward(n, l, heads):
+    """The gradients alone, of a graph that is kept."""
+    q, h, dy = torch.randn(n, 64, requires_grad=True), torch.randn(l, 64, requires_grad=True), torch.randn(n, 64)
+
+    def way(f):
+        def make():
+            with torch.enable_grad():
+                y = f(q, h)
+            return lambda i: torch.autograd.grad(y, [q, h], dy, retain_graph=True)
+
+        return make
+
+    return fastest([way(f) for f in attention_ways(heads)])

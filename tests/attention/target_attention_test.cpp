@@ -92,6 +92,77 @@ TEST_CASE("a history given twice changes nothing; a user alone has the bits it h
   CHECK(max_difference(alone.view(), batch_out.view().middle_rows(5, 40)) == 0);
 }
 
+TEST_CASE("histories in bfloat16 and int8: jagged, masked, without allocation", "[attention][target_attention][stored]") {
+  Random random = random_stream(33);
+  Workspace ws;
+  const Index width = 32, heads = 2;
+  const std::vector<std::int64_t> rows{0, 1, 1, 8, 48}, keys{0, 0, 300, 9300, 9317};
+  const Matrix<float> c = random_matrix<float>(rows.back(), width, random), h = random_matrix<float>(keys.back(), width, random);
+  Matrix<BFloat16> half(h.rows(), width);
+  simd::convert(h.data(), half.data(), h.rows() * width);
+  Matrix<float> restored(h.rows(), width), want(rows.back(), width), out(rows.back(), width), again(rows.back(), width),
+      lse(rows.back(), heads), want_lse(rows.back(), heads);
+  simd::convert(half.data(), restored.data(), h.rows() * width);
+  const JaggedView<const float> who(c.view(), rows), floats(restored.view(), keys);
+  const JaggedView<const BFloat16> halves(half.view(), keys);
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(keys.back()));
+  for (auto& m : mask) m = random.chance(0.9) ? 1 : 0;
+  const auto compare = [&](const AttentionOptions& options, auto&& stored) {
+    target_attention<float>(who, floats, options, want, want_lse, ws);
+    stored(options, out, lse, ws);
+    CHECK(max_difference(out.view(), want.view()) < 1e-5);
+    CHECK(max_difference(lse.view(), want_lse.view()) < 1e-5);
+    const AllocationCounter allocations;
+    stored(options, again, MatrixView<float>(), ws);
+    CHECK(allocations.count() == 0);
+    CHECK(max_difference(out.view(), again.view()) == 0);
+  };
+  const auto half_of = [&](const AttentionOptions& o, MatrixView<float> y, MatrixView<float> z, Workspace& w) {
+    target_attention<float>(who, halves, o, y, z, w);
+  };
+  compare({.heads = heads}, half_of);
+  compare({.heads = heads, .key_mask = mask}, half_of);
+  for (const Index block : {Index{0}, width / heads}) {
+    QuantizedRows codes;
+    codes.assign(h.view(), block);
+    simd::dequantize_rows(codes, restored);
+    const QuantizedHistory history{codes.view(), keys};
+    const auto eighth_of = [&](const AttentionOptions& o, MatrixView<float> y, MatrixView<float> z, Workspace& w) {
+      target_attention<float>(who, history, o, y, z, w);
+    };
+    compare({.heads = heads}, eighth_of);
+    compare({.heads = heads, .window = 5, .key_mask = mask}, eighth_of);
+  }
+}
+
+TEST_CASE("stored histories: one user as plain rows, keys and values apart, NaN, errors",
+          "[attention][target_attention][stored]") {
+  Random random = random_stream(34);
+  Workspace ws;
+  const Matrix<float> c = random_matrix<float>(3, 8, random), k = random_matrix<float>(40, 8, random),
+                      v = random_matrix<float>(40, 4, random);
+  Matrix<float> out(3, 4, 9.0f), want(3, 4);
+  QuantizedRows kq, vq;
+  kq.assign(k.view());
+  vq.assign(v.view());
+  Matrix<float> kr(40, 8), vr(40, 4);
+  simd::dequantize_rows(kq, kr);
+  simd::dequantize_rows(vq, vr);
+  target_attention<float>(c, kr, vr, {.heads = 2}, want, ws);
+  target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{vq}, {.heads = 2}, out, {}, ws);
+  CHECK(max_difference(out.view(), want.view()) < 1e-6);
+  vq.assign(v.view(), 2);
+  vq.scales(7, 1) = std::numeric_limits<float>::quiet_NaN();  // of the second head alone
+  target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{vq}, {.heads = 2}, out, {}, ws);
+  for (Index i = 0; i < 3; ++i) CHECK((std::isfinite(out(i, 0)) && std::isfinite(out(i, 1)) && std::isnan(out(i, 2))));
+  vq.assign(v.view(), 3);
+  CHECK_THAT(error_of([&] { target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{vq}, {.heads = 2}, out, {}, ws); }),
+             contains("target_attention: values: expected one scale per row, or one per row and head"));
+  Matrix<BFloat16> narrow(40, 6, BFloat16(1.0f));
+  CHECK_THAT(error_of([&] { target_attention<float>(c, narrow, {.heads = 2}, out, {}, ws); }),
+             contains("target_attention: keys: expected shape [_, 8], got [40, 6]"));
+}
+
 TEST_CASE("target attention names what is wrong and writes nothing", "[attention][target_attention][errors]") {
   Workspace ws;
   Matrix<float> candidates(3, 8, 1.0f), history(5, 8, 1.0f), narrow(5, 6, 1.0f), out(3, 8, 9.0f);

@@ -1,6 +1,7 @@
 /// Oracle: attention in double precision written from its formula (support/attention_reference.hpp), on every instruction set.
 #include <recops/simd/attention_backward.hpp>
 #include <recops/simd/attention_forward.hpp>
+#include <recops/simd/quantize.hpp>
 
 #include <array>
 
@@ -180,5 +181,81 @@ TEMPLATE_TEST_CASE("exp2 of attention is exact to rounding, keeps NaN and underf
     simd::attention_kernel::exp2(simd::Batch<T, A>::load_aligned(x)).store_aligned(x);
     CHECK(x[0] == T(0));
     CHECK(std::isnan(x[W - 1]));
+  });
+}
+
+namespace {
+
+/// Attention over what `rows` stand for, in every way the kernels read them.
+template <class A, class S>
+void check_stored(AttentionCase c, const simd::StoredRows<S>& k, const simd::StoredRows<S>& v, Workspace& ws) {
+  CAPTURE(c.n, c.l, c.heads, c.dk, c.causal, c.mask.size(), c.key_bias.cols(), sizeof(S), k.scale_head);
+  Operands<float> o(c);
+  const simd::StoredHistory<float> stored = simd::stored_history<A>(k, v);
+  o.x.k = o.x.v = nullptr;
+  o.x.stored = &stored;
+  o.x.stored_row = 2;
+  const AttentionAnswer want = attention_reference(c, {}, {});
+  Padded<float> out(c.n, c.heads * c.dv, 99.0f), lse(c.n, c.heads, 99.0f);
+  simd::attention_forward<float, A>(o.x, 0, c.n, 0, c.l, out, lse, ws);
+  REQUIRE((out.intact() && lse.intact()));
+  CHECK(max_difference(out.view(), want.out.view()) <= 1e-5);
+  CHECK(max_difference(lse.view(), want.lse.view()) <= 2e-5);
+}
+
+/// Two rows of NaN, then x: what lies before a sequence is not read.
+template <class S>
+Matrix<S> behind_two(const Matrix<double>& x) {
+  Matrix<S> out(x.rows() + 2, x.cols(), S(std::numeric_limits<float>::quiet_NaN()));
+  for (Index i = 0; i < x.rows() * x.cols(); ++i) out.data()[2 * x.cols() + i] = S(static_cast<float>(x.data()[i]));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("keys and values in bfloat16 and int8 give the result of what they stand for", "[simd][attention][stored]") {
+  Random random = random_stream(3);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index n : {1, 3, 21}) {
+      for (const Index l : {1, 8, 9, 100, 611}) {
+        for (const Index dk : {5, 8, 16, 32, 64}) {
+          const Index heads = 64 / dk > 4 ? 4 : 64 / dk;
+          for (const unsigned m : {0u, 1u, 4u, 8u}) {
+            if (m != 0 && l > 100) continue;
+            const bool shared = (n + l + dk) % 2 == 0;
+            AttentionCase c = make_case(n, l, heads, dk, dk, m, random);
+            if (shared) c.v = c.k;
+            const Index width = heads * dk;
+            Matrix<BFloat16> k = behind_two<BFloat16>(c.k), v = behind_two<BFloat16>(c.v);
+            AttentionCase rounded = c;
+            for (Index i = 0; i < l * width; ++i) {
+              rounded.k.data()[i] = static_cast<float>(k.data()[2 * width + i]);
+              rounded.v.data()[i] = static_cast<float>(v.data()[2 * width + i]);
+            }
+            const simd::StoredRows<BFloat16> kb{k.data(), width}, vb{v.data(), width};
+            check_stored<A>(rounded, kb, shared ? kb : vb, ws);
+            for (const Index block : {Index{0}, dk}) {
+              QuantizedRows kq, vq;
+              kq.assign(behind_two<float>(c.k).view(), block);
+              vq.assign(behind_two<float>(c.v).view(), block);
+              const auto restore = [&](const QuantizedRows& q, Matrix<double>& to) {
+                for (Index j = 0; j < l; ++j)
+                  for (Index d = 0; d < width; ++d)
+                    to(j, d) =
+                        static_cast<double>(q.codes(j + 2, d)) * static_cast<double>(q.scales(j + 2, block ? d / block : 0));
+              };
+              restore(kq, rounded.k);
+              restore(vq, rounded.v);
+              const simd::StoredRows<std::int8_t> ki{kq.codes.data(), width, kq.scales.data(), kq.scales.cols(),
+                                                     block && heads > 1},
+                  vi{vq.codes.data(), width, vq.scales.data(), vq.scales.cols(), block && heads > 1};
+              check_stored<A>(rounded, ki, shared ? ki : vi, ws);
+            }
+          }
+        }
+      }
+    }
   });
 }

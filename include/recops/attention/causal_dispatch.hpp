@@ -133,8 +133,7 @@ struct CausalRead {
   void read(const T* seen, T* out) {
     for (Index a = 0; a < heads; ++a) {
       std::fill_n(pooled, simd::attention_kernel::padded_width<T, A>(head), T(0));
-      simd::attention_kernel::weighted_sum<T, A>(experts, weights + a * pitch, seen + width / 2 + a * head, width, head, nullptr,
-                                                 0, pooled);
+      simd::attention_kernel::weighted_sum<T, A>(experts, weights + a * pitch, seen + width / 2 + a * head, width, head, pooled);
       std::copy_n(pooled, head, out + a * head);
     }
   }

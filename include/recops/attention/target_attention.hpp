@@ -11,6 +11,17 @@
 #include <recops/nn/scaled_dot_product_attention.hpp>
 
 namespace recops {
+
+/// Histories of int8 rows (simd/quantize.hpp) with one scale per row, or one per row and head (block = columns of a head).
+struct QuantizedHistory {
+  QuantizedView rows = {};  ///< codes [total_L, D]
+  IndexView offsets = {};   ///< [B + 1]; empty: one user
+
+  RECOPS_INLINE JaggedView<const std::int8_t> codes() const {
+    return offsets.size() == 0 ? JaggedView<const std::int8_t>(rows.codes) : JaggedView<const std::int8_t>(rows.codes, offsets);
+  }
+};
+
 inline namespace RECOPS_ABI {
 
 /// out `[total_N, H dv]`: candidates `[total_N, H dk]` over keys `[total_L, H dk]` and values `[total_L, H dv]`, user by user.
@@ -38,6 +49,41 @@ template <class T>
 void target_attention(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
                       MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
   detail::attention<T>("target_attention", candidates, history, history, {}, options, out, log_sum_exp, ws);
+}
+
+/// The same over keys and values that are stored as bfloat16: half the bytes to keep and to read; the arithmetic is float's. The result
+/// is exactly that of the rounded keys and values. log_sum_exp may be empty. There is no backward over stored keys: training keeps
+/// them in float.
+template <class T>
+requires std::is_same_v<T, float>
+void target_attention(JaggedView<const T> candidates, std::type_identity_t<JaggedView<const BFloat16>> keys,
+                      std::type_identity_t<JaggedView<const BFloat16>> values, const AttentionOptions& options, MatrixView<T> out,
+                      MatrixView<T> log_sum_exp, Workspace& ws) {
+  detail::stored_attention<BFloat16>("target_attention", candidates, keys, values, nullptr, nullptr, options, out, log_sum_exp,
+                                     ws);
+}
+template <class T>
+requires std::is_same_v<T, float>
+void target_attention(JaggedView<const T> candidates, std::type_identity_t<JaggedView<const BFloat16>> history,
+                      const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
+  detail::stored_attention<BFloat16>("target_attention", candidates, history, history, nullptr, nullptr, options, out,
+                                     log_sum_exp, ws);
+}
+
+/// The same over int8 rows, a quarter of the bytes: exactly the result of the rows that the codes stand for, s * code. A row whose
+/// scale is NaN (it held a NaN) makes the (candidate, head) pairs NaN that see it.
+template <class T>
+requires std::is_same_v<T, float>
+void target_attention(JaggedView<const T> candidates, const QuantizedHistory& keys, const QuantizedHistory& values,
+                      const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
+  detail::stored_attention<std::int8_t>("target_attention", candidates, keys.codes(), values.codes(), &keys.rows, &values.rows,
+                                        options, out, log_sum_exp, ws);
+}
+template <class T>
+requires std::is_same_v<T, float>
+void target_attention(JaggedView<const T> candidates, const QuantizedHistory& history, const AttentionOptions& options,
+                      MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
+  target_attention<T>(candidates, history, history, options, out, log_sum_exp, ws);
 }
 
 /// Adds to the gradients of candidates, keys and values (empty: not wanted), given what forward wrote and `dout`.

@@ -14,6 +14,7 @@
 #include <recops/core/error.hpp>
 #include <recops/simd/attention_backward.hpp>
 #include <recops/simd/attention_forward.hpp>
+#include <recops/simd/quantize.hpp>
 
 namespace recops {
 
@@ -43,9 +44,9 @@ struct AttentionBiasGradient {
 inline namespace RECOPS_ABI {
 namespace detail {
 
-template <class T>
-[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
-                                       const JaggedView<const T>& values, const AttentionBias<T>& bias,
+template <class T, class S>
+[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const S>& keys,
+                                       const JaggedView<const S>& values, const AttentionBias<T>& bias,
                                        const AttentionOptions& o) {
   check_jagged(op, "queries", queries, any_size, any_size);
   const Index batch = queries.size(), width = queries.cols(), total = keys.values().rows();
@@ -74,17 +75,23 @@ template <class T>
   }
 }
 
-template <class T>
+/// Sequence b; keys and values may be of another element, and are then left out.
+template <class T, class S>
 [[gnu::noinline]] simd::AttentionOperands<T> attention_operands(const JaggedView<const T>& queries,
-                                                                const JaggedView<const T>& keys,
-                                                                const JaggedView<const T>& values, const AttentionBias<T>& bias,
+                                                                const JaggedView<const S>& keys,
+                                                                const JaggedView<const S>& values, const AttentionBias<T>& bias,
                                                                 const AttentionOptions& o, Index b) {
   const Index row = keys.begin(b), n = queries.length(b), width = queries.cols() / o.heads;
-  const MatrixView<const T> q = queries.values(), k = keys.values(), v = values.values();
+  const MatrixView<const T> q = queries.values();
+  const MatrixView<const S> k = keys.values(), v = values.values();
   simd::AttentionOperands<T> x{};
   x.q = q.data() + queries.begin(b) * q.stride();
-  x.k = k.data() + row * k.stride();
-  x.v = v.data() + row * v.stride();
+  if constexpr (std::is_same_v<S, T>) {
+    x.k = k.data() + row * k.stride();
+    x.v = v.data() + row * v.stride();
+  } else {
+    x.stored_row = row;
+  }
   x.q_stride = q.stride();
   x.k_stride = k.stride();
   x.v_stride = v.stride();
@@ -169,15 +176,12 @@ void merge_parts(MatrixView<const T> parts_out, MatrixView<const T> parts_lse, I
   }
 }
 
-template <class T>
-void attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
-               const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
-               MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  check_attention(op, queries, keys, values, bias, options);
-  const Index batch = queries.size(), heads = options.heads, total = queries.values().rows();
-  check_shape(op, "out", out, total, values.cols());
-  if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, heads);
-  if (total == 0) return;
+/// Runs the grid: `keys_of(b)` is the number of keys of a sequence, `operands(b)` what the kernels read.
+template <class T, class Keys, class Operands>
+void run_attention(const JaggedView<const T>& queries, Index heads, Keys&& keys_of, Operands&& operands, MatrixView<T> out,
+                   MatrixView<T> log_sum_exp, Workspace& ws) {
+  const Index batch = queries.size();
+  if (out.rows() == 0) return;
 
   constexpr Index block = simd::attention_kernel::query_block<T, simd::DefaultArch>, lanes = simd::lanes<T>;
   // A range of 4096 keys is long enough to hide what merging costs; 16 ranges keep scratch independent of L.
@@ -186,7 +190,7 @@ void attention(const char* op, const JaggedView<const T>& queries, const JaggedV
   const AttentionGrid grid = attention_grid(
       batch,
       [&](Index b, Index& ranges, Index& key_ranges, Index& rows) {
-        const Index n = queries.length(b), l = keys.length(b);
+        const Index n = queries.length(b), l = keys_of(b);
         ranges = (n + block - 1) / block;
         rows = n;
         key_ranges = n > few || l < 2 * key_range ? 1 : std::min(l / key_range, most_ranges);
@@ -195,7 +199,7 @@ void attention(const char* op, const JaggedView<const T>& queries, const JaggedV
   const Index partial = grid.partial_row[batch];
   const MatrixView<T> parts_out = ws.matrix<T>(partial, out.cols()), parts_lse = ws.matrix<T>(partial, heads);
   ws.parallel_for(grid.first_task[batch], [&](Index task, Workspace& scratch) {
-    const Index b = sequence_of(grid, batch, task), n = queries.length(b), l = keys.length(b), cuts = grid.key_cuts[b];
+    const Index b = sequence_of(grid, batch, task), n = queries.length(b), l = keys_of(b), cuts = grid.key_cuts[b];
     const Index ranges = (n + block - 1) / block, vectors = (n + lanes - 1) / lanes;
     const Index r = (task - grid.first_task[b]) / cuts, c = (task - grid.first_task[b]) % cuts;
     const Index q0 = vectors * r / ranges * lanes, q1 = std::min(n, vectors * (r + 1) / ranges * lanes);
@@ -203,8 +207,8 @@ void attention(const char* op, const JaggedView<const T>& queries, const JaggedV
     const Index row = whole ? queries.begin(b) + q0 : grid.partial_row[b] + c * n + q0;
     MatrixView<T> lse = whole ? log_sum_exp : parts_lse;
     if (!lse.empty()) lse = lse.middle_rows(row, q1 - q0);
-    simd::attention_forward<T>(attention_operands(queries, keys, values, bias, options, b), q0, q1, l * c / cuts,
-                               l * (c + 1) / cuts, (whole ? out : parts_out).middle_rows(row, q1 - q0), lse, scratch);
+    simd::attention_forward<T>(operands(b), q0, q1, l * c / cuts, l * (c + 1) / cuts,
+                               (whole ? out : parts_out).middle_rows(row, q1 - q0), lse, scratch);
   });
   if (partial == 0) return;
   for (Index b = 0; b < batch; ++b) {
@@ -215,6 +219,52 @@ void attention(const char* op, const JaggedView<const T>& queries, const JaggedV
     merge_parts<T>(parts_out.middle_rows(grid.partial_row[b], cuts * n), parts_lse.middle_rows(grid.partial_row[b], cuts * n),
                    cuts, out.middle_rows(queries.begin(b), n), lse);
   }
+}
+
+template <class T>
+void attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+               const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
+               MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
+  check_attention(op, queries, keys, values, bias, options);
+  const Index total = queries.values().rows();
+  check_shape(op, "out", out, total, values.cols());
+  if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, options.heads);
+  run_attention(
+      queries, options.heads, [&](Index b) { return keys.length(b); },
+      [&](Index b) { return attention_operands(queries, keys, values, bias, options, b); }, out, log_sum_exp, ws);
+}
+
+/// Keys and values that are stored as S, with scales or without (null).
+template <class S>
+void stored_attention(const char* op, const JaggedView<const float>& queries, const JaggedView<const S>& keys,
+                      const JaggedView<const S>& values, const QuantizedView* key_scales, const QuantizedView* value_scales,
+                      const AttentionOptions& options, MatrixView<float> out, MatrixView<float> log_sum_exp, Workspace& ws) {
+  check_attention<float, S>(op, queries, keys, values, {}, options);
+  const Index total = queries.values().rows();
+  check_shape(op, "out", out, total, values.cols());
+  if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, options.heads);
+  const auto rows_of = [&](const char* name, const MatrixView<const S>& x, const QuantizedView* q) {
+    simd::StoredRows<S> rows{x.data(), x.stride()};
+    if (q == nullptr) return rows;
+    check_quantized(op, name, *q, any_size, any_size);
+    const Index width = x.cols() / options.heads;
+    check_option(op, name, q->blocks() == 1 || q->width() == width,
+                 "one scale per row, or one per row and head (block = its columns)", static_cast<double>(q->block));
+    rows.scales = q->scales.data();
+    rows.scale_stride = q->scales.stride();
+    rows.scale_head = q->blocks() == 1 ? 0 : 1;
+    return rows;
+  };
+  const simd::StoredRows<S> k = rows_of("keys", keys.values(), key_scales), v = rows_of("values", values.values(), value_scales);
+  const simd::StoredHistory<float> stored = simd::stored_history(k, v);
+  run_attention(
+      queries, options.heads, [&](Index b) { return keys.length(b); },
+      [&](Index b) {
+        simd::AttentionOperands<float> x = attention_operands<float, S>(queries, keys, values, {}, options, b);
+        x.stored = &stored;
+        return x;
+      },
+      out, log_sum_exp, ws);
 }
 
 template <class T>

@@ -93,8 +93,7 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
             weight.store_aligned(p + j);
             (weight * (B::load_aligned(ds + j) - mean)).store_aligned(ds + j);
           }
-          if (g.dq)
-            weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, static_cast<const T*>(nullptr), Index{0}, dq + (h - h0) * dkp);
+          if (g.dq) weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, dq + (h - h0) * dkp);
           const T *qh = x.q + i * x.q_stride + h * dk, *none = nullptr;
           const bool shared = g.dk == g.dv && g.dk_stride == g.dv_stride && dk == dv;  // keys are values: one pass
           if (g.dv)
@@ -112,23 +111,17 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
   }
 }
 
-/// s <- P = 2^(s - lse), d <- dS = P * (d - base); both 0 where `terms` (or null) hides.
+/// s <- P = 2^s, d <- dS = P * d; both 0 where `terms` (or null) hides.
 template <class T, class A, int V>
-[[gnu::noinline]] void weight_gradients(Index keys, T* s, T* d, const T* terms, const T* lse, const T* base) {
+[[gnu::noinline]] void weight_gradients(Index keys, T* s, T* d, const T* terms) {
   constexpr Index W = lanes<T, A>, G = V * W;
   using B = Batch<T, A>;
-  B shift[V], mean[V];
-  RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) {
-    shift[v] = B::load_aligned(lse + v * W);
-    mean[v] = B::load_aligned(base + v * W);
-  }
   const B hidden(-infinity<T>), zero(T(0));
   for (Index j = 0; j < keys; ++j) {
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) {
       const Index at = j * G + v * W;
-      B p = attention_kernel::exp2(B::load_aligned(s + at) - shift[v]), ds = p * (B::load_aligned(d + at) - mean[v]);
+      B p = attention_kernel::exp2(B::load_aligned(s + at)), ds = p * B::load_aligned(d + at);
       if (terms != nullptr) {
         const auto out_of_sight = B::load_aligned(terms + at) == hidden;
         p = xsimd::select(out_of_sight, zero, p);
@@ -144,7 +137,7 @@ template <class T, class A, int V>
 template <class T>
 struct GroupHead {
   const T *qt, *dot;            // transposed queries (times scale, in units of log 2) and output gradients, [width][lanes]
-  const T *lse, *base;          // [lanes]
+  const T *lse, *base;          // [lanes], negative: what products of keys and of values start from
   const T *q_rows, *dout_rows;  // [queries][whole vectors]
   Index q_stride, dout_stride, queries;
   T* dqt;  // [key width][lanes]
@@ -158,10 +151,10 @@ void backward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index h
   const T *k = b.k + head * dk, *v = b.v + head * dv, *key_bias = b.bias ? b.bias + head * b.bias_head : nullptr;
   T *s = tiles.scores, *d = tiles.other;
   alignas(64) T top[G];  // the maxima are of no interest here
-  scores<T, A, V>(b.count, dk, k, b.k_stride, of.qt, s, top);
+  scores<T, A, V>(b.count, dk, k, b.k_stride, of.qt, of.lse, s, top);
   if (terms || key_bias) add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
-  scores<T, A, V>(b.count, dv, v, b.v_stride, of.dot, d, top);
-  weight_gradients<T, A, V>(b.count, s, d, terms, of.lse, of.base);
+  scores<T, A, V>(b.count, dv, v, b.v_stride, of.dot, of.base, d, top);
+  weight_gradients<T, A, V>(b.count, s, d, terms);
   const bool clean =
       !terms || (all_finite<T, A>(k, b.k_stride, b.count, dk) && all_finite<T, A>(of.q_rows, of.q_stride, of.queries, dk) &&
                  all_finite<T, A>(of.dout_rows, of.dout_stride, of.queries, dv));
@@ -246,8 +239,8 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
                               dot + (y.dot - dot), G, G);
         for (Index i = 0; i < G; ++i) {
           const Index row = of.first + i, to = y.lse - lse + i;
-          lse[to] = i < y.queries ? weight_base(r.log_sum_exp[row * r.lse_stride + h0 + h]) : infinity<T>;
-          base[to] = i < y.queries ? gradient_base<T, A>(r, row, h0 + h, dv) : T(0);
+          lse[to] = i < y.queries ? -weight_base(r.log_sum_exp[row * r.lse_stride + h0 + h]) : -infinity<T>;
+          base[to] = i < y.queries ? -gradient_base<T, A>(r, row, h0 + h, dv) : T(0);
         }
       }
     }
@@ -263,9 +256,10 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
         if (seen == Sight::none) continue;
         for (Index h = 0; h < heads; ++h) {
           const T* terms = terms_of<T, A>(x, b, tiles, seen, h0, h, i0, i1, of.vectors);
-          (of.vectors == 1 ? backward_block<T, A, 1> : backward_block<T, A, 2>)(
-              x, b, h, terms, group_head(of, h), tiles, dk_block ? dk_block + h * dkp : nullptr, heads * dkp,
-              dv_block ? dv_block + h * dvp : nullptr, heads * dvp);
+          (of.vectors == 1 ? backward_block<T, A, 1>
+                           : backward_block<T, A, 2>)(x, b, h, terms, group_head(of, h), tiles,
+                                                      dk_block ? dk_block + h * dkp : nullptr, heads * dkp,
+                                                      dv_block ? dv_block + h * dvp : nullptr, heads * dvp);
           if (g.key_bias || g.pair_bias) bias_gradients<T, A>(b, g, h0 + h, i0, i1 - i0, of.vectors * W, tiles.other);
         }
       }

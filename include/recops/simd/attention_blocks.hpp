@@ -4,7 +4,7 @@
 /// A key that a mask, a per-key bias of -infinity or the visible range hides is not read.
 #pragma once
 #include <recops/core/workspace.hpp>
-#include <recops/simd/attention_tiles.hpp>
+#include <recops/simd/attention_few.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -24,6 +24,8 @@ struct AttentionOperands {
   Index pair_stride = 0, pair_head = 0;
   bool causal = false;
   Index window = 0;
+  const StoredHistory<T>* stored = nullptr;  ///< instead of k and v: from its row `stored_row` on
+  Index stored_row = 0;
 
   /// The keys that the structure lets query i see: [first, last).
   Index first_key(Index i) const { return window > 0 && i >= window ? (i - window + 1 < keys ? i - window + 1 : keys) : 0; }
@@ -58,9 +60,9 @@ class KeyBlocks {
         most_(most),
         at_(ws.take<Index>(most)) {
     if (x.key_bias || pair_) bias_ = ws.take<T>((h1 - h0) * most);
-    if (x.mask || bias_) {
+    if (x.mask || bias_ || x.stored) {
       k_ = ws.take<T>(most * (h1 - h0) * x.key_width);
-      v_ = ws.take<T>(most * (h1 - h0) * x.value_width);
+      v_ = x.stored && x.stored->shared ? k_ : ws.take<T>(most * (h1 - h0) * x.value_width);
     }
   }
 
@@ -84,7 +86,14 @@ class KeyBlocks {
       for (Index h = 0; h < (x_.key_bias_head ? h1_ - h0_ : 1); ++h)
         for (Index j = 0; j < n; ++j) bias_[h * most_ + j] = log2_e<T> * bias(h0_ + h, at_[j]);
     }
-    if (b.contiguous) {
+    if (x_.stored) {
+      b.k_stride = (h1_ - h0_) * x_.key_width;
+      b.v_stride = (h1_ - h0_) * x_.value_width;
+      x_.stored->expand(x_.stored->keys, x_.stored_row, at_, n, h0_, h1_ - h0_, x_.key_width, k_);
+      if (v_ != k_) x_.stored->expand(x_.stored->values, x_.stored_row, at_, n, h0_, h1_ - h0_, x_.value_width, v_);
+      b.k = k_;
+      b.v = v_;
+    } else if (b.contiguous) {
       b.k = x_.k + at_[0] * x_.k_stride + h0_ * x_.key_width;
       b.v = x_.v + at_[0] * x_.v_stride + h0_ * x_.value_width;
       b.k_stride = x_.k_stride;

@@ -23,7 +23,7 @@ inline constexpr Index long_history = 1024 * 1024 / Index{sizeof(T)};
 template <class T>
 RECOPS_INLINE void prefetch_next(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index part, Index parts) {
   constexpr Index line = 64 / Index{sizeof(T)};
-  if (x.keys * x.k_stride <= long_history<T>) return;
+  if (x.keys * x.k_stride <= long_history<T> || x.stored) return;
   const Index next = b.at[b.count - 1] + 1, last = next + key_block < x.keys ? next + key_block : x.keys;
   for (Index j = next + part; j < last; j += parts) {
     for (Index d = 0; d < x.heads * x.key_width; d += line) __builtin_prefetch(x.k + j * x.k_stride + d, 0, 2);
@@ -31,57 +31,89 @@ RECOPS_INLINE void prefetch_next(const AttentionOperands<T>& x, const KeyBlock<T
   }
 }
 
-/// m <- max(m, top), and what was summed relative to the old m follows.
+/// Whether a lane's weights would leave the range in which they are exact: its scores are measured from a maximum of long ago (or,
+/// while nothing was summed, from 0).
 template <class T, class A>
-[[gnu::noinline, gnu::cold]] void raise(const T* top, T* m, T* l, T* o, Index G, Index width) {
+RECOPS_INLINE bool out_of_range(const T* top, const T* l, Index G) {
+  using B = Batch<T, A>;
+  bool far = false;
+  for (Index v = 0; v < G; v += lanes<T, A>) {
+    const B t = B::load_aligned(top + v);
+    far |= xsimd::any((t > B(T(30))) | ((B::load_aligned(l + v) == B(T(0))) & (t < B(T(-8))) & (t > B(-infinity<T>))));
+  }
+  return far;
+}
+
+/// Measures scores from `top` where they are larger, or the first: s, and what was summed before, follow.
+template <class T, class A>
+[[gnu::noinline, gnu::cold]] void raise(const T* top, Index keys, T* s, T* shift, T* l, T* o, Index G, Index width) {
   using B = Batch<T, A>;
   for (Index v = 0; v < G; v += lanes<T, A>) {
-    const B before = B::load_aligned(m + v), after = xsimd::max(B::load_aligned(top + v), before);
-    const B f = attention_kernel::exp2(before - after);
-    after.store_aligned(m + v);
-    (B::load_aligned(l + v) * f).store_aligned(l + v);
+    const B zero(T(0)), t = B::load_aligned(top + v), sum = B::load_aligned(l + v);
+    const B first = xsimd::select(t == B(-infinity<T>), zero, t), up = xsimd::select(sum == zero, first, xsimd::max(t, zero));
+    const B f = attention_kernel::exp2(xsimd::min(zero - up, zero));
+    (B::load_aligned(shift + v) - up).store_aligned(shift + v);
+    (sum * f).store_aligned(l + v);
+    for (Index j = 0; j < keys; ++j) (B::load_aligned(s + j * G + v) - up).store_aligned(s + j * G + v);
     for (Index d = 0; d < width; ++d) (B::load_aligned(o + d * G + v) * f).store_aligned(o + d * G + v);
   }
 }
 
-/// s <- 2^(s - m), l += its sum over keys.
+/// s <- 2^s, l += its sum over keys.
 template <class T, class A, int V>
-RECOPS_INLINE void weights(Index keys, T* s, const T* m, T* l) {
+RECOPS_INLINE void weights(Index keys, T* s, T* l) {
   constexpr Index W = lanes<T, A>, G = V * W;
   using B = Batch<T, A>;
-  B top[V], sum[V];
+  B sum[V];
   RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) {
-    top[v] = B::load_aligned(m + v * W);
-    sum[v] = B::load_aligned(l + v * W);
+  for (int v = 0; v < V; ++v) sum[v] = B(T(0));
+  constexpr int N = 4;  // vectors at once
+  Index i = 0;
+  for (; i + N * W <= keys * G; i += N * W) {
+    B x[N];
+    RECOPS_UNROLL
+    for (int n = 0; n < N; ++n) x[n] = B::load_aligned(s + i + n * W);
+    exp2_each<N>(x);
+    RECOPS_UNROLL
+    for (int n = 0; n < N; ++n) {
+      x[n].store_aligned(s + i + n * W);
+      sum[n % V] = sum[n % V] + x[n];
+    }
   }
-  for (Index j = 0; j < keys; ++j) {
+  for (; i < keys * G; i += G) {
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) {
-      const B p = attention_kernel::exp2(B::load_aligned(s + j * G + v * W) - top[v]);
-      p.store_aligned(s + j * G + v * W);
+      const B p = attention_kernel::exp2(B::load_aligned(s + i + v * W));
+      p.store_aligned(s + i + v * W);
       sum[v] = sum[v] + p;
     }
   }
   RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) sum[v].store_aligned(l + v * W);
+  for (int v = 0; v < V; ++v) (B::load_aligned(l + v * W) + sum[v]).store_aligned(l + v * W);
 }
 
-/// One block of keys for one group of queries and one head.
+/// One block of keys for one group of queries and one head. Scores are kept plus `shift`, the negative of a former maximum.
 template <class T, class A, int V>
-void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* m, T* l,
-                   T* o) {
+void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* shift,
+                   T* l, T* o) {
   constexpr Index W = lanes<T, A>, G = V * W;
   using B = Batch<T, A>;
   const T *k = b.k + head * x.key_width, *v = b.v + head * x.value_width;
-  alignas(64) T top[G];
+  alignas(64) T top[G], sum[G];
   const T* key_bias = b.bias ? b.bias + head * b.bias_head : nullptr;
-  scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, s, top);
-  if (terms || key_bias) add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
-  bool higher = false;
-  for (Index i = 0; i < G; i += W) higher |= xsimd::any(B::load_aligned(top + i) > B::load_aligned(m + i) + B(T(30)));
-  if (higher) raise<T, A>(top, m, l, o, G, x.value_width);
-  weights<T, A, V>(b.count, s, m, l);
+  bool done = false;
+  if (!terms && !key_bias) {
+    for (Index i = 0; i < G; i += W) B(T(0)).store_aligned(sum + i);
+    score_weights<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top, sum);
+    done = !out_of_range<T, A>(top, l, G);
+    for (Index i = 0; done && i < G; i += W) (B::load_aligned(l + i) + B::load_aligned(sum + i)).store_aligned(l + i);
+  }
+  if (!done) {
+    scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top);
+    if (terms || key_bias) add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
+    if (out_of_range<T, A>(top, l, G)) raise<T, A>(top, b.count, s, shift, l, o, G, x.value_width);
+    weights<T, A, V>(b.count, s, l);
+  }
   if (terms && !all_finite<T, A>(v, b.v_stride, b.count, x.value_width)) [[unlikely]] {
     careful_sums(b.count, x.value_width, G, v, b.v_stride, s, terms, o);
   } else {
@@ -101,11 +133,11 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
     const Index heads = h1 - h0, dk = x.key_width, dv = x.value_width;
     T* qt = ws.take<T>(padded * heads * dk);
     T* o = ws.take<T>(padded * heads * dv);
-    T* m = ws.take<T>(padded * heads);
+    T* shift = ws.take<T>(padded * heads);
     T* l = ws.take<T>(padded * heads);
     const Tiles<T, A> tiles(false, structure || x.pair_bias, ws);
     std::fill_n(o, padded * heads * dv, T(0));
-    std::fill_n(m, padded * heads, std::numeric_limits<T>::lowest());
+    std::fill_n(shift, padded * heads, T(0));
     std::fill_n(l, padded * heads, T(0));
     for (Index g = 0; g < groups; ++g) {
       const QueryGroup of = group<T, A>(n, g);
@@ -126,9 +158,9 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
           prefetch_next(x, b, g * heads + h, groups * heads);
           const T* terms = terms_of<T, A>(x, b, tiles, seen, h0, h, i0, i1, of.vectors);
           const Index row = of.first * heads + h * G;
-          (of.vectors == 1 ? forward_block<T, A, 1> : forward_block<T, A, 2>)(
-              x, b, h, terms, qt + of.first * heads * dk + h * dk * G, tiles.scores, m + row, l + row,
-              o + of.first * heads * dv + h * dv * G);
+          (of.vectors == 1 ? forward_block<T, A, 1>
+                           : forward_block<T, A, 2>)(x, b, h, terms, qt + of.first * heads * dk + h * dk * G, tiles.scores,
+                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G);
         }
       }
     }
@@ -136,10 +168,10 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
       const QueryGroup of = group<T, A>(n, g);
       const Index G = of.vectors * W, rows = n - of.first < G ? n - of.first : G;
       for (Index h = 0; h < heads; ++h) {
-        T *mg = m + of.first * heads + h * G, *lg = l + of.first * heads + h * G;
+        T *from = shift + of.first * heads + h * G, *lg = l + of.first * heads + h * G;
         if (!lse.empty()) {
           for (Index i = 0; i < rows; ++i)
-            lse(of.first + i, h0 + h) = lg[i] == T(0) ? -infinity<T> : ln_2<T> * mg[i] + std::log(lg[i]);
+            lse(of.first + i, h0 + h) = lg[i] == T(0) ? -infinity<T> : std::log(lg[i]) - ln_2<T> * from[i];
         }
         for (Index i = 0; i < G; i += W) {
           const B sum = B::load_aligned(lg + i), zero(T(0));
@@ -167,7 +199,7 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
     T* o = ws.take<T>(together * heads * dvp);
     T* l = ws.take<T>(together * heads * W);
     T* m = ws.take<T>(together * heads);
-    T* all_scores = ws.take<T>(heads * row_block);
+    T* all_scores = ws.take<T>(heads * (row_block > together * most_steps * W ? row_block : together * most_steps * W));
     for (Index i0 = q0; i0 < q1; i0 += together) {
       const auto inner = ws.mark();
       std::fill_n(o, together * heads * dvp, T(0));
@@ -182,49 +214,36 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
           });
         }
       const Index first = k0 > x.first_key(i0) ? k0 : x.first_key(i0), last = k1 < x.last_key(i0) ? k1 : x.last_key(i0);
-      KeyBlocks<T> blocks(x, h0, h1, first, last, rows_at_once<T>(heads * dk, last - first), i0, ws);
+      const bool seen = !x.mask && !x.key_bias && !x.pair_bias;  // all of first ... last
+      const RunningSums<T> all_sums{m, l, o};
+      bool done = false;
+      if (seen && last - first >= W && x.stored != nullptr) {
+        done = x.stored->few(*x.stored, x.stored_row + first, last - first, h0, together, heads, dk, dv, q, all_sums, all_scores);
+      } else if (seen && last - first >= W) {
+        const StoredRows<T> k{x.k + first * x.k_stride + h0 * dk, x.k_stride}, v{x.v + first * x.v_stride + h0 * dv, x.v_stride};
+        done = stream_keys<T, A>(last - first, k, v, together, heads, dk, dv, q, all_sums, all_scores);
+      }
+      KeyBlocks<T> blocks(x, h0, h1, done ? last : first, last, rows_at_once<T>(heads * dk, last - first), i0, ws);
       for (KeyBlock<T> b; blocks.next(b);) {
-        // While values pass, memory would be idle: what comes next is fetched, where it is not in L2 already.
-        const Index after = b.at[b.count - 1] + 1;
-        const T* next =
-            x.keys * x.k_stride > long_history<T> && after + b.count <= x.keys ? x.k + after * x.k_stride + h0 * dk : nullptr;
         for (Index i = 0; i < together; ++i) {
-          row_dots<T, A>(b.count, b.k, b.k_stride, heads, q + i * heads * dkp, dkp, dk, all_scores);
+          const RunningSums<T> sums{m + i * heads, l + i * heads * W, o + i * heads * dvp};
+          const T* qi = q + i * heads * dkp;
+          row_dots<T, A>(b.count, b.k, b.k_stride, heads, qi, dkp, dk, all_scores);
           for (Index h = 0; h < heads; ++h) {
-            const Index row = i * heads + h;
-            T* s = all_scores + h * row_block;
+            T *s = all_scores + h * row_block, *lh = sums.l + h * W;
             add_bias<T, A>(b.bias ? b.bias + h * b.bias_head : nullptr, b.count, s);
             B top(-infinity<T>);
             for (Index j = 0; j < b.count; j += W) top = xsimd::max(B::load_aligned(s + j), top);
-            B sum = B::load_aligned(l + row * W);
-            if (xsimd::any(top > B(m[row]) + B(T(30)))) {
-              const T now = max_lane(top);
-              alignas(64) T shift[W] = {m[row] - now};
-              attention_kernel::exp2(B::load_aligned(shift)).store_aligned(shift);
-              const B f(shift[0]);
-              sum = sum * f;
-              for (Index d = 0; d < dvp; d += W) (B::load_aligned(o + row * dvp + d) * f).store_aligned(o + row * dvp + d);
-              m[row] = now;
-            }
-            const B base(m[row]);
-            B other(T(0));
-            Index j = 0;
-            for (; j + W < b.count; j += 2 * W) {
-              const B p = attention_kernel::exp2(B::load_aligned(s + j) - base),
-                      r = attention_kernel::exp2(B::load_aligned(s + j + W) - base);
-              p.store_aligned(s + j);
-              r.store_aligned(s + j + W);
-              sum = sum + p;
-              other = other + r;
-            }
-            if (j < b.count) {
+            if (xsimd::any(top > B(sums.m[h]) + B(T(30)))) raise<T, A>(sums, h, max_lane(top), dvp);
+            const B base(sums.m[h]);
+            B sum = B::load_aligned(lh);
+            for (Index j = 0; j < b.count; j += W) {
               const B p = attention_kernel::exp2(B::load_aligned(s + j) - base);
               p.store_aligned(s + j);
               sum = sum + p;
             }
-            (sum + other).store_aligned(l + row * W);
-            weighted_sum<T, A>(b.count, s, b.v + h * dv, b.v_stride, dv, next && i == 0 ? next + h * dk : nullptr, x.k_stride,
-                               o + row * dvp);
+            sum.store_aligned(lh);
+            weighted_sum<T, A>(b.count, s, b.v + h * dv, b.v_stride, dv, sums.o + h * dvp);
           }
         }
       }

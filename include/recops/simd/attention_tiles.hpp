@@ -22,7 +22,7 @@ template <class A>
 inline constexpr int tall = registers<A> == 32 ? 12 : 6;
 /// Queries that one call takes at once, and up to how many queries the kernel for few is the faster one.
 template <class T, class A>
-inline constexpr Index query_block = (registers<A> == 32 ? 8 : 4) * lanes<T, A>;
+inline constexpr Index query_block = 8 * lanes<T, A>;
 template <class T, class A>
 inline constexpr Index few_queries = lanes<T, A> / 2;
 
@@ -47,17 +47,47 @@ RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
     } else
 #endif
     {
-      const B magic(12582912.0f);  // adding it leaves the nearest whole number in the low bits
-      const B y = xsimd::max(B(-126.0f), x), t = y + magic, r = y - (t - magic);
-      const auto power = bits_as<std::int32_t>(t) << 23;
-      const B p = bits_as<float>(bits_as<std::int32_t>(detail::polynomial(r, c)) + power);
-      return xsimd::select(x < B(-126.0f), B(0.0f), p) + (y - y);
+      const B magic(12583039.0f);  // 1.5 2^23 + 127: adding it leaves the nearest whole number, plus 127, in the low bits
+      const B y = xsimd::max(B(-127.0f), x), t = y + magic, r = y - (t - magic);
+      const B power = bits_as<float>(bits_as<std::int32_t>(t) << 23);  // 0 below -126.5
+      return detail::polynomial(r, c) * power;
     }
   } else {
     const B y = xsimd::max(B(-1080.0), x), n = xsimd::nearbyint(y), r = (y - n) * B(ln_2<double>);
     constexpr double c[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,       1.0 / 720,
                             1.0 / 5040., 1.0 / 40320., 1.0 / 362880., 1.0 / 3628800., 1.0 / 39916800., 1.0 / 479001600.};
     return detail::scale_by_power(detail::polynomial(r, c), n);
+  }
+}
+
+/// The same for N vectors, step by step side by side: their chains would not all fit the scheduler one after the other.
+template <int N, class T, class A>
+RECOPS_INLINE void exp2_each(Batch<T, A>* x) {
+  using B = Batch<T, A>;
+  if constexpr (std::is_same_v<T, float> && registers<A> == 16) {
+    constexpr float c[] = {1.00000007f, 0.693146967f, 0.240221197f, 0.0555071328f, 0.0096755415f, 0.0013276472f};
+    const B magic(12583039.0f), least(-127.0f);
+    B t[N], p[N];
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) x[i] = xsimd::max(least, x[i]);
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) t[i] = x[i] + magic;
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = t[i] - magic;
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) x[i] = x[i] - p[i];
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = mul_add(x[i], B(c[5]), B(c[4]));
+    RECOPS_UNROLL
+    for (int k = 3; k >= 0; --k) {
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) p[i] = mul_add(p[i], x[i], B(c[k]));
+    }
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) x[i] = p[i] * bits_as<float>(bits_as<std::int32_t>(t[i]) << 23);
+  } else {
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) x[i] = attention_kernel::exp2(x[i]);
   }
 }
 
@@ -74,16 +104,16 @@ template <class T, class A>
   return sum == T(0);
 }
 
-/// s[r][.] = sum_d k[r][d] qt[d][.]; top = max(top, s).
+/// acc[r][.] = start[.] + sum_d k[r][d] qt[d][.]
 template <class T, class A, int R, int V>
-[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+RECOPS_INLINE void score_products(Index depth, const T* k, Index k_stride, const T* qt, const T* start,
+                                  Batch<T, A> (&acc)[R][V]) {
   constexpr Index W = lanes<T, A>, G = W * V;
   using B = Batch<T, A>;
-  B acc[R][V];
   RECOPS_UNROLL
   for (int r = 0; r < R; ++r) {
     RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
+    for (int v = 0; v < V; ++v) acc[r][v] = B::load_aligned(start + v * W);
   }
   for (Index d = 0; d < depth; ++d) {
     B q[V];
@@ -96,6 +126,15 @@ template <class T, class A, int R, int V>
       for (int v = 0; v < V; ++v) acc[r][v] = mul_add(x, q[v], acc[r][v]);
     }
   }
+}
+
+/// s[r][.] = start[.] + sum_d k[r][d] qt[d][.]; top = max(top, s).
+template <class T, class A, int R, int V>
+[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top) {
+  constexpr Index W = lanes<T, A>, G = W * V;
+  using B = Batch<T, A>;
+  B acc[R][V];
+  score_products<T, A, R, V>(depth, k, k_stride, qt, start, acc);
   RECOPS_UNROLL
   for (int v = 0; v < V; ++v) {
     B most = B::load_aligned(top + v * W);
@@ -105,6 +144,32 @@ template <class T, class A, int R, int V>
       most = xsimd::max(acc[r][v], most);  // in this order a NaN is passed over
     }
     most.store_aligned(top + v * W);
+  }
+}
+
+/// The same for `tiles` tiles one after the other, with s <- 2^s and sum += s while the scores are in registers: the powers of one
+/// tile are computed under the products of the next.
+template <class T, class A, int R, int V>
+[[gnu::noinline]] void weight_tiles(Index tiles, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s,
+                                    T* top, T* sum) {
+  constexpr Index W = lanes<T, A>, G = W * V;
+  using B = Batch<T, A>;
+  for (; tiles > 0; --tiles, k += R * k_stride, s += R * G) {
+    B acc[R][V];
+    score_products<T, A, R, V>(depth, k, k_stride, qt, start, acc);
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) {
+      B most = B::load_aligned(top + v * W), all = B::load_aligned(sum + v * W);
+      RECOPS_UNROLL
+      for (int r = 0; r < R; ++r) {
+        most = xsimd::max(acc[r][v], most);
+        const B p = attention_kernel::exp2(acc[r][v]);
+        p.store_aligned(s + r * G + v * W);
+        all = all + p;
+      }
+      most.store_aligned(top + v * W);
+      all.store_aligned(sum + v * W);
+    }
   }
 }
 
@@ -143,26 +208,47 @@ template <class T, class A, int R, int V>
   }
 }
 
-/// s [keys, V vectors] = k q^T, top = the largest of each lane. The last tile overlaps the one before.
+/// s [keys, V vectors] = start + k q^T, top = the largest of each lane. The last tile overlaps the one before.
 template <class T, class A, int V>
-void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top) {
   constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
   for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
   for (Index r = 0; r < keys;) {
     const Index left = keys - r;
     if (keys >= most && (left > 4 || keys < 4)) {
       if (left < most) r = keys - most;
-      score_tile<T, A, most, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      score_tile<T, A, most, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
       r += most;
     } else if (keys >= 4) {
       if (left < 4) r = keys - 4;
-      score_tile<T, A, 4, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      score_tile<T, A, 4, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
       r += 4;
     } else {
-      score_tile<T, A, 1, V>(depth, k + r * k_stride, k_stride, qt, s + r * G, top);
+      score_tile<T, A, 1, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
       ++r;
     }
   }
+}
+
+/// The same from 0.
+template <class T, class A, int V>
+void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+  alignas(64) const T zeros[lanes<T, A> * V] = {};
+  scores<T, A, V>(keys, depth, k, k_stride, qt, zeros, s, top);
+}
+
+/// s [keys, V vectors] = 2^(start + k q^T), top = the largest exponent of each lane, sum += s.
+template <class T, class A, int V>
+void score_weights(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top, T* sum) {
+  constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
+  for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
+  Index r = keys / most * most;
+  weight_tiles<T, A, most, V>(keys / most, depth, k, k_stride, qt, start, s, top, sum);
+  if (const Index fours = (keys - r) / 4; fours > 0) {
+    weight_tiles<T, A, 4, V>(fours, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum);
+    r += 4 * fours;
+  }
+  if (r < keys) weight_tiles<T, A, 1, V>(keys - r, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum);
 }
 
 /// s += `bias`: one number per key (bias_stride 1) or one per score (bias_stride = G); -infinity hides whatever the score is.
@@ -189,7 +275,13 @@ template <class T, class A, int V>
                             Index c_stride) {
   constexpr Index most = registers<A> == 32 ? 8 : 6;  // widths are multiples of 8 more often than of 12
   Index r = 0;
-  for (; r + most <= rows; r += most)
+  if constexpr (most == 6) {
+    // Four rows are too few chains to keep two pipes busy: 16 rows are 5 + 5 + 6.
+    const Index fives = (6 - rows % 6) % 6;
+    for (Index i = 0; i < fives && 5 * fives <= rows; ++i, r += 5)
+      sum_tile<T, A, 5, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  }
+  for (; r + most <= rows && (most == 8 || rows - r != 8); r += most)
     sum_tile<T, A, most, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
   for (; r + 4 <= rows; r += 4) sum_tile<T, A, 4, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
   for (; r < rows; ++r) sum_tile<T, A, 1, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
@@ -234,6 +326,24 @@ Index rows_at_once(Index width, Index keys) {
   return blocks <= 1 ? most : ((keys + blocks - 1) / blocks + 15) / 16 * 16;
 }
 
+/// acc[i] <- (or += unless `first`) the products of C vectors of row i with z, row by row.
+template <class T, class A, int C, bool first>
+RECOPS_INLINE void row_products(const T* rows, Index stride, const T* z, Batch<T, A>* acc) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  B y[C];
+  RECOPS_UNROLL
+  for (int c = 0; c < C; ++c) y[c] = B::load_unaligned(z + c * W);
+  RECOPS_UNROLL
+  for (Index i = 0; i < W; ++i) {
+    B sum = first ? B(B::load_unaligned(rows) * y[0]) : mul_add(B::load_unaligned(rows), y[0], acc[i]);
+    RECOPS_UNROLL
+    for (int c = 1; c < C; ++c) sum = mul_add(B::load_unaligned(rows + c * W), y[c], sum);
+    acc[i] = sum;
+    rows += stride;
+  }
+}
+
 /// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
 /// x + h * x_stride, of s at s + h * row_block. All heads of a few rows come before the next rows: memory is read in order.
 template <class T, class A>
@@ -247,25 +357,26 @@ template <class T, class A>
     for (Index h = 0; h < heads; ++h) {
       const T *row = rows + first * stride + h * width, *y = x + h * x_stride;
       B acc[W];
-      if (whole == W && tail == 0) {
-        const B z = B::load_unaligned(y);
-        RECOPS_UNROLL
-        for (Index i = 0; i < W; ++i, row += stride) acc[i] = B::load_unaligned(row) * z;
+      Index d = 0;
+      if (whole >= 4 * W) {
+        row_products<T, A, 4, true>(row, stride, y, acc);
+        for (d = 4 * W; d + 4 * W <= whole; d += 4 * W) row_products<T, A, 4, false>(row + d, stride, y + d, acc);
+      } else if (whole >= 2 * W) {
+        row_products<T, A, 2, true>(row, stride, y, acc);
+        d = 2 * W;
+      } else if (whole >= W) {
+        row_products<T, A, 1, true>(row, stride, y, acc);
+        d = W;
       } else {
         RECOPS_UNROLL
         for (Index i = 0; i < W; ++i) acc[i] = B(T(0));
-        for (Index d = 0; d < whole; d += W) {
-          const B z = B::load_unaligned(y + d);
-          const T* at = row + d;
-          RECOPS_UNROLL
-          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(B::load_unaligned(at), z, acc[i]);
-        }
-        if (tail > 0) {
-          const B z = load_first<T, A>(y + whole, tail);
-          const T* at = row + whole;
-          RECOPS_UNROLL
-          for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(load_first<T, A>(at, tail), z, acc[i]);
-        }
+      }
+      for (; d < whole; d += W) row_products<T, A, 1, false>(row + d, stride, y + d, acc);
+      if (tail > 0) {
+        const B z = load_first<T, A>(y + whole, tail);
+        const T* at = row + whole;
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(load_first<T, A>(at, tail), z, acc[i]);
       }
       sum_each<T, A>(acc).store_unaligned(s + h * row_block + first);
     }
@@ -277,13 +388,11 @@ template <class T, class A>
   }
 }
 
-/// o[d] += sum_j p[j] rows[j][d], C vectors of d of which the last holds `last` elements; o is padded. `next` (or null) are the
-/// rows that will be wanted after these, `next_stride` apart: they are asked for on the way.
-template <class T, class A, int C>
-[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, Index last, const T* next,
-                                     Index next_stride, T* o) {
+/// o[d] += sum_j p[j] rows[j][d], C whole vectors of d, or the first `part` of one.
+template <class T, class A, int C, bool whole = true>
+[[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, T* o, Index part = 0) {
   constexpr Index W = lanes<T, A>;
-  constexpr int U = C >= 4 ? 2 : 8 / C;  // several keys at once, so that there are eight chains
+  constexpr int U = 8 / C;  // eight chains
   using B = Batch<T, A>;
   B acc[U][C];
   RECOPS_UNROLL
@@ -291,33 +400,23 @@ template <class T, class A, int C>
     RECOPS_UNROLL
     for (int c = 0; c < C; ++c) acc[u][c] = B(T(0));
   }
-  const auto all = [&](auto whole) RECOPS_LAMBDA_INLINE {
-    const auto one = [&](Index j, const T* row, B(&to)[C]) RECOPS_LAMBDA_INLINE {
-      const B w(p[j]);
+  Index j = 0;
+  for (; j + U <= n; j += U) {
+    RECOPS_UNROLL
+    for (int u = 0; u < U; ++u) {
+      const T* row = rows + u * stride;
+      const B w(p[j + u]);
       RECOPS_UNROLL
       for (int c = 0; c < C; ++c)
-        to[c] = mul_add(w, whole() || c + 1 < C ? B::load_unaligned(row + c * W) : load_first<T, A>(row + c * W, last), to[c]);
-    };
-    const T* row = rows;
-    Index j = 0;
-    for (; j + U <= n; j += U) {
-      if (next != nullptr) {
-        RECOPS_UNROLL
-        for (int u = 0; u < U; ++u) {
-          RECOPS_UNROLL
-          for (int c = 0; c < C; ++c) __builtin_prefetch(next + (j + u) * next_stride + c * W);
-        }
-      }
-      RECOPS_UNROLL
-      for (int u = 0; u < U; ++u, row += stride) one(j + u, row, acc[u]);
+        acc[u][c] = mul_add(w, whole ? B::load_unaligned(row + c * W) : load_first<T, A>(row, part), acc[u][c]);
     }
-    for (; j < n; ++j, row += stride) one(j, row, acc[0]);
-  };
-  // A masked load is as fast as any where the instruction set has one.
-  if (registers<A> == 32 || last < W) {
-    all(std::false_type());
-  } else {
-    all(std::true_type());
+    rows += U * stride;
+  }
+  for (; j < n; ++j, rows += stride) {
+    const B w(p[j]);
+    RECOPS_UNROLL
+    for (int c = 0; c < C; ++c)
+      acc[0][c] = mul_add(w, whole ? B::load_unaligned(rows + c * W) : load_first<T, A>(rows, part), acc[0][c]);
   }
   RECOPS_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -330,17 +429,14 @@ template <class T, class A, int C>
 
 /// The same for any width; o has room for whole vectors.
 template <class T, class A>
-void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, const T* next, Index next_stride, T* o) {
+void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, T* o) {
   constexpr Index W = lanes<T, A>;
-  const Index vectors = (width + W - 1) / W, tail = width - (vectors - 1) * W;
-  for (Index c = 0, count; c < vectors; c += count) {
-    count = vectors - c >= 4 ? 4 : vectors - c >= 2 ? 2 : 1;
-    const Index last = c + count == vectors ? tail : W;
-    const T *from = rows + c * W, *then = next ? next + c * W : nullptr;
-    if (count == 4) weighted_rows<T, A, 4>(n, p, from, stride, last, then, next_stride, o + c * W);
-    if (count == 2) weighted_rows<T, A, 2>(n, p, from, stride, last, then, next_stride, o + c * W);
-    if (count == 1) weighted_rows<T, A, 1>(n, p, from, stride, last, then, next_stride, o + c * W);
-  }
+  Index d = 0;
+  for (; d + 8 * W <= width; d += 8 * W) weighted_rows<T, A, 8>(n, p, rows + d, stride, o + d);
+  if (d + 4 * W <= width) weighted_rows<T, A, 4>(n, p, rows + d, stride, o + d), d += 4 * W;
+  if (d + 2 * W <= width) weighted_rows<T, A, 2>(n, p, rows + d, stride, o + d), d += 2 * W;
+  if (d + W <= width) weighted_rows<T, A, 1>(n, p, rows + d, stride, o + d), d += W;
+  if (d < width) weighted_rows<T, A, 1, false>(n, p, rows + d, stride, o + d, width - d);
 }
 
 template <class T, class A>

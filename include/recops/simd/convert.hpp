@@ -132,7 +132,16 @@ RECOPS_INLINE Batch<float, A> load_as_float(const float* p) {
 }
 template <class A = DefaultArch>
 RECOPS_INLINE Batch<float, A> load_as_float(const BFloat16* p) {
-  return bits_as<float>(detail::Words<A>(detail::load_words<A>(p) << 16));
+#if defined(__AVX2__)
+  if constexpr (detail::has_avx2<A> && !detail::has_avx512<A>) {
+    // Both lanes hold all eight: one shuffle puts each into the high half of its 32 bits.
+    const __m256i to = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1, 10, 11, -1,
+                                        -1, 12, 13, -1, -1, 14, 15);
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(eight), to));
+  } else
+#endif
+    return bits_as<float>(detail::Words<A>(detail::load_words<A>(p) << 16));
 }
 template <class A = DefaultArch>
 RECOPS_INLINE Batch<float, A> load_as_float(const Float16* p) {

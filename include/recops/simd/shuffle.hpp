@@ -78,6 +78,18 @@ RECOPS_INLINE Batch<T, A> sum_each(Batch<T, A>* x) {
     return _mm512_shuffle_f64x2(w[0], w[1], 0x88) + _mm512_shuffle_f64x2(w[0], w[1], 0xdd);
   } else
 #endif
+#if defined(__AVX__)
+      if constexpr (std::is_base_of_v<xsimd::avx, A> && std::is_same_v<T, float>) {
+    // Two shuffles and a sum are twice as fast as a horizontal addition.
+    __m256 u[4], w[2];
+    RECOPS_UNROLL
+    for (int i = 0; i < 4; ++i) u[i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    RECOPS_UNROLL
+    for (int i = 0; i < 2; ++i)
+      w[i] = _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44) + _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0xee);
+    return _mm256_permute2f128_ps(w[0], w[1], 0x20) + _mm256_permute2f128_ps(w[0], w[1], 0x31);
+  } else
+#endif
     return xsimd::haddp(x);
 }
 

@@ -341,7 +341,7 @@ void forward_few(const SiluAttentionOperands<T>& x, Index q0, Index q1, T* out, 
         store(w + j, z * gate(z));
       });
       attention_kernel::weighted_sum<T, A>(count, w, x.v + j0 * x.v_stride + h * dv, x.v_stride, dv,
-                                           static_cast<const T*>(nullptr), Index{0}, o + ((i - q0) * heads + h) * dvp);
+                                           o + ((i - q0) * heads + h) * dvp);
     }
   };
   for (Index j0 = first; j0 < last; j0 += step) {

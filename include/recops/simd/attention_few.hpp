@@ -1,0 +1,254 @@
+/// @file   recops/simd/attention_few.hpp
+/// @brief  A few queries over many keys: keys and values are read once, as they are stored (T, bfloat16, or int8 with scales).
+///
+/// Lane i of a step is row i * apart + g: memory is read as as many streams as a vector has lanes, and streams are prefetched further
+/// ahead than one is (measured on Zen 3: 1.2 times as fast as a plain read of the same bytes).
+#pragma once
+#include <recops/simd/attention_tiles.hpp>
+#include <recops/simd/convert.hpp>
+
+namespace recops {
+inline namespace RECOPS_ABI {
+namespace simd {
+
+/// Keys or values of one sequence as they are stored: row j of head h begins at rows + j * stride + h * width, and its numbers count
+/// times scales[j * scale_stride + h * scale_head] if there are scales.
+template <class S>
+struct StoredRows {
+  const S* rows = nullptr;
+  Index stride = 0;
+  const float* scales = nullptr;
+  Index scale_stride = 0, scale_head = 0;
+
+  /// From row `first` and head `h0` on.
+  StoredRows from(Index first, Index h0, Index width) const {
+    return {rows + first * stride + h0 * width, stride, scales ? scales + first * scale_stride + h0 * scale_head : nullptr,
+            scale_stride, scale_head};
+  }
+};
+
+namespace attention_kernel {
+
+/// What queries have summed over the keys so far, row by row (of a query and a head).
+template <class T>
+struct RunningSums {
+  T *m, *l, *o;  // [rows], [rows][lanes], to be added up at the end, [rows][whole vectors of values]
+};
+
+/// Raises the maximum of a row to `now`.
+template <class T, class A>
+[[gnu::noinline, gnu::cold]] void raise(const RunningSums<T>& r, Index row, T now, Index padded) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  alignas(64) T shift[W] = {r.m[row] - now};
+  attention_kernel::exp2(B::load_aligned(shift)).store_aligned(shift);
+  const B f(shift[0]);
+  T *l = r.l + row * W, *o = r.o + row * padded;
+  (B::load_aligned(l) * f).store_aligned(l);
+  for (Index d = 0; d < padded; d += W) (B::load_aligned(o + d) * f).store_aligned(o + d);
+  r.m[row] = now;
+}
+
+/// A vector of stored numbers, times 1 / unit<S, A>.
+template <class T, class A, class S>
+RECOPS_INLINE Batch<T, A> load_stored(const S* p) {
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<S, std::int8_t> && detail::has_avx2<A> && !detail::has_avx512<A>) {
+    // Codes as the high bytes of 32 bits: one shuffle, where widening takes two operations.
+    long long eight;
+    __builtin_memcpy(&eight, p, 8);
+    const __m256i to = _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 4, -1, -1, -1, 5,
+                                        -1, -1, -1, 6, -1, -1, -1, 7);
+    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), to));
+  } else
+#endif
+    return load_as<T, A>(p);
+}
+template <class S, class A>
+inline constexpr float unit = std::is_same_v<S, std::int8_t>&& detail::has_avx2<A> && !detail::has_avx512<A> ? 0x1p-24f : 1.0f;
+
+/// acc[i] = (or += unless `first`) the products of C vectors of row i with z.
+template <class T, class A, int C, bool first, class S>
+RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, Batch<T, A>* acc) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  B y[C];
+  RECOPS_UNROLL
+  for (int c = 0; c < C; ++c) y[c] = B::load_aligned(z + c * W);
+  RECOPS_UNROLL
+  for (Index i = 0; i < W; ++i) {
+    const B x = load_stored<T, A>(rows);
+    B sum = first ? B(x * y[0]) : mul_add(x, y[0], acc[i]);
+    RECOPS_UNROLL
+    for (int c = 1; c < C; ++c) sum = mul_add(load_stored<T, A>(rows + c * W), y[c], sum);
+    acc[i] = sum;
+    rows += stride;
+  }
+}
+
+/// The scales of W rows, `apart` from each other, for each of the heads that has its own.
+template <class T, class A, class S>
+RECOPS_INLINE void gather_scales(const StoredRows<S>& x, Index row, Index apart, Index heads, T* to) {
+  constexpr Index W = lanes<T, A>;
+  const float* from = x.scales + row * x.scale_stride;
+  for (Index i = 0; i < W; ++i, from += apart * x.scale_stride)
+    for (Index h = 0; h < (x.scale_head ? heads : 1); ++h) to[h * W + i] = from[h] * unit<S, A>;
+}
+
+inline constexpr Index most_scaled_heads = 16;  // whose scales a block of steps holds
+inline constexpr Index most_steps = 4;          // at once
+
+/// Queries whose heads have C whole vectors of keys and of values, over steps of one row per lane: lane i of step g is row
+/// i * apart + g. The first `skip` lanes were seen before. q [queries][heads][C vectors], s [queries][heads][most_steps][lanes].
+template <class T, class A, int C, class S>
+[[gnu::noinline]] void stream_rows(Index steps, Index apart, Index skip, const StoredRows<S>& keys, const StoredRows<S>& values,
+                                   Index queries, Index heads, const T* q, const RunningSums<T>& r, T* s) {
+  constexpr Index W = lanes<T, A>, width = C * W, step = most_steps * W;
+  constexpr bool scaled = std::is_same_v<S, std::int8_t>;
+  constexpr int sets = C < 8 ? 8 / C : 1;  // eight chains
+  using B = Batch<T, A>;
+  const Index all = queries * heads, k_apart = apart * keys.stride, v_apart = apart * values.stride;
+  alignas(64) T scales[scaled ? most_steps * most_scaled_heads * W : W];
+  for (Index g = 0, count; g < steps; g += count) {
+    count = steps - g < most_steps ? steps - g : most_steps;
+    for (Index u = 0; u < count; ++u) {
+      const S* rows = keys.rows + (g + u) * keys.stride;
+      const T* x = q;
+      T *to = s + u * W, *scale = scales + u * most_scaled_heads * W;
+      if constexpr (scaled) gather_scales<T, A>(keys, g + u, apart, heads, scale);
+      for (Index i = 0; i < queries; ++i) {
+        for (Index h = 0; h < heads; ++h, x += width, to += step) {
+          B acc[W];
+          stored_products < T, A, C<4 ? C : 4, true>(rows + h * width, k_apart, x, acc);
+          if constexpr (C > 4) stored_products<T, A, 4, false>(rows + h * width + 4 * W, k_apart, x + 4 * W, acc);
+          B dots = sum_each<T, A>(acc);
+          if constexpr (scaled) dots = dots * B::load_aligned(scale + (keys.scale_head ? h * W : 0));
+          dots.store_aligned(to);
+        }
+      }
+    }
+    for (Index t = 0; t < all && skip > 0; ++t) std::fill_n(s + t * step, skip, -infinity<T>);
+    if constexpr (scaled) {
+      for (Index u = 0; u < count && keys.scales != values.scales; ++u)
+        gather_scales<T, A>(values, g + u, apart, heads, scales + u * most_scaled_heads * W);
+    }
+    for (Index t = 0, h = 0; t < all; ++t) {
+      T* x = s + t * step;
+      B top = B::load_aligned(x), sum(T(0));
+      for (Index u = 1; u < count; ++u) top = xsimd::max(B::load_aligned(x + u * W), top);  // in this order a NaN is passed over
+      if (xsimd::any(top > B(r.m[t]) + B(T(30)))) raise<T, A>(r, t, max_lane(xsimd::max(top, B(r.m[t]))), width);
+      const B base(r.m[t]);
+      const auto power = [&](Index u, B& p) RECOPS_LAMBDA_INLINE {
+        sum = sum + p;
+        if constexpr (scaled) p = p * B::load_aligned(scales + u * most_scaled_heads * W + (values.scale_head ? h * W : 0));
+        p.store_aligned(x + u * W);
+      };
+      if (count == most_steps) {
+        B p[most_steps];
+        RECOPS_UNROLL
+        for (Index u = 0; u < most_steps; ++u) p[u] = B::load_aligned(x + u * W) - base;
+        exp2_each<static_cast<int>(most_steps), T, A>(p);
+        RECOPS_UNROLL
+        for (Index u = 0; u < most_steps; ++u) power(u, p[u]);
+      } else {
+        for (Index u = 0; u < count; ++u) {
+          B p = attention_kernel::exp2(B::load_aligned(x + u * W) - base);
+          power(u, p);
+        }
+      }
+      (B::load_aligned(r.l + t * W) + sum).store_aligned(r.l + t * W);
+      h = h + 1 == heads ? 0 : h + 1;
+    }
+    const T* p = s;
+    T* o = r.o;
+    for (Index i = 0; i < queries; ++i) {
+      for (Index h = 0; h < heads; ++h, p += step, o += width) {
+        B acc[sets][C];
+        RECOPS_UNROLL
+        for (int k = 0; k < sets; ++k) {
+          RECOPS_UNROLL
+          for (int c = 0; c < C; ++c) acc[k][c] = B(T(0));
+        }
+        for (Index u = 0; u < count; ++u) {
+          const S* row = values.rows + (g + u) * values.stride + h * width;
+          RECOPS_UNROLL
+          for (Index j = 0; j < W; ++j, row += v_apart) {
+            const B w(p[u * W + j]);
+            RECOPS_UNROLL
+            for (int c = 0; c < C; ++c) acc[j % sets][c] = mul_add(w, load_stored<T, A>(row + c * W), acc[j % sets][c]);
+          }
+        }
+        RECOPS_UNROLL
+        for (int c = 0; c < C; ++c) {
+          RECOPS_UNROLL
+          for (int k = 1; k < sets; ++k) acc[0][c] = acc[0][c] + acc[k][c];
+          (acc[0][c] + B::load_aligned(o + c * W)).store_aligned(o + c * W);
+        }
+      }
+    }
+  }
+}
+
+/// n >= lanes keys, all of them visible, of heads that are a vector, or two, four or eight, wide; others give false.
+template <class T, class A, class S>
+bool stream_keys(Index n, StoredRows<S> k, StoredRows<S> v, Index queries, Index heads, Index key_width, Index value_width,
+                 const T* q, const RunningSums<T>& r, T* s) {
+  constexpr Index W = lanes<T, A>;
+  if (key_width != value_width || (k.scales && heads > most_scaled_heads)) return false;
+  const auto all = [&](auto vectors) {
+    constexpr int C = vectors();
+    if (key_width != C * W) return false;
+    for (Index apart; n >= W; n -= W * apart) {
+      apart = n / W;
+      if (apart > 64) apart -= (apart + 1) % 16;  // rows of a step should not all want the same places of L1
+      stream_rows<T, A, C>(apart, apart, Index{0}, k, v, queries, heads, q, r, s);
+      k = k.from(W * apart, 0, 0);
+      v = v.from(W * apart, 0, 0);
+    }
+    if (n > 0) stream_rows<T, A, C>(Index{1}, Index{1}, W - n, k.from(n - W, 0, 0), v.from(n - W, 0, 0), queries, heads, q, r, s);
+    return true;
+  };
+  return all(std::integral_constant<int, 1>()) || all(std::integral_constant<int, 2>()) ||
+         all(std::integral_constant<int, 4>()) || all(std::integral_constant<int, 8>());
+}
+
+}  // namespace attention_kernel
+
+/// Keys and values that are not stored as T: how the kernels read them. `stored_history` makes one.
+template <class T>
+struct StoredHistory {
+  const void *keys, *values;  ///< StoredRows
+  bool shared;                ///< values are the keys
+  /// Rows first + at[0] ... first + at[n - 1] of heads [h0, h0 + heads), one after the other.
+  void (*expand)(const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, T* to);
+  bool (*few)(const StoredHistory&, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
+              Index value_width, const T* q, const attention_kernel::RunningSums<T>&, T* s);
+};
+
+/// `keys` and `values` (or the same twice) are referred to.
+template <class A = DefaultArch, class S>
+StoredHistory<float> stored_history(const StoredRows<S>& keys, const StoredRows<S>& values) {
+  StoredHistory<float> out{&keys, &values, keys.rows == values.rows, nullptr, nullptr};
+  out.expand = [](const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, float* to) {
+    const StoredRows<S>& x = *static_cast<const StoredRows<S>*>(rows);
+    for (Index j = 0; j < n; ++j) {
+      const StoredRows<S> row = x.from(first + at[j], h0, width);
+      convert<float, A>(row.rows, to + j * heads * width, heads * width);
+      for (Index h = 0; h < heads && x.scales; ++h) {
+        float* part = to + (j * heads + h) * width;
+        simd::scale<float, A>(row.scales[h * x.scale_head], part, part, width);
+      }
+    }
+  };
+  out.few = [](const StoredHistory<float>& x, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
+               Index value_width, const float* q, const attention_kernel::RunningSums<float>& r, float* s) {
+    return attention_kernel::stream_keys<float, A>(n, static_cast<const StoredRows<S>*>(x.keys)->from(first, h0, key_width),
+                                                   static_cast<const StoredRows<S>*>(x.values)->from(first, h0, value_width),
+                                                   queries, heads, key_width, value_width, q, r, s);
+  };
+  return out;
+}
+
+}  // namespace simd
+}  // namespace RECOPS_ABI
+}  // namespace recops
