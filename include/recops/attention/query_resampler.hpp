@@ -9,7 +9,7 @@
 /// Keys and values are the tokens and the queries together, under one norm; tokens pass every layer unchanged.
 /// Edge cases  without tokens the queries see themselves.   The order of tokens does not matter.   NaN stays in its user.
 /// Precision   T; serving may take the absorbed form of MultiheadAttention, equal to rounding.   Same bits for any number of threads.
-/// Cost        per layer, L tokens: at most 4 (L + m) D^2 for keys and values, 4 m (L + m) D, and m (8 D^2 + 4 D F)... all linear in L.
+/// Cost        per layer and user, L tokens: at most 4 (L + m) D^2 for keys and values, 4 m (L + m) D, and m (4 D^2 + 4 D F): linear in L.
 /// Errors      Error if shapes or options disagree; outputs untouched.
 /// Reference   the resampler in the published code of arXiv 2407.12002; fusion of modalities by learnable queries as in MMBee, arXiv
 ///             2407.00056: what MMBee asks with (streamer-aware queries, modality embeddings added before) is our reconstruction of it.

@@ -18,9 +18,11 @@ namespace detail {
 
 /// border[k]: the smallest gap of bucket k. first[w]: the bucket of 2^(w-1), the smallest gap of w binary digits.
 struct LogBuckets {
-  std::array<std::uint64_t, log_bucket_count> border{};
+  std::array<std::uint64_t, log_bucket_count + 3> border{};  // the last ones are out of reach of any but the largest gap
   std::array<unsigned char, 65> first{};
   constexpr LogBuckets() {
+    border.fill(~std::uint64_t{0});
+    border[0] = 0;
     double power = 1;  // e^(0.301 k), far from a whole number wherever doubles are finer than those
     for (Index k = 1; k < log_bucket_count; ++k) {
       power *= 1.3512093415380155;
@@ -40,13 +42,17 @@ inline constexpr LogBuckets log_buckets;
 
 }  // namespace detail
 
-/// The bucket of the gap between two times, at most `last` (which is below `log_bucket_count`).
+/// The bucket of the gap between two times, at most `last` (which is below `log_bucket_count`). No branches: 2^(w-1) has at most three
+/// borders up to 2^w.
 RECOPS_INLINE constexpr Index log_bucket(std::int64_t a, std::int64_t b, Index last) {
   const auto x = static_cast<std::uint64_t>(a), y = static_cast<std::uint64_t>(b);
   const std::uint64_t gap = a > b ? x - y : y - x;
-  Index k = detail::log_buckets.first[static_cast<std::size_t>(std::bit_width(gap))];
-  while (k + 1 < log_bucket_count && gap >= detail::log_buckets.border[static_cast<std::size_t>(k + 1)]) ++k;
-  return k < last ? k : last;
+  const auto& border = detail::log_buckets.border;
+  std::size_t k = detail::log_buckets.first[static_cast<std::size_t>(std::bit_width(gap))];
+  k += gap >= border[k + 1] ? 1 : 0;
+  k += gap >= border[k + 1] ? 1 : 0;
+  k += gap >= border[k + 1] ? 1 : 0;
+  return static_cast<Index>(k) < last ? static_cast<Index>(k) : last;
 }
 
 }  // namespace RECOPS_ABI

@@ -172,14 +172,11 @@ template <class T, class A>
   const Index G = vectors * W, p0 = x.first_position() + i0;
   const bool places = p0 + rows > x.history();  // some stand elsewhere than where they are
   if (!x.time && !hides && !places) return x.reversed ? Terms<T>{x.reversed + (p0 - j0), -1, false} : Terms<T>{};
-  std::int64_t earliest = 0, latest = 0;
-  if (x.time) {
-    earliest = latest = x.query_times[i0];
-    for (Index i = 1; i < rows; ++i) {
-      const std::int64_t t = x.query_times[i0 + i];
-      earliest = t < earliest ? t : earliest;
-      latest = t > latest ? t : latest;
-    }
+  std::int64_t earliest = 0, latest = 0, asked[Tiles<T, A>::most];
+  for (Index i = 0; x.time && i < rows; ++i) {
+    const std::int64_t t = asked[i] = x.query_times[i0 + i];
+    earliest = i > 0 && earliest < t ? earliest : t;
+    latest = i > 0 && latest > t ? latest : t;
   }
   alignas(64) T count_up[W];
   for (Index i = 0; i < W; ++i) count_up[i] = static_cast<T>(i);
@@ -200,7 +197,7 @@ template <class T, class A>
         constant = x.time[a];
       } else {
         for (Index i = 0; i < rows; ++i) {
-          buckets[i] = static_cast<unsigned char>(x.bucket(i0 + i, key));
+          buckets[i] = static_cast<unsigned char>(log_bucket(asked[i], t, x.buckets - 1));
           to[i] = x.time[buckets[i]];
         }
         for (Index i = rows; i < G; ++i) to[i] = T(0);
