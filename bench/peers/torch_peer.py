@@ -944,3 +944,124 @@ def target_attention_backward(n, l, heads):
         return make
 
     return fastest([way(f) for f in attention_ways(heads)])
+
+
+def hstu_attention(length, heads, width, causal, bias, train):
+    """silu instead of a softmax on dense [L, L] matrices; with bias, position and time terms from tables."""
+    q, k, v = (torch.rand(heads, length, width) - 0.5 for _ in range(3))
+    dout = torch.randn(heads, length, width)
+    position, time = torch.rand(2 * length - 1) / 10, torch.rand(129) / 10
+    mask = torch.ones(length, length).tril_() / length if causal else torch.full((length, length), 1 / length)
+    times = torch.cumsum(torch.exp(torch.rand(length) * 10).long(), 0)
+    asked = torch.cat([times[1:], times[-1:]])
+    place = torch.arange(length)[None] - torch.arange(length)[:, None] + length - 1
+
+    def term():
+        gap = (asked[:, None] - times[None]).abs_().clamp_(min=1)
+        return position[place] + time[(torch.log(gap) / 0.301).long().clamp_(max=128)]
+
+    def eager(i):
+        s = q @ k.transpose(1, 2)
+        if bias:
+            s = s + term()
+        return (torch.nn.functional.silu(s) * mask) @ v
+
+    def in_place(i):
+        s = q @ k.transpose(1, 2)
+        if bias:
+            s += term()
+        torch.nn.functional.silu(s, inplace=True)
+        s *= mask
+        return s @ v
+
+    if not train:
+        return fastest([lambda: eager, lambda: in_place])
+    leaves = [q, k, v] + ([position, time] if bias else [])
+    for t in leaves:
+        t.requires_grad_()
+
+    def step(i):
+        with torch.enable_grad():
+            return torch.autograd.grad(eager(i), leaves, dout)
+
+    return step
+
+
+class LightSans(torch.nn.Module):
+    """Keys and values are projected, then pooled; with places, a second attention between positions."""
+
+    def __init__(self, length, width, heads, interests, places):
+        super().__init__()
+        nn = torch.nn
+        self.heads, self.places = heads, places
+        self.qkv, self.dense = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.theta = nn.ParameterList([nn.Parameter(torch.randn(width, interests) / 8) for _ in range(2)])
+        self.position, self.norm, self.pq = nn.Parameter(torch.randn(length, width)), nn.LayerNorm(width), nn.Linear(width, 2 * width)
+
+    def split(self, x):
+        return x.view(x.shape[0], self.heads, -1).transpose(0, 1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, 1)
+        kt, vt = torch.softmax(k @ self.theta[0], 0).T @ k, torch.softmax(v @ self.theta[1], 0).T @ v
+        o = torch.softmax(self.split(q) @ self.split(kt).transpose(1, 2) * (x.shape[1] // self.heads) ** -0.5, -1) @ self.split(vt)
+        if self.places:
+            a, b = self.pq(self.norm(self.position)).chunk(2, 1)
+            o = o + torch.softmax(self.split(a) @ self.split(b).transpose(1, 2) / 8, -1) @ self.split(v)
+        return self.dense(o.transpose(0, 1).reshape(x.shape))
+
+
+def lightsans(length, width, heads, interests, places, train):
+    model, x, dy = LightSans(length, width, heads, interests, places), torch.randn(length, width), torch.randn(length, width)
+    if not train:
+        model.eval()
+        traced = torch.jit.freeze(torch.jit.trace(model, x))
+        return fastest([lambda: lambda i: model(x), lambda: lambda i: traced(x)])
+    x.requires_grad_()
+
+    def step(i):
+        with torch.enable_grad():
+            model(x).backward(dy)
+
+    return step
+
+
+class Pooler(torch.nn.Module):
+    def __init__(self, kind, queries, width, heads):
+        super().__init__()
+        nn = torch.nn
+        self.kind, self.heads = kind, heads
+        self.query = nn.Parameter(torch.randn(queries, width))
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down, self.last = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.Linear(queries * width, width)
+        self.u, self.w = nn.Linear(width, width, False), nn.Linear(width, 1, False)
+
+    def attend(self, q, z):
+        b, n, d = z.shape
+        k, v = self.kv(z).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        h = q.view(b, -1, self.heads, d // self.heads).transpose(1, 2)
+        a = torch.softmax(h @ k.transpose(2, 3) * (d // self.heads) ** -0.5, -1) @ v
+        return a.transpose(1, 2).reshape(b, -1, d)
+
+    def forward(self, x):
+        b = x.shape[0]
+        if self.kind == "additive":
+            return torch.softmax(self.w(torch.tanh(self.u(x))), 1).transpose(1, 2) @ x
+        z = self.query.expand(b, -1, -1)
+        if self.kind == "pma":
+            q = self.q(self.query).expand(b, -1, -1)
+            h = self.norm1(q + self.attend(q, x))
+            return self.norm2(h + torch.relu(self.out(h)))
+        if self.kind == "fq_former":
+            z = self.norm1(z + self.out(self.attend(self.q(z), torch.cat([z, x], 1))))
+            return self.last(z.reshape(b, -1))
+        n = self.norm1(torch.cat([x, z], 1))
+        a = z + self.out(self.attend(self.q(n[:, x.shape[1]:]), n))
+        return self.norm3(a + self.down(torch.nn.functional.gelu(self.up(self.norm2(a)))))
+
+
+def pooling(kind, batch, length, queries, width, heads):
+    model, x = Pooler(kind, queries, width, heads).eval(), torch.randn(batch, length, width)
+    traced = torch.jit.freeze(torch.jit.trace(model, x))
+    return fastest([lambda: lambda i: model(x), lambda: lambda i: traced(x)])
