@@ -984,6 +984,65 @@ def hstu_attention(length, heads, width, causal, bias, train):
         with torch.enable_grad():
             return torch.autograd.grad(eager(i), leaves, dout)
 
+
+def best_form(model, *inputs):
+    """Eager or traced and frozen, whichever is faster on these inputs."""
+    forms = [model]
+    try:
+        traced = torch.jit.freeze(torch.jit.trace(model.eval(), inputs))
+        for _ in range(3):
+            traced(*inputs)
+        forms.append(traced)
+    except Exception:
+        pass
+    def seconds(f):
+        f(*inputs)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            f(*inputs)
+            times.append(time.perf_counter() - start)
+        return min(times)
+    best = min(forms, key=seconds)
+    return lambda i: best(*inputs)
+
+
+class Pepnet(torch.nn.Module):
+    """EPNet, then PPNet: gates as in the paper, the first layer of all towers as one, deeper ones as a batch of products."""
+
+    def __init__(self, de, dd, dp, tasks, widths, gate):
+        super().__init__()
+        linear = torch.nn.Linear
+        self.tasks, self.widths = tasks, widths
+        self.ep = torch.nn.Sequential(linear(dd + de, gate), torch.nn.ReLU(), linear(gate, de), torch.nn.Sigmoid())
+        self.gate_in = linear(dp + de, gate * len(widths))
+        self.gate_out = torch.nn.ModuleList([linear(gate, tasks * w) for w in widths])
+        self.first = linear(de, tasks * widths[0])
+        self.deeper = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(tasks, i, o) / i**0.5) for i, o in zip(widths, widths[1:])])
+        self.biases = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(tasks, 1, o)) for o in widths[1:]])
+        self.head = torch.nn.Parameter(torch.randn(tasks, widths[-1], 1))
+
+    def forward(self, e, d, p):
+        o = 2 * self.ep(torch.cat([d, e.detach()], 1)) * e
+        hidden = torch.relu(self.gate_in(torch.cat([p, o.detach()], 1))).chunk(len(self.widths), 1)
+        gates = [2 * torch.sigmoid(f(h)) for f, h in zip(self.gate_out, hidden)]
+        x = (gates[0] * torch.relu(self.first(o))).view(-1, self.tasks, self.widths[0]).transpose(0, 1)
+        for l, (w, b) in enumerate(zip(self.deeper, self.biases)):
+            x = torch.relu(torch.baddbmm(b, x, w)) * gates[l + 1].view(-1, self.tasks, self.widths[l + 1]).transpose(0, 1)
+        return torch.bmm(x, self.head)
+
+
+def pepnet(batch, de=1024, dd=64, dp=192, tasks=6, widths=(512, 256, 128), gate=256, train=False):
+    model = Pepnet(de, dd, dp, tasks, list(widths), gate)
+    inputs = [torch.randn(batch, n, requires_grad=train) for n in (de, dd, dp)]
+    if not train:
+        return best_form(model, *inputs)
+
+    def step(i):
+        with torch.enable_grad():
+            model.zero_grad(set_to_none=False)
+            model(*inputs).sum().backward()
+
     return step
 
 
@@ -1022,6 +1081,34 @@ def lightsans(length, width, heads, interests, places, train):
     def step(i):
         with torch.enable_grad():
             model(x).backward(dy)
+
+
+def sparse_moe(n, d, h, e, k, train=False):
+    """Top-k of e experts of one layer: rows sorted by expert, a product for each expert that has rows, index_add back."""
+    x, gate = torch.randn(n, d, requires_grad=train), torch.randn(e, d, requires_grad=train)
+    w, b = (torch.randn(e, h, d) / d**0.5).requires_grad_(train), torch.zeros(e, h, requires_grad=train)
+
+    def forward():
+        weights, experts = torch.topk(x @ gate.t(), k, 1)
+        weights = torch.softmax(weights, 1)
+        order = torch.argsort(experts.flatten())
+        rows, counts = order // k, torch.bincount(experts.flatten(), minlength=e).tolist()
+        y = torch.zeros(n, h)
+        parts, at = [], 0
+        taken = x[rows]
+        for i, c in enumerate(counts):
+            if c:
+                parts.append(torch.relu(torch.addmm(b[i], taken[at:at + c], w[i].t())))
+                at += c
+        return y.index_add(0, rows, torch.cat(parts) * weights.flatten()[order, None])
+
+    def step(i):
+        if not train:
+            return forward()
+        with torch.enable_grad():
+            for v in (x, gate, w, b):
+                v.grad = None
+            forward().sum().backward()
 
     return step
 
@@ -1065,3 +1152,62 @@ def pooling(kind, batch, length, queries, width, heads):
     model, x = Pooler(kind, queries, width, heads).eval(), torch.randn(batch, length, width)
     traced = torch.jit.freeze(torch.jit.trace(model, x))
     return fastest([lambda: lambda i: model(x), lambda: lambda i: traced(x)])
+
+
+def adapters(batch, d, o, r, users):
+    """Each row through the low-rank adapter of its user: gathered, two batched products."""
+    x, y, ids = torch.randn(batch, d), torch.randn(batch, o), torch.randint(users, (batch,))
+    down, up = torch.randn(users, r, d), torch.randn(users, r, o)
+
+    def run(i):
+        q = torch.bmm(down[ids], x[:, :, None])
+        return torch.baddbmm(y[:, None], q.transpose(1, 2), up[ids])
+
+    return run
+
+
+def fm(batch, fields, k):
+    e = torch.randn(batch, fields, k)
+    return best_form(Fm(), e)
+
+
+class Fm(torch.nn.Module):
+    def forward(self, e):
+        s = e.sum(1)
+        return 0.5 * (s * s - (e * e).sum(1)).sum(1)
+
+
+class Senet(torch.nn.Module):
+    def __init__(self, fields, r):
+        super().__init__()
+        self.w1, self.w2 = torch.nn.Linear(fields, r, bias=False), torch.nn.Linear(r, fields, bias=False)
+
+    def forward(self, e):
+        return e * torch.sigmoid(self.w2(torch.relu(self.w1(e.mean(2)))))[:, :, None]
+
+
+def senet(batch, fields, k, ratio=3):
+    return best_form(Senet(fields, fields // ratio), torch.randn(batch, fields, k))
+
+
+class CrossMixture(torch.nn.Module):
+    """All experts of a layer as batched products."""
+
+    def __init__(self, d, experts, r, layers):
+        super().__init__()
+        p = lambda *s: torch.nn.ParameterList([torch.nn.Parameter(torch.randn(*s) / s[-2]**0.5) for _ in range(layers)])
+        self.v, self.c, self.u, self.g = p(d, experts * r), p(experts, r, r), p(experts, r, d), p(d, experts)
+        self.b = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(d)) for _ in range(layers)])
+        self.experts, self.r = experts, r
+
+    def forward(self, x0):
+        x = x0
+        for v, c, u, g, b in zip(self.v, self.c, self.u, self.g, self.b):
+            a = torch.tanh(x @ v).view(-1, self.experts, self.r).transpose(0, 1)
+            w = torch.softmax(x @ g, 1).t()[:, :, None] * torch.tanh(torch.bmm(a, c))
+            x = x0 * (torch.bmm(w, u).sum(0) + b) + x
+        return x
+
+
+def cross_mixture(batch, d, experts, r, layers=1):
+    return best_form(CrossMixture(d, experts, r, layers), torch.randn(batch, d))

@@ -222,7 +222,7 @@ class FrozenGateNu {
     check_shape("FrozenGateNu", "input", input, any_size, input_cols());
     check_shape("FrozenGateNu", "gates", gates, input.rows(), output_cols(input.cols()));
     const auto mark = ws.mark();
-    const MatrixView<T> h = ws.matrix<T>(input.rows(), hidden_.output_cols(input.cols()));
+    const MatrixView<T> h = detail::staggered<T>(input.rows(), hidden_.output_cols(input.cols()), ws);
     hidden_.forward(input, h, ws);
     output_.forward(h, gates, ws);
   }

@@ -160,9 +160,9 @@ struct Ppnet {
                                        ws);
       const Index blocks = l == 0 ? 1 : tasks;
       const MatrixView<T> down = l == 0 ? dx : zeros(towers[l - 1].weight.rows());
-      detail::block_linear_backward<T>(l == 0 ? x : saved.outputs[l - 1].view(), towers[l].weight, blocks,
-                                       detail::even_blocks(n, blocks), dz, down, gradient.towers[l].weight,
-                                       gradient.towers[l].bias, ws);
+      detail::block_linear_backward<T>(l == 0 ? input.middle_cols(prior.cols(), x.cols()) : saved.outputs[l - 1].view(),
+                                       towers[l].weight, blocks, detail::even_blocks(n, blocks), dz, down,
+                                       gradient.towers[l].weight, gradient.towers[l].bias, ws);
       up = down;
     }
   }
@@ -204,7 +204,7 @@ struct Ppnet {
   void run(MatrixView<const T> x, MatrixView<const T> prior, MatrixView<T> y, Hidden&& hidden, Gates&& gate, Outputs&& output,
            Workspace& ws) const {
     const MatrixView<const T> input = detail::side_by_side(prior, x, ws);
-    MatrixView<const T> at = x;
+    MatrixView<const T> at = input.middle_cols(prior.cols(), x.cols());  // x, in rows that do not evict each other
     for (std::size_t l = 0; l < gates.size(); ++l) {
       const bool last = l + 1 == gates.size() && head.weight.rows() == 0;
       const MatrixView<T> g = gate(l), out = output(l);
@@ -297,7 +297,7 @@ class FrozenPpnet {
     const MatrixView<const T> input = detail::side_by_side(prior, x, ws);
     const MatrixView<T> h = detail::staggered<T>(x.rows(), hidden_.output_cols(input.cols()), ws);
     hidden_.forward(input, h, ws);
-    MatrixView<const T> at = x;
+    MatrixView<const T> at = input.middle_cols(prior_, in_);  // x, in rows that do not evict each other
     Index column = 0;
     for (std::size_t l = 0; l < gates_.size(); ++l) {
       const Index width = gates_[l].input_cols(), n = gates_[l].output_cols(width);

@@ -1,10 +1,11 @@
 /// @file   recops/nn/fm.hpp
 /// @brief  Factorisation machine: the sum of all products of two different fields' embeddings, in one pass.
 ///
-///     y = 1/2 ((sum_f e_f)^2 - sum_f e_f^2)           per number: `pooled`, [B, K] (bi-interaction); summed over K: [B, 1]
+///     y = sum_f<g e_f e_g           per number: `pooled`, [B, K] (bi-interaction); summed over K: [B, 1]
 ///
 /// Shapes      e [B, F K], which is [B, F, K]: the fields' embeddings side by side
-/// Precision   the sums and their difference in double: e_f that nearly cancel, or very many fields, lose nothing but the last rounding.
+/// Precision   in double, each field times the sum of those before it: fields that nearly cancel, or very many, lose nothing but the
+///             last rounding, which the usual half difference of squares does not give.
 /// Edge cases  no field or one: 0.   A NaN stays in its row (pooled: in its column too).   Same bits for any number of threads.
 /// Cost        3 B F K flops, one pass over e; backward two.
 /// Errors      Error if shapes or options disagree; outputs untouched.
@@ -44,26 +45,26 @@ void fm(MatrixView<const T> e, const FmOptions& options, MatrixView<T> y, Worksp
       double total = 0;
       for (Index j = 0; j < k; j += W) {
         const Index n = std::min(W, k - j);
-        double sum[W] = {}, squares[W] = {};
+        // Each field times the sum of those before it: every pair once, and no large squares that cancel.
+        double sum[W] = {}, pairs[W] = {};
         if (n == W) {
           for (Index f = 0; f < options.fields; ++f)
             for (Index i = 0; i < W; ++i) {
               const auto v = static_cast<double>(row[f * k + j + i]);
+              pairs[i] += v * sum[i];
               sum[i] += v;
-              squares[i] += v * v;
             }
         } else {
           for (Index f = 0; f < options.fields; ++f)
             for (Index i = 0; i < n; ++i) {
               const auto v = static_cast<double>(row[f * k + j + i]);
+              pairs[i] += v * sum[i];
               sum[i] += v;
-              squares[i] += v * v;
             }
         }
         for (Index i = 0; i < n; ++i) {
-          const double half = 0.5 * (sum[i] * sum[i] - squares[i]);
-          if (options.pooled) y(b, j + i) = static_cast<T>(half);
-          total += half;
+          if (options.pooled) y(b, j + i) = static_cast<T>(pairs[i]);
+          total += pairs[i];
         }
       }
       if (!options.pooled) y(b, 0) = static_cast<T>(total);
