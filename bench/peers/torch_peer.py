@@ -1211,3 +1211,49 @@ class CrossMixture(torch.nn.Module):
 
 def cross_mixture(batch, d, experts, r, layers=1):
     return best_form(CrossMixture(d, experts, r, layers), torch.randn(batch, d))
+
+
+class MiNet(torch.nn.Module):
+    """Widths 64 (users 16), hidden 64, rank 10, the concatenations as the authors write them; all users have the same lengths."""
+
+    def __init__(self):
+        super().__init__()
+        linear = lambda i, o: torch.nn.Linear(i, o, bias=False)
+        self.wt, self.vt, self.ws, self.vs = linear(208, 64), linear(64, 1), linear(208, 64), linear(64, 1)
+        self.down, self.up = linear(64, 10), linear(10, 64)
+        self.gate, self.score, self.bias = linear(208, 192), torch.nn.Parameter(torch.randn(3, 64) / 8), torch.nn.Parameter(torch.zeros(3))
+
+    def items(self, q, u, c, moved, w, v):
+        b, n, l = q.shape[0], q.shape[1], c.shape[1]
+        wide = lambda x, k: x.expand(b, n, l, k)
+        x = torch.cat([wide(c[:, None], 64), wide(q[:, :, None], 64), wide(u[:, None, None], 16), moved[:, None] * q[:, :, None]], -1)
+        return torch.softmax(v(torch.relu(w(x)))[..., 0], -1) @ c
+
+    def forward(self, q, u, t, s):
+        at = self.items(q, u, t, t, self.wt, self.vt)
+        as_ = self.items(q, u, s, self.up(self.down(s)), self.ws, self.vs)
+        user = u[:, None].expand(q.shape[0], q.shape[1], 16)
+        z = torch.cat([q, user, at, as_], -1)
+        g = torch.exp((torch.relu(self.gate(z)).view(q.shape[0], q.shape[1], 3, 64) * self.score).sum(-1) + self.bias)
+        return torch.cat([q, user * g[..., :1], at * g[..., 1:2], as_ * g[..., 2:]], -1)
+
+
+def minet(users, n, lt, ls):
+    model = MiNet().eval()
+    x = torch.randn(users, n, 64), torch.randn(users, 16), torch.randn(users, lt, 64), torch.randn(users, ls, 64)
+    traced = torch.jit.freeze(torch.jit.trace(model, x))
+    return fastest([lambda: lambda i: model(*x), lambda: lambda i: traced(*x)])
+
+
+def minet_train(users, n, lt, ls):
+    model, dy = MiNet(), torch.full((users, n, 208), 0.1)
+    x = [torch.randn(*s, requires_grad=True) for s in ((users, n, 64), (users, 16), (users, lt, 64), (users, ls, 64))]
+
+    def run(i):
+        with torch.enable_grad():
+            for v in x:
+                v.grad = None
+            model.zero_grad(set_to_none=True)
+            model(*x).backward(dy)
+
+    return run

@@ -6,7 +6,7 @@
 ///     out_n        = softmax over S_n of (c candidate_n . key_j) value_j
 ///
 /// Signatures are kept with the embeddings and hashed again when those change. Selection has no gradient: embeddings learn through the
-/// attention over what was selected. See docs/eta.md.
+/// attention over what was selected. See docs/history_search.md.
 ///
 /// Shapes      candidates [total_N, H dk], keys, values [total_L, ...] as in target_attention; signatures [total_N or total_L, words]
 ///             indices [total_N, k]   distances [total_N, k] or empty   out [total_N, H dv]

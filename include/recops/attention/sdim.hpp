@@ -7,7 +7,7 @@
 ///
 /// In expectation over planes behaviour j weighs (1 - angle / pi)^bits in a group: attention that is sharper for more bits, estimated
 /// better by more groups. The table of a user is built once, when the history changes; a candidate then reads `groups` rows of it.
-/// Planes are fixed; selection has no gradient. See docs/sdim.md.
+/// Planes are fixed; selection has no gradient. See docs/history_search.md.
 ///
 /// Shapes      history [total_L, D]   candidates [total_N, D]   planes [D, groups bits]   codes [total_L or total_N, groups]
 ///             tables [B groups 2^bits, D]: user b, group t, code c at row (b groups + t) 2^bits + c   out [total_N, D]

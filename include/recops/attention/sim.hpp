@@ -7,7 +7,7 @@
 ///
 /// U is linear in the history twice over: U_n = (Wk^T Wq q_n) (E^T E), so one D x D Gram matrix a user replaces its L behaviours, in
 /// backward too: dE = E (w^T g + g^T w) with w = q Wq^T Wk and g the gradient of U. Each user takes whichever form has fewer flops;
-/// Gram matrices may be kept with the user. See docs/sim.md.
+/// Gram matrices may be kept with the user. See docs/history_search.md.
 ///
 /// Shapes      candidates [total_N, Dq]   history [total_L, D]   query [da, Dq]   key [da, D]   pooled [total_N, D]   grams [B D, D]
 ///             indices [total_N, k]: positions in the user's history, best first, -1 in places left over

@@ -35,14 +35,46 @@ void check_same_sequences(const char* op, const char* argument, const JaggedView
       fail_at(op, argument, "as many rows in each sequence, ", batch.length(b), b, other.length(b));
 }
 
+/// products[t] = x . plane t for a row, summed in gemm's order: the same bits.
+template <class T>
+void plane_products(const T* x, MatrixView<const T> planes, T* products) {
+  using B = simd::Batch<T>;
+  constexpr Index W = simd::lanes<T>;
+  constexpr int U = 8;
+  const Index bits = planes.cols();
+  Index t = 0;
+  const auto columns = [&](auto count) RECOPS_LAMBDA_INLINE {
+    constexpr int C = decltype(count)::value;
+    for (; t + C * W <= bits; t += C * W) {
+      B sum[C];
+      RECOPS_UNROLL
+      for (int u = 0; u < C; ++u) sum[u] = B(T(0));
+      for (Index k = 0; k < planes.rows(); ++k) {
+        const T* const row = planes.row(k) + t;
+        const B v(x[k]);
+        RECOPS_UNROLL
+        for (int u = 0; u < C; ++u) sum[u] = simd::mul_add(v, B::load_unaligned(row + u * W), sum[u]);
+      }
+      RECOPS_UNROLL
+      for (int u = 0; u < C; ++u) sum[u].store_unaligned(products + t + u * W);
+    }
+  };
+  columns(std::integral_constant<int, U>());
+  columns(std::integral_constant<int, 2>());
+  columns(std::integral_constant<int, 1>());
+  if (t == bits) return;
+  B sum(T(0));
+  for (Index k = 0; k < planes.rows(); ++k) sum = simd::mul_add(B(x[k]), simd::load_first<T>(planes.row(k) + t, bits - t), sum);
+  simd::store_first<T>(products + t, sum, bits - t);
+}
+
 /// Calls `visit(row, bits)` for every row of x, where bits are 64-bit words, plane 0 the lowest bit of the first.
 template <class T, class F>
 void sign_bits(MatrixView<const T> x, MatrixView<const T> planes, Workspace& ws, F&& visit) {
   const Index bits = planes.cols(), words = (bits + 63) / 64, rows = x.rows();
   if (rows == 0) return;
   const auto mark = ws.mark();
-  // A few rows read the planes as they are, with the same bits.
-  const bool few = rows <= 8 && bits >= simd::panel_cols<T>;
+  const bool few = rows <= 4 && planes.rows() <= simd::k_block;  // packing the planes would cost more than the products
   T* const panels = few ? nullptr : ws.take<T>(simd::packed_size<T>(planes.rows(), bits));
   if (!few) simd::pack<T>(simd::plain(planes), panels);
   constexpr Index block = 256, W = simd::lanes<T>;
@@ -51,11 +83,10 @@ void sign_bits(MatrixView<const T> x, MatrixView<const T> planes, Workspace& ws,
     const Index first = task * block, count = std::min(block, rows - first);
     const MatrixView<T> products = scratch.matrix<T>(count, bits);
     auto* const word = scratch.take<std::uint64_t>(words);
-    const simd::Operand<T> part = simd::plain(x.middle_rows(first, count));
     if (few) {
-      simd::gemm<T>(part, simd::plain(planes), {}, products, scratch);
+      for (Index i = 0; i < count; ++i) plane_products<T>(x.row(first + i), planes, products.row(i));
     } else {
-      simd::gemm_packed<T>(part, panels, bits, {}, products, scratch);
+      simd::gemm_packed<T>(simd::plain(x.middle_rows(first, count)), panels, bits, {}, products, scratch);
     }
     for (Index i = 0; i < count; ++i) {
       const T* const p = products.row(i);
