@@ -37,7 +37,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
   std::uint64_t first_seed = 1;
-  Index seeds = 1, users = 400, epochs = 3, batch = 128;
+  Index seeds = 1, users = 1000, epochs = 3, batch = 128;
   Index video_length = 40, live_length = 20;  // most recent clicks that a request sees
   double visits = 60, learning_rate = 5e-3;
 };
@@ -79,7 +79,8 @@ struct Batch {
   }
 };
 
-/// Embeddings, MiNet, a network:   y = MiNet(candidate, user, clicks)      logit = mlp([y, context]) + wide(context)
+/// Embeddings, MiNet, a network:
+///     y = MiNet(candidate, user, clicks)      x = [ y | candidate * interest in each domain | context ]      logit = mlp(x) + wide(context)
 struct Model {
   static constexpr Index item_width = 16, category_width = 8, width = 24, user_width = 8, hidden = 32, rank = 8;
   Index context = 0;
@@ -95,7 +96,7 @@ struct Model {
     user = {log.users, user_width - 4, 0.1, random};
     group = {log.groups, 4, 0.3, random};
     minet = {width, user_width, width, hidden, 16, rank, random};
-    mlp = {{minet.output_width() + context, 48, 1}, {}, random};
+    mlp = {{columns() + context, 48, 1}, {}, random};
     wide = {context, 1, random};
     wide.weight.fill(0);
     wide.weight(0, 0) = 1;  // the item's rate so far is believed at first
@@ -108,6 +109,9 @@ struct Model {
                       layer("wide", &Model::wide)};
   }
 
+  /// Of x, before the context.
+  Index columns() const { return minet.output_width() + 2 * width; }
+
   struct Saved {
     Matrix<float> video, live, candidate, users, x, known;
     recops::MiNet<float>::Saved minet;
@@ -116,20 +120,24 @@ struct Model {
 
   /// Logits `[candidates, 1]`.
   void forward(const Batch& batch, MatrixView<float> logits, Saved& s, const recops::Step& step, Workspace& ws) const {
-    const Index n = batch.candidates(), out = minet.output_width();
+    const Index n = batch.candidates(), out = minet.output_width(), all = columns();
     embed(batch.video.item, batch.video.category, s.video);
     embed(batch.live.item, batch.live.category, s.live);
     embed(batch.item, batch.category, s.candidate);
     s.users.resize(static_cast<Index>(batch.user.size()), user_width);
     user.forward(batch.user, {}, s.users.view().middle_cols(0, user_width - 4));
     group.forward(batch.group, {}, s.users.view().middle_cols(user_width - 4, 4));
-    s.x.resize(n, out + context);
+    s.x.resize(n, all + context);
     minet.forward(candidates(batch, s), s.users, clicks(batch.live, s.live), clicks(batch.video, s.video),
                   s.x.view().middle_cols(0, out), s.minet, step.child(0), ws);
-    for (Index i = 0; i < n; ++i) std::copy_n(batch.context.data() + i * context, context, s.x.row(i) + out);
+    for (Index i = 0; i < n; ++i) {
+      float* const x = s.x.row(i);
+      for (Index j = 0; j < 2 * width; ++j) x[out + j] = x[j % width] * x[width + user_width + j];
+      std::copy_n(batch.context.data() + i * context, context, x + all);
+    }
     mlp.forward(s.x, logits, s.mlp, step.child(1), ws);
     s.known.resize(n, 1);
-    wide.forward(std::as_const(s.x).view().middle_cols(out, context), s.known, ws);
+    wide.forward(std::as_const(s.x).view().middle_cols(all, context), s.known, ws);
     for (Index i = 0; i < n; ++i) logits(i, 0) += s.known(i, 0);
   }
 
@@ -144,8 +152,16 @@ struct Model {
     const MatrixView<float> dx = zeros(s.x.rows(), s.x.cols()), dcandidate = zeros(s.candidate.rows(), width),
                             dusers = zeros(s.users.rows(), user_width), dvideo = zeros(s.video.rows(), width),
                             dlive = zeros(s.live.rows(), width);
-    wide.backward(s.x.view().middle_cols(out, context), dlogits, {}, {}, gradient.wide, ws);
+    wide.backward(s.x.view().middle_cols(columns(), context), dlogits, {}, {}, gradient.wide, ws);
     mlp.backward(s.x, dlogits, s.mlp, dx, gradient.mlp, ws);
+    for (Index i = 0; i < dx.rows(); ++i) {
+      const float* const x = s.x.row(i);
+      float* const d = dx.row(i);
+      for (Index j = 0; j < 2 * width; ++j) {
+        d[j % width] += d[out + j] * x[width + user_width + j];
+        d[width + user_width + j] += d[out + j] * x[j % width];
+      }
+    }
     minet.backward(candidates(batch, s), s.users, clicks(batch.live, s.live), clicks(batch.video, s.video),
                    dx.middle_cols(0, out), s.minet, dcandidate, dusers, dlive, dvideo, gradient.minet, ws);
     embed_backward(batch.video.item, batch.video.category, dvideo, gradient, ws);

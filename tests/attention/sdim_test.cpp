@@ -87,9 +87,9 @@ TEMPLATE_TEST_CASE("tables are a scan of all behaviours", "[attention][sdim]", f
   Workspace ws;
   Threads threads{3};
   Workspace parallel(make_executor(threads, 3));
-  const Users users({3, 1, 0, 70}, {0, 7, 5, 1500});
+  const Users users({3, 1, 0, sanitized ? 10 : 70}, {0, 7, 5, sanitized ? 600 : 1500});
   for (const SdimOptions o :
-       {SdimOptions{1, 0, true}, {3, 0, false}, {7, 1, true}, {16, 3, true}, {16, 3, false}, {11, 12, true}})
+       {SdimOptions{1, 0, true}, {3, 0, false}, {7, 1, true}, {16, 3, true}, {16, 3, false}, {11, sanitized ? 5 : 9, true}})
     for (const Index cols : {1, 5, 16}) {
       CAPTURE(o.groups, o.bits, o.normalize, cols);
       const Sdim<T> layer(cols, o, random);
@@ -143,7 +143,7 @@ TEST_CASE("weights of collisions: (1 - angle / pi)^bits in the mean", "[attentio
   // One behaviour at 60 degrees to the candidate: how often it is found in a group.
   const Matrix<double> q{{1, 0}}, e{{0.5, std::sqrt(0.75)}};
   double found = 0;
-  constexpr int rounds = 200;
+  constexpr int rounds = sanitized ? 40 : 200;
   for (int round = 0; round < rounds; ++round) {
     const Sdim<double> layer(2, {.groups = 50, .bits = 3, .normalize = false}, random);
     Matrix<double> y(1, 2);

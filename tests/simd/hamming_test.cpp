@@ -17,7 +17,7 @@ namespace {
 int distance_of(const std::uint64_t* a, const std::uint64_t* b, Index words) {
   int count = 0;
   for (Index w = 0; w < words; ++w)
-    for (int bit = 0; bit < 64; ++bit) count += ((a[w] >> bit) & 1) != ((b[w] >> bit) & 1);
+    for (std::uint64_t x = a[w] ^ b[w]; x != 0; x >>= 1) count += static_cast<int>(x & 1);
   return std::min(count, 255);
 }
 
@@ -41,8 +41,8 @@ TEST_CASE("hamming distances and the nearest signatures on every instruction set
     Workspace ws;
     for (const Index words : {1, 2, 3, 4})
       for (const Index stride : {words, words + 1})
-        for (const Index l : {0, 1, 63, 64, 65, 700})
-          for (const Index n : {0, 1, 2, 3, 5, 70}) {
+        for (const Index l : sanitized ? std::vector<Index>{0, 65, 200} : std::vector<Index>{0, 1, 63, 64, 65, 127, 128, 700})
+          for (const Index n : sanitized ? std::vector<Index>{0, 1, 5} : std::vector<Index>{0, 1, 2, 3, 5, 70}) {
             CAPTURE(words, stride, l, n);
             Signatures queries(n, words, stride, random), rows(l, words, stride, random);
             if (l > 63 && n > 2) {  // the same, and the opposite
@@ -55,7 +55,7 @@ TEST_CASE("hamming distances and the nearest signatures on every instruction set
             for (Index q = 0; q < n; ++q)
               for (Index i = 0; i < l; ++i) same &= all(q, i) == distance_of(queries.view().row(q), rows.view().row(i), words);
             CHECK(same);
-            for (const Index k : {0, 1, 10, 200, 800}) {
+            for (const Index k : sanitized ? std::vector<Index>{0, 10, 210} : std::vector<Index>{0, 1, 10, 200, 800}) {
               CAPTURE(k);
               Matrix<std::int32_t> indices(n, k, 7);
               Matrix<std::uint8_t> distances(n, k, std::uint8_t{9});
@@ -93,7 +93,7 @@ TEST_CASE("rows that come ever nearer fill the buffer again and again", "[simd][
 
 TEST_CASE("threads change nothing, a second call allocates nothing", "[simd][hamming]") {
   Random random = random_stream(611);
-  Signatures queries(100, 1, 1, random), rows(3000, 1, 1, random);
+  Signatures queries(100, 1, 1, random), rows(sanitized ? 700 : 3000, 1, 1, random);
   Matrix<std::int32_t> one(100, 50), several(100, 50);
   Matrix<std::uint8_t> distances(100, 50);
   Workspace ws;

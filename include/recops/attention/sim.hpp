@@ -161,17 +161,21 @@ void soft_search_pooled_backward(JaggedView<const T> candidates, JaggedView<cons
       simd::gemm<T>(simd::plain(e), simd::plain(MatrixView<const T>(s)), {.accumulate = true}, de, scratch);
       return;
     }
-    const MatrixView<T> r = scratch.matrix<T>(n, std::min(l, detail::sim_block)), dr = scratch.matrix<T>(n, r.cols());
+    // dE += r^T g + dr^T w, as one product of the two stacked.
+    const MatrixView<T> scores = scratch.matrix<T>(2 * n, std::min(l, detail::sim_block)), sides = scratch.matrix<T>(2 * n, d);
+    for (Index i = 0; i < n; ++i) {
+      std::copy_n(g.row(i), d, sides.row(i));
+      std::copy_n(wb.row(i), d, sides.row(n + i));
+    }
     for (Index at = 0; at < l; at += detail::sim_block) {
       const auto block = e.middle_rows(at, std::min(detail::sim_block, l - at));
-      const MatrixView<T> scores = r.middle_cols(0, block.rows()), dscores = dr.middle_cols(0, block.rows());
-      simd::gemm<T>(simd::plain(g), simd::transposed(block), {}, dscores, scratch);
-      simd::gemm<T>(simd::plain(MatrixView<const T>(dscores)), simd::plain(block), {.accumulate = at > 0}, to, scratch);
+      const MatrixView<T> both = scores.middle_cols(0, block.rows()), r = both.middle_rows(0, n), dr = both.middle_rows(n, n);
+      simd::gemm<T>(simd::plain(g), simd::transposed(block), {}, dr, scratch);
+      simd::gemm<T>(simd::plain(MatrixView<const T>(dr)), simd::plain(block), {.accumulate = at > 0}, to, scratch);
       if (de.empty()) continue;
-      const MatrixView<T> part = de.middle_rows(at, block.rows());
-      simd::gemm<T>(simd::plain(wb), simd::transposed(block), {}, scores, scratch);
-      simd::gemm<T>(simd::transposed(MatrixView<const T>(scores)), simd::plain(g), {.accumulate = true}, part, scratch);
-      simd::gemm<T>(simd::transposed(MatrixView<const T>(dscores)), simd::plain(wb), {.accumulate = true}, part, scratch);
+      simd::gemm<T>(simd::plain(wb), simd::transposed(block), {}, r, scratch);
+      simd::gemm<T>(simd::transposed(MatrixView<const T>(both)), simd::plain(MatrixView<const T>(sides)), {.accumulate = true},
+                    de.middle_rows(at, block.rows()), scratch);
     }
   });
   const MatrixView<const T> grad = dw;
