@@ -188,7 +188,7 @@ namespace {
 
 /// Attention over what `rows` stand for, in every way the kernels read them.
 template <class A, class S>
-void check_stored(AttentionCase c, const simd::StoredRows<S>& k, const simd::StoredRows<S>& v, Workspace& ws) {
+void check_stored(AttentionCase c, const simd::HistoryRows<S>& k, const simd::HistoryRows<S>& v, Workspace& ws) {
   CAPTURE(c.n, c.l, c.heads, c.dk, c.causal, c.mask.size(), c.key_bias.cols(), sizeof(S), k.scale_head);
   Operands<float> o(c);
   const simd::StoredHistory<float> stored = simd::stored_history<A>(k, v);
@@ -234,7 +234,7 @@ TEST_CASE("keys and values in bfloat16 and int8 give the result of what they sta
               rounded.k.data()[i] = static_cast<float>(k.data()[2 * width + i]);
               rounded.v.data()[i] = static_cast<float>(v.data()[2 * width + i]);
             }
-            const simd::StoredRows<BFloat16> kb{k.data(), width}, vb{v.data(), width};
+            const simd::HistoryRows<BFloat16> kb{k.data(), width}, vb{v.data(), width};
             check_stored<A>(rounded, kb, shared ? kb : vb, ws);
             for (const Index block : {Index{0}, dk}) {
               QuantizedRows kq, vq;
@@ -248,8 +248,8 @@ TEST_CASE("keys and values in bfloat16 and int8 give the result of what they sta
               };
               restore(kq, rounded.k);
               restore(vq, rounded.v);
-              const simd::StoredRows<std::int8_t> ki{kq.codes.data(), width, kq.scales.data(), kq.scales.cols(),
-                                                     block && heads > 1},
+              const simd::HistoryRows<std::int8_t> ki{kq.codes.data(), width, kq.scales.data(), kq.scales.cols(),
+                                                      block && heads > 1},
                   vi{vq.codes.data(), width, vq.scales.data(), vq.scales.cols(), block && heads > 1};
               check_stored<A>(rounded, ki, shared ? ki : vi, ws);
             }

@@ -244,7 +244,7 @@ void stored_attention(const char* op, const JaggedView<const float>& queries, co
   check_shape(op, "out", out, total, values.cols());
   if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, options.heads);
   const auto rows_of = [&](const char* name, const MatrixView<const S>& x, const QuantizedView* q) {
-    simd::StoredRows<S> rows{x.data(), x.stride()};
+    simd::HistoryRows<S> rows{x.data(), x.stride()};
     if (q == nullptr) return rows;
     check_quantized(op, name, *q, any_size, any_size);
     const Index width = x.cols() / options.heads;
@@ -255,7 +255,7 @@ void stored_attention(const char* op, const JaggedView<const float>& queries, co
     rows.scale_head = q->blocks() == 1 ? 0 : 1;
     return rows;
   };
-  const simd::StoredRows<S> k = rows_of("keys", keys.values(), key_scales), v = rows_of("values", values.values(), value_scales);
+  const simd::HistoryRows<S> k = rows_of("keys", keys.values(), key_scales), v = rows_of("values", values.values(), value_scales);
   const simd::StoredHistory<float> stored = simd::stored_history(k, v);
   run_attention(
       queries, options.heads, [&](Index b) { return keys.length(b); },

@@ -14,14 +14,14 @@ namespace simd {
 /// Keys or values of one sequence as they are stored: row j of head h begins at rows + j * stride + h * width, and its numbers count
 /// times scales[j * scale_stride + h * scale_head] if there are scales.
 template <class S>
-struct StoredRows {
+struct HistoryRows {
   const S* rows = nullptr;
   Index stride = 0;
   const float* scales = nullptr;
   Index scale_stride = 0, scale_head = 0;
 
   /// From row `first` and head `h0` on.
-  StoredRows from(Index first, Index h0, Index width) const {
+  HistoryRows from(Index first, Index h0, Index width) const {
     return {rows + first * stride + h0 * width, stride, scales ? scales + first * scale_stride + h0 * scale_head : nullptr,
             scale_stride, scale_head};
   }
@@ -88,7 +88,7 @@ RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, Batc
 
 /// The scales of W rows, `apart` from each other, for each of the heads that has its own.
 template <class T, class A, class S>
-RECOPS_INLINE void gather_scales(const StoredRows<S>& x, Index row, Index apart, Index heads, T* to) {
+RECOPS_INLINE void gather_scales(const HistoryRows<S>& x, Index row, Index apart, Index heads, T* to) {
   constexpr Index W = lanes<T, A>;
   const float* from = x.scales + row * x.scale_stride;
   for (Index i = 0; i < W; ++i, from += apart * x.scale_stride)
@@ -101,7 +101,7 @@ inline constexpr Index most_steps = 4;          // at once
 /// Queries whose heads have C whole vectors of keys and of values, over steps of one row per lane: lane i of step g is row
 /// i * apart + g. The first `skip` lanes were seen before. q [queries][heads][C vectors], s [queries][heads][most_steps][lanes].
 template <class T, class A, int C, class S>
-[[gnu::noinline]] void stream_rows(Index steps, Index apart, Index skip, const StoredRows<S>& keys, const StoredRows<S>& values,
+[[gnu::noinline]] void stream_rows(Index steps, Index apart, Index skip, const HistoryRows<S>& keys, const HistoryRows<S>& values,
                                    Index queries, Index heads, const T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>, width = C * W, step = most_steps * W;
   constexpr bool scaled = std::is_same_v<S, std::int8_t>;
@@ -191,7 +191,7 @@ template <class T, class A, int C, class S>
 
 /// n >= lanes keys, all of them visible, of heads that are a vector, or two, four or eight, wide; others give false.
 template <class T, class A, class S>
-bool stream_keys(Index n, StoredRows<S> k, StoredRows<S> v, Index queries, Index heads, Index key_width, Index value_width,
+bool stream_keys(Index n, HistoryRows<S> k, HistoryRows<S> v, Index queries, Index heads, Index key_width, Index value_width,
                  const T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>;
   if (key_width != value_width || (k.scales && heads > most_scaled_heads)) return false;
@@ -217,7 +217,7 @@ bool stream_keys(Index n, StoredRows<S> k, StoredRows<S> v, Index queries, Index
 /// Keys and values that are not stored as T: how the kernels read them. `stored_history` makes one.
 template <class T>
 struct StoredHistory {
-  const void *keys, *values;  ///< StoredRows
+  const void *keys, *values;  ///< HistoryRows
   bool shared;                ///< values are the keys
   /// Rows first + at[0] ... first + at[n - 1] of heads [h0, h0 + heads), one after the other.
   void (*expand)(const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, T* to);
@@ -227,12 +227,12 @@ struct StoredHistory {
 
 /// `keys` and `values` (or the same twice) are referred to.
 template <class A = DefaultArch, class S>
-StoredHistory<float> stored_history(const StoredRows<S>& keys, const StoredRows<S>& values) {
+StoredHistory<float> stored_history(const HistoryRows<S>& keys, const HistoryRows<S>& values) {
   StoredHistory<float> out{&keys, &values, keys.rows == values.rows, nullptr, nullptr};
   out.expand = [](const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, float* to) {
-    const StoredRows<S>& x = *static_cast<const StoredRows<S>*>(rows);
+    const HistoryRows<S>& x = *static_cast<const HistoryRows<S>*>(rows);
     for (Index j = 0; j < n; ++j) {
-      const StoredRows<S> row = x.from(first + at[j], h0, width);
+      const HistoryRows<S> row = x.from(first + at[j], h0, width);
       convert<float, A>(row.rows, to + j * heads * width, heads * width);
       for (Index h = 0; h < heads && x.scales; ++h) {
         float* part = to + (j * heads + h) * width;
@@ -242,8 +242,8 @@ StoredHistory<float> stored_history(const StoredRows<S>& keys, const StoredRows<
   };
   out.few = [](const StoredHistory<float>& x, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
                Index value_width, const float* q, const attention_kernel::RunningSums<float>& r, float* s) {
-    return attention_kernel::stream_keys<float, A>(n, static_cast<const StoredRows<S>*>(x.keys)->from(first, h0, key_width),
-                                                   static_cast<const StoredRows<S>*>(x.values)->from(first, h0, value_width),
+    return attention_kernel::stream_keys<float, A>(n, static_cast<const HistoryRows<S>*>(x.keys)->from(first, h0, key_width),
+                                                   static_cast<const HistoryRows<S>*>(x.values)->from(first, h0, value_width),
                                                    queries, heads, key_width, value_width, q, r, s);
   };
   return out;

@@ -220,7 +220,7 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
       if (seen && last - first >= W && x.stored != nullptr) {
         done = x.stored->few(*x.stored, x.stored_row + first, last - first, h0, together, heads, dk, dv, q, all_sums, all_scores);
       } else if (seen && last - first >= W) {
-        const StoredRows<T> k{x.k + first * x.k_stride + h0 * dk, x.k_stride}, v{x.v + first * x.v_stride + h0 * dv, x.v_stride};
+        const HistoryRows<T> k{x.k + first * x.k_stride + h0 * dk, x.k_stride}, v{x.v + first * x.v_stride + h0 * dv, x.v_stride};
         done = stream_keys<T, A>(last - first, k, v, together, heads, dk, dv, q, all_sums, all_scores);
       }
       KeyBlocks<T> blocks(x, h0, h1, done ? last : first, last, rows_at_once<T>(heads * dk, last - first), i0, ws);
