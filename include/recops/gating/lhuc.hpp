@@ -13,6 +13,7 @@
 #include <recops/gating/rows_by_id.hpp>
 #include <recops/nn/gradient.hpp>
 #include <recops/nn/layer_norm.hpp>
+#include <recops/simd/math.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {

@@ -22,6 +22,7 @@
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
 #include <recops/nn/layer_norm.hpp>
+#include <recops/simd/log.hpp>
 #include <recops/simd/softmax.hpp>
 
 namespace recops {
