@@ -258,7 +258,7 @@ TEST_CASE("Ple: same bits for any threads, frozen for any batch; nothing allocat
     Workspace ws, wide(make_executor(threads, 3));
     Ple<float> layer = make<float>(spec, random);
     const FrozenPle<float> served = freeze(layer);
-    const Index rows = sanitized ? 210 : 450, cols = layer.output_cols(13);
+    const Index rows = sanitized ? 110 : 450, cols = layer.output_cols(13);
     const Matrix<float> dy = random_matrix<float>(rows, cols, random);
     Matrix<float> x = random_matrix<float>(rows, 13, random), y(rows, cols), y2(rows, cols), dx(rows, 13, 0.0f),
                   dx2(rows, 13, 0.0f), one(1, cols);
