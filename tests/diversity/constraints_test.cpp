@@ -230,6 +230,10 @@ TEST_CASE("constraints: which rules are given up, and what is reported", "[diver
   CHECK(pick({.groups = g}) == List{0, 3, 1, 4});
   g = rules({.window = 3});
   CHECK(pick({.groups = g}) == List{0, 3, 5, 1});
+  g = rules({.window = std::numeric_limits<Index>::max()});
+  CHECK(pick({.groups = g}) == List{0, 3, 5, 1});
+  g = rules({.gap = std::numeric_limits<Index>::max()});
+  CHECK(pick({.groups = g}) == List{0, 3, 5, 1});
   // Windows go before quotas: both cannot be kept, so the window is given up where that is enough.
   const Vector<std::int32_t> none_of_two{4, 4, 0};
   g = rules({.window = 3, .most_of = none_of_two});

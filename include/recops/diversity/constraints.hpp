@@ -314,11 +314,12 @@ class ConstraintState {
       c.near[g] |= rule;
     };
     const GroupRules& rules = *c.rules;
-    for (Index p = std::max(Index{0}, at - rules.gap); p < std::min(end, at + rules.gap + 1); ++p) {
+    const Index gap = std::min(rules.gap, end), window = std::min(rules.window, end);  // any number may stand for "all"
+    for (Index p = std::max(Index{0}, at - gap); p < std::min(end, at + gap + 1); ++p) {
       if (p != at && c.places[p] >= 0) mark(c.places[p], rule_gap);
     }
-    if (rules.window == 0) return;
-    const Index first = std::max(Index{0}, at - rules.window + 1), last = std::min(end, at + rules.window);
+    if (window == 0) return;
+    const Index first = std::max(Index{0}, at - window + 1), last = std::min(end, at + window);
     // The windows that hold this place, one after the other: counts of what else is known in them.
     const auto enter = [&](Index p) {
       if (p == at || c.places[p] < 0) return;
@@ -330,7 +331,7 @@ class ConstraintState {
     for (Index p = first; p <= at; ++p) enter(p);
     Index begin = first;
     for (Index p = at + 1; p < last && pins_left_ > 0; ++p) {
-      if (p - begin >= rules.window) leave(begin++);
+      if (p - begin >= window) leave(begin++);
       enter(p);
     }
     const Index stop = pins_left_ > 0 ? std::max(last, at + 1) : at + 1;
