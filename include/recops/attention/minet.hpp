@@ -195,6 +195,7 @@ struct ItemAttention {
     detail::PairPanels<T> first;  // own domain
     MatrixView<T> clicks, small;  // across: W_c c_j [total_L, h] and D c_j [total_L, rank]
     MatrixView<T> transfer;       // [dt, rank h], column r h + k: up(., r) W_p(k, .)
+    MatrixView<T> columns;        // [dt, h], W_p transposed
     MatrixView<T> mixed;          // [total_N, rank h]: candidates transfer
   };
 
@@ -236,9 +237,11 @@ struct ItemAttention {
     p.mixed = ws.matrix<T>(n, rank * h);
     linear<T>(clicks.values(), part(0, dc), {}, p.clicks, ws);
     linear<T>(clicks.values(), down, {}, p.small, ws);
+    p.columns = ws.matrix<T>(dt, h);
+    for (Index k = 0; k < h; ++k)
+      for (Index c = 0; c < dt; ++c) p.columns(c, k) = product(k, c);
     for (Index c = 0; c < dt; ++c)
-      for (Index r = 0; r < rank; ++r)
-        for (Index k = 0; k < h; ++k) p.transfer(c, r * h + k) = up(c, r) * product(k, c);
+      for (Index r = 0; r < rank; ++r) simd::scale<T>(up(c, r), p.columns.row(c), p.transfer.row(c) + r * h, h);
     simd::gemm<T>(simd::plain(candidates.values()), simd::plain(MatrixView<const T>(p.transfer)), {}, p.mixed, ws);
     return p;
   }
@@ -306,14 +309,16 @@ struct ItemAttention {
     if (dweight.empty() && gradient.up.empty()) return;
     const MatrixView<T> dtransfer = ws.matrix<T>(dt, rank * h);
     simd::gemm<T>(simd::transposed(candidates.values()), simd::plain(MatrixView<const T>(dmixed)), {}, dtransfer, ws);
-    const Index at = weight.cols() - dt;
-    for (Index c = 0; c < dt; ++c)
-      for (Index r = 0; r < rank; ++r)
-        for (Index k = 0; k < h; ++k) {
-          const T d = dtransfer(c, r * h + k);
-          if (!gradient.up.empty()) gradient.up(c, r) += d * weight(k, at + c);
-          if (!dweight.empty()) dweight(k, at + c) += d * up(c, r);
-        }
+    T* const dcolumn = ws.take<T>(h);
+    for (Index c = 0; c < dt; ++c) {
+      std::fill_n(dcolumn, h, T(0));
+      for (Index r = 0; r < rank; ++r) {
+        const T* const d = dtransfer.row(c) + r * h;
+        if (!gradient.up.empty()) gradient.up(c, r) += simd::dot<T>(d, p.columns.row(c), h);
+        simd::axpy<T>(up(c, r), d, dcolumn, h);
+      }
+      for (Index k = 0; k < h && !dweight.empty(); ++k) dweight(k, weight.cols() - dt + c) += dcolumn[k];
+    }
   }
 };
 
