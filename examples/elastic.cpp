@@ -39,9 +39,9 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
   std::string data, plot;
-  Index seeds = 1, users = 300, items = 800, visits = 50, interests = 8, width = 32, heads = 2, blocks = 2, experts = 16,
-        memory = 64, history = 100, epochs = 30, cuts = 6, batch = 32, negatives = 128, held_out = 3, longest = 8192;
-  double learning_rate = 2e-3, dropout = 0.2;
+  Index seeds = 1, users = 200, items = 500, visits = 50, interests = 8, width = 32, heads = 2, blocks = 2, experts = 16,
+        memory = 64, history = 100, epochs = 15, cuts = 3, batch = 32, negatives = 128, held_out = 3, longest = 8192;
+  double learning_rate = 4e-3, dropout = 0.2;
   bool growth_only = false, quality_only = false;
 };
 
