@@ -4,8 +4,8 @@
 ///     y = sum_f<g e_f e_g           per number: `pooled`, [B, K] (bi-interaction); summed over K: [B, 1]
 ///
 /// Shapes      e [B, F K], which is [B, F, K]: the fields' embeddings side by side
-/// Precision   in double, each field times the sum of those before it: fields that nearly cancel, or very many, lose nothing but the
-///             last rounding, which the usual half difference of squares does not give.
+/// Precision   in T, each field times the sum of those before it: within 2 F eps of the sum of the pairs' sizes also where fields nearly
+///             cancel, which the usual half difference of squares is not.
 /// Edge cases  no field or one: 0.   A NaN stays in its row (pooled: in its column too).   Same bits for any number of threads.
 /// Cost        3 B F K flops, one pass over e; backward two.
 /// Errors      Error if shapes or options disagree; outputs untouched.
@@ -38,36 +38,24 @@ void fm(MatrixView<const T> e, const FmOptions& options, MatrixView<T> y, Worksp
   detail::check_fm("fm", e, options);
   const Index k = e.cols() / options.fields;
   check_shape("fm", "y", y, e.rows(), options.pooled ? k : 1);
-  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-    constexpr Index W = 16;  // columns that are summed over the fields at a time
+  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {
+    const auto mark = scratch.mark();
+    T* const own = options.pooled ? nullptr : scratch.take<T>(k);
     for (Index b = first; b < first + count; ++b) {
       const T* const row = e.row(b);
-      double total = 0;
-      for (Index j = 0; j < k; j += W) {
-        const Index n = std::min(W, k - j);
-        // Each field times the sum of those before it: every pair once, and no large squares that cancel.
-        double sum[W] = {}, pairs[W] = {};
-        if (n == W) {
-          for (Index f = 0; f < options.fields; ++f)
-            for (Index i = 0; i < W; ++i) {
-              const auto v = static_cast<double>(row[f * k + j + i]);
-              pairs[i] += v * sum[i];
-              sum[i] += v;
-            }
-        } else {
-          for (Index f = 0; f < options.fields; ++f)
-            for (Index i = 0; i < n; ++i) {
-              const auto v = static_cast<double>(row[f * k + j + i]);
-              pairs[i] += v * sum[i];
-              sum[i] += v;
-            }
+      T* const to = own ? own : y.row(b);
+      // Each field times the sum of those before it: every pair once, and no large squares that cancel.
+      simd::for_each_vector<T, simd::DefaultArch>(k, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
+        simd::Batch<T> sum(T(0)), pairs(T(0));
+        const T* p = row + j;
+        for (Index f = 0; f < options.fields; ++f, p += k) {
+          const auto v = load(p);
+          pairs = simd::mul_add(v, sum, pairs);
+          sum = sum + v;
         }
-        for (Index i = 0; i < n; ++i) {
-          if (options.pooled) y(b, j + i) = static_cast<T>(pairs[i]);
-          total += pairs[i];
-        }
-      }
-      if (!options.pooled) y(b, 0) = static_cast<T>(total);
+        store(to + j, pairs);
+      });
+      if (own) y(b, 0) = simd::sum<T>(own, k);
     }
   });
 }

@@ -111,7 +111,13 @@ struct Senet {
     const T share = k > 0 ? T(1) / static_cast<T>(k) : T(0);
     detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
       for (Index b = first; b < first + count; ++b)
-        for (Index i = 0; i < f; ++i) z(b, i) = simd::sum<T>(e.row(b) + i * k, k) * share;
+        for (Index i = 0; i < f; ++i) {
+          const T* const own = e.row(b) + i * k;
+          simd::Batch<T> sum(T(0));
+          simd::for_each_vector<T, simd::DefaultArch>(
+              k, [&](Index j, auto load, auto) RECOPS_LAMBDA_INLINE { sum = sum + load(own + j); });
+          z(b, i) = simd::sum_lanes(sum) * share;
+        }
     });
   }
   /// y_f = a_f e_f
