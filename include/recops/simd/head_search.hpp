@@ -259,6 +259,15 @@ Index certify_heads(MatrixView<const float> queries, Index heads, const NamedRow
   return rescored;
 }
 
+/// Products of a quantised query with a tile of fewer rows than lanes.
+template <class A>
+[[gnu::noinline]] Words<A> last_code_tile(const std::int16_t* q, Index width, const Following<std::int8_t>& rows, Index height) {
+  constexpr int W = int_lanes<A>;
+  const std::int8_t* row[W];
+  for (int r = 0; r < W; ++r) row[r] = rows.row(r < height ? r : static_cast<int>(height) - 1);
+  return int_tile<A>(q, Scattered<std::int8_t>{row}, width, Ahead{});
+}
+
 /// By way of int8 codes, one scale for each head of a row (or one for the row).
 template <class A>
 Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys,
@@ -316,11 +325,9 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
                                Index{columns}, Ahead{}));
         }
         for (Index h = 0; h < heads && i < height; ++h) {
-          const std::int8_t* row[W];
-          for (Index r = 0; r < W; ++r) row[r] = rows.first + (i + r < height ? i + r : height - 1) * rows.stride + h * width;
+          const Following<std::int8_t> part{rows.first + i * rows.stride + h * width, rows.stride};
           for (Index q = 0; q < n; ++q)
-            emit(q * heads + h, h, i, height - i,
-                 int_tile<A>(query[q * heads + h].words.codes, Scattered<std::int8_t>{row}, Index{columns}, Ahead{}));
+            emit(q * heads + h, h, i, height - i, last_code_tile<A>(query[q * heads + h].words.codes, width, part, height - i));
         }
       };
       if (width == 16) {
