@@ -40,8 +40,8 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 struct Config {
   std::string data, plot;
   Index seeds = 1, users = 200, items = 500, visits = 50, interests = 8, width = 32, heads = 2, blocks = 2, experts = 16,
-        memory = 64, history = 100, epochs = 15, cuts = 3, batch = 32, negatives = 128, held_out = 3, longest = 8192;
-  double learning_rate = 4e-3, dropout = 0.2;
+        memory = 64, history = 100, epochs = 15, cuts = 3, batch = 8, negatives = 128, held_out = 3, longest = 8192;
+  double learning_rate = 3e-3, dropout = 0.2;
   bool growth_only = false, quality_only = false;
 };
 
@@ -402,6 +402,7 @@ int main(int argc, char** argv) {
   cli.option("history", config.history, "items that a model sees", "items", 1, 100000);
   cli.option("epochs", config.epochs, "passes over the users", "passes", 1, 10000);
   cli.option("cuts", config.cuts, "prefixes of each user in a pass, for what looks ahead", "", 1, 1000);
+  cli.option("batch", config.batch, "users of a step", "users", 1, 100000);
   cli.option("rate", config.learning_rate, "learning rate of Adam", "", 0, 1);
   cli.option("longest", config.longest, "sequence of the first table", "items", 50, 1e6);
   cli.flag("growth", config.growth_only, "the first table alone");

