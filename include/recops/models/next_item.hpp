@@ -10,6 +10,7 @@
 #include <recops/nn/embedding_bag.hpp>
 #include <recops/nn/positional_embedding.hpp>
 #include <recops/nn/softmax_cross_entropy.hpp>
+#include <recops/simd/gemm.hpp>
 
 namespace recops {
 
