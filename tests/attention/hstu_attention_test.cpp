@@ -106,7 +106,7 @@ TEMPLATE_TEST_CASE("hstu attention against its formula", "[attention][hstu]", fl
   const std::vector<std::pair<Index, Index>> few{{5, 5}, {0, 0}, {1, 1}, {3, 70}, {0, 4}, {130, 131}};
   std::vector<std::pair<Index, Index>> many;
   for (Index i = 0; i < 90; ++i) many.emplace_back(i % 4, i % 4 + i % 3);
-  for (int kind = 0; kind < 5; ++kind) {
+  for (int kind = 0; kind < 5; kind += sanitized ? 2 : 1) {
     for (const auto& lengths : {few, many}) {
       const Batch<T> b(lengths, 2, 5, 3, kind, random);
       CAPTURE(kind, lengths.size());

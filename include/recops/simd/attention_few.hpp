@@ -114,7 +114,7 @@ template <class T, class A, int C, class S>
     for (Index u = 0; u < count; ++u) {
       const S* rows = keys.rows + (g + u) * keys.stride;
       const T* x = q;
-      T *to = s + u * W, *scale = scales + u * most_scaled_heads * W;
+      T *to = s + u * W, *scale = scaled ? scales + u * most_scaled_heads * W : scales;
       if constexpr (scaled) gather_scales<T, A>(keys, g + u, apart, heads, scale);
       for (Index i = 0; i < queries; ++i) {
         for (Index h = 0; h < heads; ++h, x += width, to += step) {
