@@ -44,9 +44,10 @@ struct AttentionBiasGradient {
 inline namespace RECOPS_ABI {
 namespace detail {
 
-template <class T, class S>
-[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const S>& keys,
-                                       const JaggedView<const S>& values, const AttentionBias<T>& bias,
+template <class T, class S = T>
+[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries,
+                                       const std::type_identity_t<JaggedView<const S>>& keys,
+                                       const std::type_identity_t<JaggedView<const S>>& values, const AttentionBias<T>& bias,
                                        const AttentionOptions& o) {
   check_jagged(op, "queries", queries, any_size, any_size);
   const Index batch = queries.size(), width = queries.cols(), total = keys.values().rows();
@@ -76,11 +77,12 @@ template <class T, class S>
 }
 
 /// Sequence b; keys and values may be of another element, and are then left out.
-template <class T, class S>
+template <class T, class S = T>
 [[gnu::noinline]] simd::AttentionOperands<T> attention_operands(const JaggedView<const T>& queries,
-                                                                const JaggedView<const S>& keys,
-                                                                const JaggedView<const S>& values, const AttentionBias<T>& bias,
-                                                                const AttentionOptions& o, Index b) {
+                                                                const std::type_identity_t<JaggedView<const S>>& keys,
+                                                                const std::type_identity_t<JaggedView<const S>>& values,
+                                                                const AttentionBias<T>& bias, const AttentionOptions& o,
+                                                                Index b) {
   const Index row = keys.begin(b), n = queries.length(b), width = queries.cols() / o.heads;
   const MatrixView<const T> q = queries.values();
   const MatrixView<const S> k = keys.values(), v = values.values();
