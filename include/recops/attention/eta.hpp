@@ -11,7 +11,7 @@
 /// Shapes      candidates [total_N, H dk], keys, values [total_L, ...] as in target_attention; signatures [total_N or total_L, words]
 ///             indices [total_N, k]   distances [total_N, k] or empty   out [total_N, H dv]
 /// Edge cases  fewer than k behaviours: the places left over hold -1 (distance 255).   No behaviours: zeros.
-/// Cost        per candidate a third of a cycle a behaviour (AVX2, 64 bits, N >= 4), then 2 k H (dk + dv) flops.
+/// Cost        per candidate less than a cycle a behaviour (AVX2, 64 bits, N >= 3), then 2 k H (dk + dv) flops.
 /// Errors      Error if shapes disagree; outputs untouched.
 /// Source      Chen et al., arXiv 2108.04468.
 #pragma once
