@@ -439,7 +439,7 @@ TEST_CASE("dpp_map_backward agrees with central differences and adds", "[diversi
 }
 
 TEST_CASE("dpp_map agrees with the published fast greedy and with slogdet", "[diversity][dpp]") {
-  const recops_test::Golden golden("selectors");
+  const recops_test::Golden golden("list_selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("dpp.cases")); ++number) {
     const std::string name = "dpp." + std::to_string(number) + ".";
     const auto values = golden.values<double>(name + "relevance"), option = golden.values<double>(name + "options");

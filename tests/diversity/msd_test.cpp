@@ -169,7 +169,7 @@ TEST_CASE("msd_backward agrees with central differences and adds", "[diversity][
 }
 
 TEST_CASE("msd agrees with numpy", "[diversity][msd]") {
-  const recops_test::Golden golden("selectors");
+  const recops_test::Golden golden("list_selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("msd.cases")); ++number) {
     const std::string name = "msd." + std::to_string(number) + ".";
     recops_test::Request<double> q;

@@ -210,7 +210,7 @@ TEST_CASE("ssd_backward agrees with central differences and adds", "[diversity][
 }
 
 TEST_CASE("ssd agrees with numpy", "[diversity][ssd]") {
-  const recops_test::Golden golden("selectors");
+  const recops_test::Golden golden("list_selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("ssd.cases")); ++number) {
     const std::string name = "ssd." + std::to_string(number) + ".";
     recops_test::Request<double> q;

@@ -8,9 +8,6 @@ RecSys 2020, equations 2 to 9; HoME: arXiv 2408.05430, equations 4 to 11); only 
 """
 import pathlib
 import platform
-import sys
-
-sys.path.append(sys.path.pop(0))  # a neighbour of this script is called like a module of the standard library
 
 import numpy as np
 import torch

@@ -8,9 +8,6 @@ separate modules; only the file concatenates them.
 """
 import pathlib
 import platform
-import sys
-
-sys.path.append(sys.path.pop(0))  # behind the standard library: selectors.py beside this script has the name of one of its modules
 
 import numpy as np
 import torch

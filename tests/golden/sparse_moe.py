@@ -7,9 +7,6 @@ Written from the papers' equations with torch.topk, dense masks and autograd; no
 """
 import pathlib
 import platform
-import sys
-
-sys.path.append(sys.path.pop(0))  # behind the standard library: selectors.py beside this script has the name of one of its modules
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Golden vectors for msd, ssd and dpp_map, made with numpy alone: writes selectors.safetensors beside this script.
+"""Golden vectors for msd, ssd and dpp_map, made with numpy alone: writes list_selectors.safetensors beside this script.
 
-    python3 selectors.py
+    python3 list_selectors.py
 
 msd is written from its definition (the full similarity matrix). ssd is the published residual-matrix algorithm (Huang et al., KDD 2021):
 residuals of all candidates are projected step by step, and given back when a direction leaves. dpp_map is the published fast greedy on an
@@ -157,5 +157,5 @@ out["dpp.cases"] = np.array([len(cases)], dtype=np.int64)
 safetensors_writer.write(
     pathlib.Path(__file__).with_suffix(".safetensors"),
     out,
-    {"script": "tests/golden/selectors.py", "python": platform.python_version(), "numpy": np.__version__},
+    {"script": "tests/golden/list_selectors.py", "python": platform.python_version(), "numpy": np.__version__},
 )
