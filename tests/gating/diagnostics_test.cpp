@@ -246,6 +246,12 @@ TEST_CASE("ExpertMonitor: shards merge to the whole; rows that are not numbers a
   CHECK((careful.report().rows == rows - 2 && careful.report().skipped_rows == 2));
   CHECK(careful.report().experts[0].rms == Approx(without.report().experts[0].rms).epsilon(1e-13));
 
+  ExpertMonitor exploding(GateMap(1, 2), 2);
+  const Matrix<float> huge{{3e38f, 3e38f, 1, 1}}, halves{{0.5f, 0.5f}};
+  exploding.add<float>(huge, halves);
+  CHECK((exploding.report().rows == 1 && exploding.report().skipped_rows == 0 && exploding.report().experts[1].collapsed));
+  CHECK(exploding.report().experts[0].mean == Approx(3e38).epsilon(1e-6));
+
   const ExpertReport nothing = empty.report();
   CHECK((nothing.healthy() && nothing.rows == 0 && std::isnan(nothing.experts[0].rms) && std::isnan(nothing.tasks[0].entropy)));
   CHECK(nothing.json().find("\"rms\": null") != std::string::npos);

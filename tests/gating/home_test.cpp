@@ -426,6 +426,21 @@ TEST_CASE("Home: same bits for any threads, frozen for any batch; nothing alloca
   }
 }
 
+TEST_CASE("Home frozen keeps a bias that only gates or only self gates have", "[gating][home]") {
+  Random random = random_stream(447);
+  Workspace ws;
+  const Home<double> both(open_spec(6), random);
+  const Matrix<double> x = random_matrix<double>(5, 6, random);
+  for (const bool self : {false, true}) {
+    Home<double> layer = both;
+    for (HomeLevel<double>* level : {&layer.meta, &layer.task}) (self ? level->gate_bias : level->self_bias) = Vector<double>();
+    Matrix<double> y(5, layer.output_cols(6)), y2(5, layer.output_cols(6));
+    layer.forward(x, y, ws);
+    freeze(layer).forward(x, y2, ws);
+    CHECK(max_difference(y.view(), y2.view()) < 1e-12);
+  }
+}
+
 TEST_CASE("Home in bfloat16 and int8 is close to the layer; its gates can be looked at", "[gating][home]") {
   Random random = random_stream(827);
   Workspace ws;
@@ -452,6 +467,24 @@ TEST_CASE("Home in bfloat16 and int8 is close to the layer; its gates can be loo
   for (Index r = 0; r < 37; ++r) CHECK(self(r, 0) + self(r, 1) == Approx(1).margin(1e-6));
 }
 
+TEST_CASE("HomeLevel: gates may read blocks that no expert reads", "[gating][home]") {
+  Random random = random_stream(446);
+  Workspace ws;
+  const HomeLevel<double> level(
+      {.inputs = 4, .outputs = 3, .groups = {{2, 0}}, .mixtures = {{{0}, 0, {1}}}, .norm = ExpertNorm::none, .loras = 0}, random);
+  const Matrix<double> x = random_matrix<double>(5, 8, random), dy = random_matrix<double>(5, 3, random);
+  Matrix<double> y(5, 3), y2(5, 3), dx(5, 8, 0.0);
+  HomeLevel<double>::Saved saved;
+  HomeLevel<double> g = make_gradient(level);
+  level.forward(x, y, ws);
+  freeze(level).forward(x, y2, ws);
+  CHECK(max_difference(y.view(), y2.view()) < 1e-13);
+  level.forward(x, y2, saved, Step{}, ws);
+  CHECK(max_difference(y.view(), y2.view()) < 1e-13);
+  level.backward(x, dy, saved, dx, g, ws);
+  CHECK((std::abs(dx(0, 0)) > 0 && std::abs(dx(0, 4)) > 0));
+}
+
 TEST_CASE("Home refuses what does not fit and writes nothing", "[gating][home]") {
   static_assert(RowLayer<Home<float>, float> && RowLayer<HomeLevel<float>, float> && RowLayer<FeatureGate<float>, float>);
   Random random(1);
@@ -473,6 +506,8 @@ TEST_CASE("Home refuses what does not fit and writes nothing", "[gating][home]")
   CHECK(level({}) == "HomeLevel: groups: expected one or more, got 0");
   CHECK(level({.groups = {{1, 0}}}) == "HomeLevel: mixtures: expected one or more, got 0");
   CHECK(level({.groups = {{1, 0}}, .mixtures = {{{1}, -1, {0}}}}) == "HomeLevel: group of a mixture: expected a group, got 1");
+  CHECK(level({.groups = {{1, 0}, {1, 0}}, .mixtures = {{{0}, 1, {0}}}}) ==
+        "HomeLevel: own group of a mixture: expected a group that it sees, or -1, got 1");
   CHECK(level({.groups = {{1, 0}}, .mixtures = {{{0}, -1, {0}}, {{0}, -1, {0, 0}}}}) ==
         "HomeLevel: selectors: expected one or more, as many for every mixture, got 2");
 

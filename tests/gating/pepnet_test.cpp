@@ -356,6 +356,13 @@ TEST_CASE("PEPNet says what is wrong and leaves outputs alone", "[gating][pepnet
           auto g = make_gradient(pp);
           pp.backward(x, p, y, saved, {}, {}, g, ws);
         }).find("saved") != std::string::npos);
+  for (Linear<float> GateNu<float>::*part : {&GateNu<float>::hidden, &GateNu<float>::output})
+    for (const Index size : {1, 99}) {
+      Ppnet<float> bad = pp;
+      (bad.gates[0].*part).bias = Vector<float>(size, 0.0f);
+      CHECK(error_of([&] { bad.forward(x, p, y, ws); }).find("bias") != std::string::npos);
+      CHECK(error_of([&] { (void)freeze(bad); }).find("bias") != std::string::npos);
+    }
   pp.gates[0].options.gamma = 0;
   CHECK(error_of([&] { pp.forward(x, p, y, ws); }).find("gamma") != std::string::npos);
   CHECK(error_of([&] { freeze(pp); }).find("gamma") != std::string::npos);

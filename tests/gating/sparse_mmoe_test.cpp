@@ -216,6 +216,10 @@ TEMPLATE_TEST_CASE("Balance losses equal PyTorch's: values and gradients", "[gat
   d = Padded<T>(11, 5);
   CHECK(router_z_value_and_grad<T>(l, 1e-3, d, ws) == Approx(golden.scalar("z.value")).epsilon(1e-6));
   CHECK(distance<T>(golden, "z.dlogits", d) < tolerance);
+  const Matrix<T> masked(2, 3, -std::numeric_limits<T>::infinity());
+  Matrix<T> dmasked(2, 3, T(0));
+  CHECK(router_z_value_and_grad<T>(masked, 1e-3, dmasked, ws) == 0);
+  for (const T v : leaf_values(dmasked)) CHECK(v == 0);
   d = Padded<T>(11, 5);
   const auto offsets = golden.values<std::int64_t>("sequence.offsets");
   CHECK(sequence_balance_value_and_grad<T>(JaggedView<const T>(l.view(), offsets), experts, 0.1, d, ws) ==
@@ -238,6 +242,15 @@ TEMPLATE_TEST_CASE("Balance losses equal PyTorch's: values and gradients", "[gat
   noisy_logits_backward<T>(raw, eps, dnoisy, dd, dclean, draw);
   CHECK(distance<T>(golden, "load.dclean", dclean.view()) < 10 * tolerance);
   CHECK(distance<T>(golden, "load.draw", draw.view()) < 10 * tolerance);
+  // A deviation of 0 (no floor, softplus underflown): a step, whose gradient is 0, not NaN.
+  const Matrix<T> sharp{{3, 1, 1, 0}}, still(1, 4, T(0));
+  Choices top(1, 2);
+  top(0, 0) = 0;
+  top(0, 1) = 1;
+  Matrix<T> ds(1, 4, T(0)), dn(1, 4, T(0)), dv(1, 4, T(0));
+  CHECK(std::isfinite(load_balance_value_and_grad<T>(sharp, sharp, still, top, 0.2, ds, dn, dv, ws)));
+  for (const Matrix<T>* m : {&ds, &dn, &dv})
+    for (const T v : leaf_values(*m)) CHECK(v == 0);
   // Equal shares: alpha, exactly as the paper says; no rows: 0.
   const Matrix<T> flat(10, 5, T(0));
   Choices even(10, 2);
@@ -484,7 +497,7 @@ TEST_CASE("SparseMmoe: same bits for any number of threads, no allocation once w
                                  .route = {.k = 2, .routing = Routing::sigmoid, .scale = 2, .groups = 4, .groups_kept = 2},
                                  .noise = true,
                                  .bias_step = 0.01,
-                                 .balance = {.switch_loss = 0.01, .load = 0.01}},
+                                 .balance = {.switch_loss = 0.01, .importance = 0.01}},
                                 random);
   static_assert(RowLayer<SparseMmoe<float>, float>);
   const auto served = freeze(layer);
@@ -554,4 +567,15 @@ TEST_CASE("The bias controller evens out a lopsided router without touching weig
   CHECK(error_of([&] {
           SparseMmoe<float>({.inputs = 3, .experts = 4, .outputs = 2, .balance = {.load = 1}}, random);
         }).find("noise") != std::string::npos);
+  CHECK(error_of([&] {
+          SparseMmoe<float>({.inputs = 3, .experts = 4, .outputs = 2, .noise = true, .bias_step = 0.1, .balance = {.load = 1}},
+                            random);
+        }).find("bias") != std::string::npos);
+  CHECK(error_of([&] {
+          SparseMmoe<float>({.inputs = 3, .experts = 4, .outputs = 2, .bias_step = -0.1}, random);
+        }).find("bias_step") != std::string::npos);
+  SparseMmoe<float> two({.inputs = 3, .experts = 4, .outputs = 2, .tasks = 2, .bias_step = 0.1}, random);
+  SparseMmoe<float>::Saved other;
+  other.load.resize(1, 4);
+  CHECK(error_of([&] { two.update(other); }).find("saved.load") != std::string::npos);
 }

@@ -129,7 +129,8 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
       for (Index i = 0; i < e; ++i) {
         const Index at = chosen[i] ? next : Index{experts(r, k - 1)};
         const auto s = static_cast<double>(deviation(r, i));
-        f(r, i, at, (static_cast<double>(clean(r, i)) - static_cast<double>(noisy(r, at))) / s, s);
+        const double lead = static_cast<double>(clean(r, i)) - static_cast<double>(noisy(r, at));
+        f(r, i, at, lead == 0 ? 0 : lead / s, s);
       }
     }
   };
@@ -137,6 +138,7 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
   const double value = detail::squared_variation(load, e, alpha);
   if (dclean.empty() && dnoisy.empty() && ddeviation.empty()) return value;
   each([&](Index r, Index i, Index at, double z, double s) {
+    if (s == 0) return;  // without noise the load is a step: no gradient
     const double d = load[i] * 0.39894228040143267794 * std::exp(-z * z / 2) / s;
     if (!dclean.empty()) dclean(r, i) += static_cast<T>(d);
     if (!ddeviation.empty()) ddeviation(r, i) -= static_cast<T>(d * z);
@@ -145,7 +147,7 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
   return value;
 }
 
-/// Router z-loss; about 1e-3 for alpha.
+/// Router z-loss; about 1e-3 for alpha. A row of -infinity alone (all experts masked) counts as 0 and has no gradient.
 template <Real T>
 double router_z_value_and_grad(MatrixView<const T> logits, double alpha, MatrixView<T> dlogits, Workspace& ws) {
   constexpr const char* name = "router_z_value_and_grad";
@@ -156,6 +158,7 @@ double router_z_value_and_grad(MatrixView<const T> logits, double alpha, MatrixV
   double sum = 0;
   for (Index r = 0; r < logits.rows(); ++r) {
     const T lse = simd::softmax<T>(logits.row(r), p, logits.cols());
+    if (lse == -std::numeric_limits<T>::infinity()) continue;
     sum += static_cast<double>(lse) * static_cast<double>(lse);
     if (!dlogits.empty())
       simd::axpy<T>(static_cast<T>(2 * alpha * static_cast<double>(lse) / static_cast<double>(logits.rows())), p, dlogits.row(r),

@@ -84,8 +84,9 @@ struct ExpertReport {
     std::string out;
     const auto line = [&](const char* format, auto... values) {
       char row[256];
-      std::snprintf(row, sizeof row, format, values...);
+      const int length = std::snprintf(row, sizeof row, format, values...);
       out += row;
+      if (length >= static_cast<int>(sizeof row)) out.back() = '\n';  // a long name is cut, its line still ends
     };
     line("%-18s %6s %6s %9s %9s %7s %10s  %s\n", "expert", "zeros", "dead", "rms", "mean gate", "seen by", "occupancy", "");
     for (std::size_t e = 0; e < experts.size(); ++e) {
@@ -351,7 +352,12 @@ class ExpertMonitor {
     for (Index g = 0; g < map_.size(); ++g) check += static_cast<double>(gates[g]);
     lengths_.resize(at(map_.experts()));
     for (Index e = 0; e < map_.experts(); ++e) {
-      const auto square = static_cast<double>(simd::dot<T>(experts + e * outputs_, experts + e * outputs_, outputs_));
+      const T* const a = experts + e * outputs_;
+      auto square = static_cast<double>(simd::dot<T>(a, a, outputs_));
+      if (!std::isfinite(square)) {  // finite outputs may be too large to square in T: an expert that explodes must not go unseen
+        square = 0;
+        for (Index j = 0; j < outputs_; ++j) square += static_cast<double>(a[j]) * static_cast<double>(a[j]);
+      }
       lengths_[at(e)] = square;
       check += square;
     }
@@ -372,7 +378,12 @@ class ExpertMonitor {
       }
       auto& now = experts_[at(e)].now;
       now[zeros] += count;
-      now[first] += static_cast<double>(simd::sum<T>(a, outputs_));
+      auto sum = static_cast<double>(simd::sum<T>(a, outputs_));
+      if (!std::isfinite(sum)) {
+        sum = 0;
+        for (Index j = 0; j < outputs_; ++j) sum += static_cast<double>(a[j]);
+      }
+      now[first] += sum;
       now[second] += lengths_[at(e)];
       lengths_[at(e)] = std::sqrt(lengths_[at(e)]);
     }

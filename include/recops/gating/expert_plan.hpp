@@ -99,6 +99,7 @@ inline ExpertPlan plan_expert_choice(MatrixView<const std::int32_t> chosen, Inde
   check_shape(name, "chosen", chosen, any_size, any_size);
   const Index experts = chosen.rows(), cap = chosen.cols();
   check_option(name, "experts", experts >= 1 && experts <= 65536, "1 to 65536", static_cast<double>(experts));
+  check_option(name, "rows", rows >= 0 && rows < Index{1} << 31, "0 to below 2^31", static_cast<double>(rows));
   check_option(name, "chosen", static_cast<double>(experts) * static_cast<double>(cap) < 2147483648.0, "fewer than 2^31",
                static_cast<double>(experts) * static_cast<double>(cap));
   for (Index e = 0; e < experts; ++e) check_indices(name, "chosen", IndexView(chosen.row(e), cap), rows);

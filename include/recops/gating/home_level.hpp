@@ -133,6 +133,9 @@ struct HomeLevel {
         blocks = std::max(blocks, s + 1);
         selectors.push_back(s);
       }
+      const bool sees_own = std::find(m.groups.begin(), m.groups.end(), m.own) != m.groups.end();
+      check_option(name, "own group of a mixture", m.own == -1 || sees_own, "a group that it sees, or -1",
+                   static_cast<double>(m.own));
       visible.emplace_back();
       own.emplace_back();
       Index before = 0;
@@ -201,7 +204,7 @@ struct HomeLevel {
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     check("HomeLevel::forward", x, y);
     const auto mark = ws.mark();
-    MatrixView<const T> u = x;
+    MatrixView<const T> u = expert_columns(x);
     if (!feature_gates.empty()) {
       const MatrixView<T> gated = ws.matrix<T>(x.rows(), experts.input_cols());
       for (std::size_t g = 0; g < feature_gates.size(); ++g) feature_gates[g].forward(source(x, g), block(gated, g), ws);
@@ -213,7 +216,7 @@ struct HomeLevel {
   }
   void forward(MatrixView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
     check("HomeLevel::forward", x, y);
-    MatrixView<const T> u = x;
+    MatrixView<const T> u = expert_columns(x);
     saved.feature_gates.resize(feature_gates.size());
     if (!feature_gates.empty()) {
       saved.gated.resize(x.rows(), experts.input_cols());
@@ -266,7 +269,7 @@ struct HomeLevel {
       if (own > 0) logits_backward(x, self_weight, self_map, p, ds, dx, gradient.self_weight, gradient.self_bias, ws, cols);
     }
     if (feature_gates.empty()) {
-      experts.backward(x, da, saved.bank, dx, gradient.experts, ws);
+      experts.backward(expert_columns(x), da, saved.bank, dx.empty() ? dx : expert_columns(dx), gradient.experts, ws);
       return;
     }
     const MatrixView<T> du = ws.matrix<T>(rows, experts.input_cols());
@@ -303,7 +306,7 @@ struct HomeLevel {
       detail::check_feature_gate<T>(name, MatrixView<const T>(nullptr, 0, cols), g.view());
     check_option(name, "columns that experts read",
                  feature_gates.empty() ? experts.input_cols() <= input_cols()
-                                       : experts.input_cols() <= static_cast<Index>(feature_gates.size()) * cols,
+                                       : experts.input_cols() == static_cast<Index>(feature_gates.size()) * cols,
                  "those of the level or of its feature gates", static_cast<double>(experts.input_cols()));
   }
 
@@ -323,6 +326,11 @@ struct HomeLevel {
   template <class U>
   MatrixView<U> block(MatrixView<U> u, std::size_t g) const {
     return u.middle_cols(static_cast<Index>(g) * inputs(), inputs());
+  }
+  /// What experts read where they read x itself: the last blocks may be there for gates alone.
+  template <class U>
+  MatrixView<U> expert_columns(MatrixView<U> x) const {
+    return feature_gates.empty() ? x.middle_cols(0, experts.input_cols()) : x;
   }
   void logits(MatrixView<const T> x, const Matrix<T>& weight, const Vector<T>& bias, const GateMap& of, MatrixView<T> out,
               Workspace& ws) const {
@@ -391,12 +399,13 @@ class FrozenHomeLevel {
     const Index n = map_.size(), own = self_map_.size();
     for (Index p = 0; p < layer.parts; ++p) {
       Matrix<T> weight(n + own, inputs_);
-      Vector<T> bias(layer.gate_bias.empty() || p > 0 ? 0 : n + own);
+      Vector<T> bias(p > 0 || (layer.gate_bias.empty() && layer.self_bias.empty()) ? 0 : n + own, T(0));
       for (Index r = 0; r < n + own; ++r) {
         const Matrix<T>& from = r < n ? layer.gate_weight : layer.self_weight;
         const Index at = r < n ? r : r - n;
         std::copy_n(from.row(at) + p * inputs_, inputs_, weight.row(r));
-        if (!bias.empty()) bias[r] = r < n ? layer.gate_bias[at] : layer.self_bias[at];
+        const Vector<T>& shift = r < n ? layer.gate_bias : layer.self_bias;
+        if (!bias.empty() && !shift.empty()) bias[r] = shift[at];
       }
       std::vector<detail::LinearBlock> blocks;
       const auto append = [&](detail::LinearBlock b) {

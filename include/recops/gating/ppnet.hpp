@@ -185,6 +185,9 @@ struct Ppnet {
       check_shape(name, "gates.hidden.weight", gates[l].hidden.weight.view(), any_size, gates[0].input_cols());
       check_shape(name, "gates.output.weight", gates[l].output.weight.view(), towers[l].weight.rows(),
                   gates[l].hidden.weight.rows());
+      const Linear<T>&hidden = gates[l].hidden, &output = gates[l].output;
+      if (!hidden.bias.empty()) check_size(name, "gates.hidden.bias", VectorView<const T>(hidden.bias), hidden.weight.rows());
+      if (!output.bias.empty()) check_size(name, "gates.output.bias", VectorView<const T>(output.bias), output.weight.rows());
       const double gamma = gates[l].options.gamma;
       check_option(name, "gates.gamma", gamma > 0 && std::isfinite(gamma), "gamma > 0", gamma);
     }

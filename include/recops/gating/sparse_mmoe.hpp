@@ -30,7 +30,7 @@ namespace recops {
 struct SparseBalance {
   double switch_loss = 0;  ///< about 1e-2
   double importance = 0;   ///< about 1e-2
-  double load = 0;         ///< about 1e-2; needs `noise`
+  double load = 0;         ///< about 1e-2; needs `noise`, and no bias and no groups that are left out
   double z_loss = 0;       ///< about 1e-3
 };
 
@@ -229,6 +229,8 @@ struct SparseMmoe {
 
   /// Moves the biases of the choice by what this step's experts had to do; nothing where `bias_step` is 0.
   void update(const Saved& saved) {
+    if (control.empty()) return;
+    check_shape("SparseMmoe::update", "saved.load", saved.load.view(), static_cast<Index>(control.size()), options.experts);
     for (std::size_t t = 0; t < control.size(); ++t)
       control[t].update(VectorView<const Index>(saved.load.row(static_cast<Index>(t)), options.experts));
   }
@@ -274,6 +276,11 @@ struct SparseMmoe {
     check_option(name, "capacity_factor", options.capacity_factor >= 0 && options.capacity_factor <= 1e6, "0 to 1e6",
                  options.capacity_factor);
     check_option(name, "balance.load", options.balance.load == 0 || options.noise, "0 without noise", options.balance.load);
+    // Its threshold is that of a choice by the noisy logits alone.
+    check_option(name, "balance.load",
+                 options.balance.load == 0 || (options.bias_step == 0 && options.route.groups_kept == options.route.groups),
+                 "0 with a bias or groups that are left out", options.balance.load);
+    check_option(name, "bias_step", options.bias_step >= 0 && options.bias_step <= 1e6, "0 to 1e6", options.bias_step);
   }
   void check(const char* name, MatrixView<const T> x, MatrixView<const T> y) const {
     check_parameters(name);

@@ -145,6 +145,7 @@ class FrozenSenet {
   FrozenSenet() = default;
   explicit FrozenSenet(const Senet<T>& layer)
       : squeeze_(layer.squeeze, {}, Activation::relu), excite_(layer.excite, {}, layer.activation), fields_(layer.excite.rows()) {
+    check_option("freeze(Senet)", "fields", fields_ >= 1, "one field or more", static_cast<double>(fields_));
     check_shape("freeze(Senet)", "excitation.2.weight", layer.excite.view(), layer.squeeze.cols(), layer.squeeze.rows());
   }
   Index output_cols(Index cols) const { return cols; }
