@@ -492,6 +492,26 @@ TEST_CASE("what dispatcher attention does not depend on", "[attention][dispatche
                 MatrixView<const double>(nullptr, 0, width), {}, MatrixView<double>(nullptr, 0, width), {}, ws);
 }
 
+TEST_CASE("what workers of dispatcher attention took is given back", "[attention][dispatcher_attention]") {
+  Random random = random_stream(78);
+  const auto in_turns = [](Index tasks, auto&& task) {
+    for (Index i = 0; i < tasks; ++i) task(i, static_cast<int>(i % 2));
+  };
+  Workspace ws(make_executor(in_turns, 2));
+  const std::vector<std::int32_t> offsets = offsets_of({40, 30, 7, 25});
+  const Matrix<float> x = random_matrix<float>(102, 8, random), keys = random_matrix<float>(12, 8, random);
+  Matrix<float> y(102, 8), dx(102, 8, 0.0f), dkeys(12, 8, 0.0f);
+  const JaggedView<const float> tokens(x, offsets);
+  const auto call = [&] {
+    dispatch_from_experts<float>(tokens, keys, keys, {.heads = 2}, y, ws);
+    dispatch_from_experts_backward<float>(tokens, keys, keys, {.heads = 2}, x, dx, dkeys, {}, ws);
+  };
+  call();
+  const Index first = ws.worker(1).capacity();
+  for (int i = 0; i < 20; ++i) call();
+  CHECK(ws.worker(1).capacity() == first);
+}
+
 TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   Random random = random_stream(77);
   Workspace ws;
@@ -511,9 +531,24 @@ TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   CHECK(
       has(error_of([&] { block.forward(JaggedView<const float>(x, two), x, {}, z, next, ws); }), "1 or more, for each sequence"));
   CHECK(has(error_of([&] { block.forward(JaggedView<const float>(x, bad), experts, {}, z, next, ws); }), "offsets"));
+  DispatcherBlock<float>::Saved saved;
+  DispatcherBlock<float> gradient = make_gradient(block);
+  Matrix<float> out(3, 4);
+  block.forward(rows, experts, {}, out, {}, saved, {}, ws);
+  CHECK(has(error_of([&] { block.backward(rows, experts, {}, x, {}, saved, {}, wide, gradient, ws); }),
+            "dexperts: expected shape [2, 4]"));
+  CHECK(has(error_of([&] { block.backward(rows, experts, {}, x, x, saved, {}, {}, gradient, ws); }),
+            "dnext: expected shape [2, 4]"));
+  CHECK(*std::max_element(gradient.norm2.bias.begin(), gradient.norm2.bias.end()) == 0);
   block.attention.causal = true;
   CHECK(has(error_of([&] { block.forward(rows, experts, {}, z, next, ws); }), "none where causal"));
   CHECK(has(error_of([&] { DispatcherBlock<float>(4, {.heads = 3}, random); }), "divides"));
+  DispatcherBlock<float> before(4, {.heads = 2, .norm_first = true}, random);
+  DispatcherState<float> state;
+  CHECK(has(error_of([&] { freeze(before).extend(x, experts, state, z, ws); }), "a causal one"));
+  before.attention.causal = true;
+  CHECK(has(error_of([&] { freeze(before).forward(rows, experts, {}, z, next, ws); }), "none where causal"));
+  CHECK(has(error_of([&] { freeze(before).extend(x, wide, state, z, ws); }), "experts: expected shape [_, 4]"));
   CHECK(has(error_of([&] { DispatcherBlock<float>(4, {.dropout = 1}, random); }), "dropout < 1"));
   CHECK(has(error_of([&] { dispatch_from_experts<float>(rows, experts, experts, {.heads = 3}, z, ws); }), "heads"));
   CHECK(has(error_of([&] { dispatch_from_experts<float>(rows, wide, experts, {}, z, ws); }), "keys: expected shape [_, 4]"));

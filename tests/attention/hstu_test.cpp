@@ -201,6 +201,22 @@ TEMPLATE_TEST_CASE("hstu served piece by piece", "[attention][hstu]", float, dou
         }).find("times: expected size 1") != std::string::npos);
 }
 
+TEST_CASE("a candidate's score does not depend on the others' times", "[attention][hstu]") {
+  Random random = random_stream(67);
+  Workspace ws;
+  Hstu<float> layer(4, {.heads = 2, .max_length = 8, .time_buckets = 40}, random);
+  for (float& w : layer.core.ts_w) w = static_cast<float>(random.normal());
+  HstuState<float> state = layer.make_state();
+  const Matrix<float> x = random_matrix<float>(5, 4, random);
+  Matrix<float> y(3, 4), together(2, 4), alone(1, 4);
+  const std::vector<std::int64_t> times{10, 20, 30, 40, 900000};
+  const auto rows = [&](Index first, Index n) { return x.view().middle_rows(first, n); };
+  layer.extend(rows(0, 3), IndexView(times).segment(0, 3), {}, state, y, ws);
+  layer.score(rows(3, 2), IndexView(times).segment(3, 2), {}, state, together, ws);
+  layer.score(rows(3, 1), IndexView(times).segment(3, 1), {}, state, alone, ws);
+  CHECK(max_difference(alone.view(), together.view().middle_rows(0, 1)) < 1e-6);
+}
+
 TEST_CASE("hstu layer errors", "[attention][hstu]") {
   Random random = random_stream(66);
   Workspace ws;

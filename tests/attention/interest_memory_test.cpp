@@ -266,6 +266,7 @@ TEST_CASE("interest memory: edges and errors", "[attention][interest_memory]") {
   CHECK(has(error_of([&] { InterestMemory<float>({.sub_keys = 4, .experts = 5, .heads = 2}, random); }), "a multiple of heads"));
   CHECK(has(error_of([&] { InterestMemory<float>({.sub_keys = 4, .query = 3}, random); }), "an even number"));
   CHECK(has(error_of([&] { InterestMemory<float>({.sub_keys = 4, .temperature = 0}, random); }), "a positive number"));
+  CHECK(has(error_of([&] { InterestMemory<float>({.sub_keys = 4, .temperature = 1e-40}, random); }), "a positive number"));
   CHECK(has(error_of([&] { InterestMemory<float>({.sub_keys = 50000}, random); }), "1 to 46340"));
   CHECK(has(error_of([&] { memory.balance_value_and_grad(x, -1, {}, memory, ws); }), "lambda >= 0"));
   MemoryUsage usage(9);

@@ -116,6 +116,9 @@ TEST_CASE("lightsans errors", "[attention][lightsans]") {
   CHECK(error_of([&] { layer.forward(x, y, ws); }).find("at most max_length") != std::string::npos);
   CHECK(error_of([&] { freeze(layer).forward(x, y, ws); }).find("at most max_length") != std::string::npos);
   CHECK(error_of([&] { layer.forward(narrow, y, ws); }).find("x: expected shape [_, 6]") != std::string::npos);
+  const LightSansBlock<float> block(layer, 6, {.norm_first = true}, random);
+  CHECK(error_of([&] { block.forward(x, y, ws); }).find("at most max_length") != std::string::npos);
+  CHECK(error_of([&] { freeze(block).forward(x, y, ws); }).find("at most max_length") != std::string::npos);
   layer.theta_value.resize(2, 6);
   CHECK(error_of([&] { layer.forward(x, y, ws); }).find("theta_value: expected shape [3, 6]") != std::string::npos);
   CHECK(*std::min_element(y.data(), y.data() + 24) == 7.0f);

@@ -78,6 +78,14 @@ TEST_CASE("states of a causal ELASTIC see the past only", "[models][elastic]") {
   CHECK((h.intact() && users.intact()));
   Matrix<float> wrong(7, 15);
   CHECK(error_of([&] { model.forward(ids, offsets, wrong, ws); }).find("h: expected shape [7, 16]") != std::string::npos);
+  // Backward, too, looks at everything before it adds.
+  auto gradient = make_gradient(model);
+  typename std::remove_cvref_t<decltype(model)>::Saved saved;
+  Matrix<float> state(7, 16);
+  model.forward(ids, offsets, state, saved, {}, ws);
+  const std::vector<std::int32_t> none{4, 7, 7, 30, 0, 3, 8};
+  CHECK(error_of([&] { model.backward(none, offsets, state, saved, gradient, ws); }).find("ids") != std::string::npos);
+  for (const float g : gradient.body.norm.weight) CHECK(g == 0);
 }
 
 TEST_CASE("ELASTIC learns a chain, and the second step allocates nothing", "[models][elastic]") {

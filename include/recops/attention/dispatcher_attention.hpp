@@ -89,6 +89,7 @@ void dispatch_rows(JaggedView<const T> x, Index passes, VectorView<const std::ui
   const auto mark = ws.mark();
   const RowRanges ranges(x, ws);
   ws.parallel_for(ranges.count(), [&](Index task, Workspace& scratch) {
+    const auto inner = scratch.mark();  // or every task would have memory of its own, that of workers for ever
     const auto [b, first, rows] = ranges.range(x, task);
     auto* const keys = scratch.take<simd::FewKeys<T>>(passes);
     for (Index pass = 0; pass < passes; ++pass) new (keys + pass) simd::FewKeys<T>(operands(b, pass), false, scratch);
@@ -119,6 +120,7 @@ void dispatch_rows_backward(JaggedView<const T> x, Index passes, VectorView<cons
   const Index size = n * (depth + width + (with_bias ? 1 : 0));
   T* const parts = ws.take<T>(ranges.count() * passes * size);
   ws.parallel_for(ranges.count(), [&](Index task, Workspace& scratch) {
+    const auto inner = scratch.mark();
     const auto [b, first, rows] = ranges.range(x, task);
     std::fill_n(parts + task * passes * size, passes * size, T(0));
     auto* const keys = scratch.take<simd::FewKeys<T>>(passes);

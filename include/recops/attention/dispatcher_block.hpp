@@ -894,6 +894,11 @@ struct DispatcherBlock {
     check(name, x, experts, mask, "dz", dz);
     const Index total = x.values().rows(), e = width();
     if (!dx.empty()) check_shape(name, "dx", dx, total, e);
+    if (!dexperts.empty()) check_shape(name, "dexperts", dexperts, experts.rows(), e);
+    if (!dnext.empty()) {
+      check_option(name, "dnext", !attention.causal, "none where causal", static_cast<double>(dnext.rows()));
+      check_shape(name, "dnext", dnext, experts.rows(), e);
+    }
     for (const Matrix<T>* m : {&saved.first, &saved.middle, &saved.second}) check_shape(name, "saved", m->view(), total, e);
     check_shape(name, "saved", saved.hidden.view(), total, linear1.weight.rows());
     check_gradient_shapes(name, *this, gradient);
@@ -996,8 +1001,9 @@ class FrozenDispatcherBlock {
     const auto mark = ws.mark();
     const MatrixView<const T> rows = detail::shown_rows(x.values(), mask, ws);
     const MatrixView<T> h = ws.matrix<T>(total, e), hidden = ws.matrix<T>(total, linear2_.input_cols());
-    if (norm_first_) norm1_.forward(rows, z, ws);
-    attention_.forward(x.with_values(norm_first_ ? MatrixView<const T>(z) : rows), experts, mask, h, next, ws);
+    // Nothing is written to z before attention has checked what it is given.
+    if (norm_first_) norm1_.forward(rows, h, ws);
+    attention_.forward(x.with_values(norm_first_ ? MatrixView<const T>(h) : rows), experts, mask, norm_first_ ? z : h, next, ws);
     finish(rows, h, hidden, z, ws);
     for (Index i = 0; !mask.empty() && i < total; ++i)
       if (mask[i] == 0) std::fill_n(z.row(i), e, T(0));
@@ -1012,18 +1018,20 @@ class FrozenDispatcherBlock {
     check_shape(name, "z", z, n, e);
     const auto mark = ws.mark();
     const MatrixView<T> h = ws.matrix<T>(n, e), hidden = ws.matrix<T>(n, linear2_.input_cols());
-    if (norm_first_) norm1_.forward(x, z, ws);
-    attention_.extend(norm_first_ ? MatrixView<const T>(z) : x, experts, state, h, ws);
+    if (norm_first_) norm1_.forward(x, h, ws);
+    attention_.extend(norm_first_ ? MatrixView<const T>(h) : x, experts, state, norm_first_ ? z : h, ws);
     finish(x, h, hidden, z, ws);
   }
 
  private:
-  /// What follows attention, whose output is h.
+  /// What follows attention, whose output is in z with the norm before, else in h.
   void finish(MatrixView<const T> x, MatrixView<T> h, MatrixView<T> hidden, MatrixView<T> z, Workspace& ws) const {
-    add(x, h);
     if (norm_first_) {
+      for (Index i = 0; i < h.rows(); ++i) std::copy_n(x.row(i), h.cols(), h.row(i));
+      add(z, h);
       norm2_.forward(h, z, ws);
     } else {
+      add(x, h);
       norm1_.forward(h, h, ws);
     }
     linear1_.forward(norm_first_ ? MatrixView<const T>(z) : MatrixView<const T>(h), hidden, ws);

@@ -5,7 +5,9 @@
 ///
 /// Shapes      x, y [total, D], sequences of at most `max_length` rows   u, v [total, H dv]   q, k [total, H dk]
 /// Serving     HstuState keeps the keys and values of a user: `extend` adds behaviours, `score` looks at candidates, each in O(L) instead
-///             of O(L^2), with what a full forward of the longer sequence would give.  One state per layer and user.
+///             of O(L^2), with what a full forward of the longer sequence would give for the same `query_times`: without them, in layers
+///             with time buckets, the last new behaviour is asked at its own time, as nothing is known of the next, and a candidate at
+///             its own.  One state per layer and user.
 /// Edge cases  empty users and batches are fine; candidates (`targets`) see the history and themselves.
 /// NaN         stays in its sequence, and with causal in its row and the later ones.
 /// Precision   T; incremental and full agree to rounding.   Same bits for any number of threads.
@@ -174,6 +176,7 @@ struct HstuCore {
       if (!query_times.empty() && query_times.size() != n) fail_size(name, "query_times", n, query_times.size(), false);
       for (Index i = 0; i < n; ++i) state.times[state.length + i] = times[i];
     }
+    if (candidates && query_times.empty()) query_times = times;  // each is the last one, not what comes before the next candidate
     const std::int64_t target[1] = {n};
     serve(x, y, ws, in, out, [&](MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, MatrixView<T> attended) {
       for (Index i = 0; i < n; ++i) {

@@ -42,7 +42,7 @@ struct InterestMemoryOptions {
   Index query = 64;        ///< Dq, even
   Index experts = 16;      ///< k, a multiple of heads; k / heads <= M^2
   Index heads = 1;         ///< queries with keys of their own
-  double temperature = 1;  ///< of the gates
+  double temperature = 1;  ///< of the gates, 1e-30 or more
   MemoryMode mode = MemoryMode::slots;
 };
 
@@ -222,8 +222,8 @@ struct MemoryShape {
     check_option(name, "heads", o.heads >= 1, "heads >= 1", number(o.heads));
     check_option(name, "experts", o.experts >= 1 && o.experts % o.heads == 0 && per_head() <= slots(),
                  "a multiple of heads, at most sub_keys^2 for each", number(o.experts));
-    check_option(name, "temperature", o.temperature > 0 && o.temperature - o.temperature == 0, "a positive number",
-                 o.temperature);
+    check_option(name, "temperature", o.temperature >= 1e-30 && o.temperature - o.temperature == 0,
+                 "a positive number, 1e-30 or more, so that float holds its inverse", o.temperature);
   }
   /// Chooses slots and gates [B, k] by the scores of all heads, `score(h, half, q, s)` [B, M] each.
   template <class T, class Score>

@@ -7,7 +7,7 @@
 /// Edge cases  y = 0: out is x.   With epsilon > 0 a trace of y is left: x . y epsilon / (y . y + epsilon).
 /// NaN         stays in its row.   out may be x.
 /// Precision   T.   Cost 8 B D flops, one pass; backward three.
-/// Errors      Error if shapes disagree or epsilon <= 0; outputs untouched.
+/// Errors      Error if shapes disagree or epsilon, in T, is not above 0; outputs untouched.
 /// Reference   MMBee, arXiv 2407.00056, names the idea; the form with epsilon is our reconstruction.
 #pragma once
 #include <cmath>
@@ -22,7 +22,7 @@ void orthogonal_projection(MatrixView<const T> x, MatrixView<const T> y, double 
   constexpr const char* name = "orthogonal_projection";
   check_shape(name, "x", x, any_size, any_size);
   check_shape(name, "y", y, x.rows(), x.cols());
-  check_option(name, "epsilon", epsilon > 0 && std::isfinite(epsilon), "epsilon > 0", epsilon);
+  check_option(name, "epsilon", std::isfinite(epsilon) && static_cast<T>(epsilon) > 0, "epsilon > 0", epsilon);
   check_shape(name, "out", out, x.rows(), x.cols());
   const Index n = x.cols();
   for (Index r = 0; r < x.rows(); ++r) {
@@ -43,7 +43,7 @@ void orthogonal_projection_backward(MatrixView<const T> x, MatrixView<const T> y
   constexpr const char* name = "orthogonal_projection_backward";
   check_shape(name, "x", x, any_size, any_size);
   check_shape(name, "y", y, x.rows(), x.cols());
-  check_option(name, "epsilon", epsilon > 0 && std::isfinite(epsilon), "epsilon > 0", epsilon);
+  check_option(name, "epsilon", std::isfinite(epsilon) && static_cast<T>(epsilon) > 0, "epsilon > 0", epsilon);
   check_shape(name, "dout", dout, x.rows(), x.cols());
   if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
   if (!dy.empty()) check_shape(name, "dy", dy, x.rows(), x.cols());

@@ -187,6 +187,11 @@ struct NextItemModel {
   template <class Y>
   void check(const char* name, IndexView ids, IndexView offsets, MatrixView<Y> h) const {
     check_offsets(name, "offsets", offsets, ids.size());
+    check_indices(name, "ids", ids, items.weight.values.rows());
+    const Index most = positions.weight.rows();
+    for (Index b = 0; b + 1 < offsets.size(); ++b)
+      if (offsets[b + 1] - offsets[b] > most) [[unlikely]]
+        detail::fail_at(name, "offsets", "sequences of at most max_length rows, ", most, b, offsets[b + 1] - offsets[b]);
     check_shape(name, "h", h, ids.size(), width());
   }
   void embed(IndexView ids, IndexView offsets, MatrixView<T> x, Workspace& ws) const {

@@ -79,9 +79,9 @@ struct TransformerBlock {
     const auto mark = ws.mark();
     const MatrixView<T> h = ws.matrix<T>(rows.rows(), rows.cols());
     if (options.norm_first) {
-      norm1.forward(rows, y, ws);
-      self_attn.forward(x.with_values(MatrixView<const T>(y)), h, ws);
-      add(rows, h);
+      norm1.forward(rows, h, ws);  // not to y: attention may yet find that a sequence is too long for it
+      self_attn.forward(x.with_values(MatrixView<const T>(h)), y, ws);
+      sum(rows, y, h);
       norm2.forward(h, y, ws);
       feed(y, y, ws);
       add(h, y);
@@ -259,9 +259,10 @@ class FrozenTransformerBlock {
     const MatrixView<T> h = ws.matrix<T>(rows.rows(), rows.cols());
     const MatrixView<T> hidden = ws.matrix<T>(rows.rows(), linear2_.input_cols());
     if (norm_first_) {
-      norm1_.forward(rows, y, ws);
-      attention_.forward(x.with_values(MatrixView<const T>(y)), h, ws);
-      add(rows, h);
+      norm1_.forward(rows, h, ws);
+      attention_.forward(x.with_values(MatrixView<const T>(h)), y, ws);
+      for (Index b = 0; b < h.rows(); ++b) std::copy_n(rows.row(b), h.cols(), h.row(b));
+      add(y, h);
       norm2_.forward(h, y, ws);
       linear1_.forward(y, hidden, ws);
       linear2_.forward(hidden, y, ws);
