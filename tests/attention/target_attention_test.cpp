@@ -158,6 +158,21 @@ TEST_CASE("stored histories: one user as plain rows, keys and values apart, NaN,
   vq.assign(v.view(), 3);
   CHECK_THAT(error_of([&] { target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{vq}, {.heads = 2}, out, {}, ws); }),
              contains("target_attention: values: expected one scale per row, or one per row and head"));
+  {  // Values that begin where the keys do, but are not the keys: the first columns of each row, or the same codes at another scale.
+    Matrix<float> keys(40, 8), wide(3, 8), wide_want(3, 8), halved(40, 1);
+    Matrix<BFloat16> rounded(40, 8);
+    for (Index i = 0; i < 40 * 8; ++i) rounded.data()[i] = BFloat16(static_cast<float>(i % 7) - 3.0f);
+    simd::convert(rounded.data(), keys.data(), 40 * 8);
+    target_attention<float>(c, keys.view(), keys.view().middle_cols(0, 4), {}, want, {}, ws);
+    target_attention<float>(c, rounded.view(), rounded.view().middle_cols(0, 4), {}, out, {}, ws);
+    CHECK(max_difference(out.view(), want.view()) < 1e-5);
+    for (Index i = 0; i < 40; ++i) halved(i, 0) = kq.scales(i, 0) / 2;
+    const QuantizedView half{kq.codes, halved, 0};
+    const std::vector<std::uint8_t> all(40, 1);
+    target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{kq}, {.key_mask = all}, wide_want, {}, ws);
+    target_attention<float>(c, QuantizedHistory{kq}, QuantizedHistory{half}, {.key_mask = all}, wide, {}, ws);
+    for (Index i = 0; i < 3 * 8; ++i) CHECK(std::abs(2 * wide.data()[i] - wide_want.data()[i]) < 1e-5f);
+  }
   Matrix<BFloat16> narrow(40, 6, BFloat16(1.0f));
   CHECK_THAT(error_of([&] { target_attention<float>(c, narrow, {.heads = 2}, out, {}, ws); }),
              contains("target_attention: keys: expected shape [_, 8], got [40, 6]"));

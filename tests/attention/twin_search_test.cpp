@@ -164,6 +164,23 @@ TEST_CASE("copies of keys select what the floats select", "[attention][twin]") {
   }
 }
 
+TEST_CASE("sums that overflow in one order only are not taken for certain", "[attention][twin]") {
+  Workspace ws;
+  Matrix<float> q(8, 16, 0.0f), keys(1100, 16, 0.0f);
+  for (Index n = 0; n < 8; ++n) {
+    for (const Index d : {0, 2, 8, 10}) q(n, d) = 0x1p66f;
+    q(n, 1) = 0x1p60f;
+  }
+  for (Index l = 0; l < 1100; ++l) keys(l, 1) = -0x1p55f;
+  keys(5, 1) = 0;
+  for (const Index d : {0, 2, 8, 10}) keys(5, d) = d % 8 == 0 ? 0x1p61f : -0x1p61f;
+  Matrix<std::int32_t> one(1, 1), many(8, 1);
+  const SearchKeys<float> all{JaggedView<const float>(keys.view())};
+  twin_search<float>(q.view().middle_rows(0, 1), all, {}, {.scale = 1}, one, ws);
+  twin_search<float>(q.view(), all, {}, {.scale = 1}, many, ws);
+  for (Index n = 0; n < 8; ++n) CHECK(many(n, 0) == one(0, 0));
+}
+
 TEST_CASE("a batch of users with named rows, on threads", "[attention][twin]") {
   Random random = random_stream(52);
   const Index heads = 2, width = 16, items = 2000, k = 25;

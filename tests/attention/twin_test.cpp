@@ -326,6 +326,17 @@ TEST_CASE("TWIN's stages agree with each other; the order of behaviours does not
   CHECK(max_difference(y.view(), z.view()) < 1e-5);
 }
 
+TEST_CASE("a bias of the prior alone goes where a strided view says", "[attention][twin]") {
+  Random random = random_stream(66);
+  Workspace ws;
+  const auto layer = freeze(Twin<float>({.width = 4, .heads = 2, .key_width = 3, .value_width = 2, .selected = 3}, random));
+  const Batch<float> batch({1}, {5}, 4, 0, true, random);
+  Matrix<float> room(5, 7, 9.0f);
+  layer.score_bias(batch.history(), room.view().middle_cols(1, 2), ws);
+  for (Index l = 0; l < 5; ++l)
+    for (Index c = 0; c < 7; ++c) CHECK(room(l, c) == (c == 1 || c == 2 ? batch.prior[l] : 9.0f));
+}
+
 TEST_CASE("TWIN names what is wrong and writes nothing", "[attention][twin][errors]") {
   Random random = random_stream(65);
   Workspace ws;
@@ -360,4 +371,11 @@ TEST_CASE("TWIN names what is wrong and writes nothing", "[attention][twin][erro
              }),
              contains("indices"));
   for (Index i = 0; i < 8; ++i) CHECK((y.data()[i] == 9.0f && pooled.data()[i] == 9.0f));
+  layer.heads = 2;  // what forward saved of one batch is not of another, whose users have other lengths
+  Twin<float>::Saved saved;
+  Twin<float> gradient = layer;
+  const Batch<float> other({1, 1}, {4, 1}, 4, 2, false, random), swapped({1, 1}, {1, 4}, 4, 2, false, random);
+  layer.forward(other.q(), other.history(), y, saved, ws);
+  CHECK_THAT(error_of([&] { layer.backward(swapped.q(), swapped.history(), y, saved, {}, {}, gradient, ws); }),
+             contains("Twin backward: indices"));
 }

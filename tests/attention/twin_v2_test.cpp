@@ -247,6 +247,10 @@ TEST_CASE("means, representatives and their gradients", "[attention][twin_v2]") 
                          gx = random_matrix<double>(compressed.size(), 2, random);
     Matrix<double> dinherent(40, 3, 0.0), dcross(40, 2, 0.0);
     compress_history_backward<double>(compressed, g, gx, dinherent, dcross);
+    Matrix<double> alone(40, 3, 0.0), none(40, 2, 0.0);  // an empty gradient of the clusters: none
+    compress_history_backward<double>(compressed, g, {}, alone, none);
+    CHECK(max_difference(alone.view(), dinherent.view()) == 0);
+    for (Index i = 0; i < 40 * 2; ++i) CHECK(none.data()[i] == 0);
     const auto loss = [&] {
       compress();
       double sum = 0;

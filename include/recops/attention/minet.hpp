@@ -506,6 +506,14 @@ struct MiNet {
     check(name, candidates, users, target_clicks, source_clicks, dy);
     const Index dt = candidates.cols(), du = users.cols(), ds = source_clicks.cols(), n = dy.rows();
     check_shape(name, "saved", saved.z.view(), n, dy.cols());
+    check_shape(name, "saved.gates", saved.gates.before.view(), n, gates.weight.rows());
+    check_shape(name, "saved.gates", saved.gates.exponent.view(), n, gates.gates());
+    const auto check_saved = [&](const char* domain, const auto& s, Index pairs, Index hidden) {
+      check_shape(name, domain, s.before.view(), pairs, hidden);
+      check_size(name, domain, VectorView<const T>(s.weights), pairs);
+    };
+    check_saved("saved.target", saved.target, detail::pair_count(candidates, target_clicks), target.hidden());
+    check_saved("saved.source", saved.source, detail::pair_count(candidates, source_clicks), source.hidden());
     if (!dcandidates.empty()) check_shape(name, "dcandidates", dcandidates, n, dt);
     if (!dusers.empty()) check_shape(name, "dusers", dusers, users.rows(), du);
     if (!dtarget_clicks.empty()) check_shape(name, "dtarget_clicks", dtarget_clicks, target_clicks.values().rows(), dt);

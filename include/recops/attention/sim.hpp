@@ -499,6 +499,10 @@ struct ExactSearchUnit {
     check_size(name, "saved", VectorView<const std::int64_t>(saved.candidate), n + 1);
     check_shape(name, "saved", saved.rows.view(), count, attention.key_width());
     check_indices(name, "saved", IndexView(saved.behaviour), history.values().rows());
+    check_offsets(name, "saved", IndexView(saved.offsets), count);
+    check_size(name, "saved", VectorView<const std::int64_t>(saved.offsets), n + 1);
+    check_size(name, "saved", VectorView<const std::int64_t>(saved.times), count);
+    check_size(name, "saved", VectorView<const std::int64_t>(saved.now), n);
     if (!dcandidates.empty()) check_shape(name, "dcandidates", dcandidates, n, attention.embed());
     if (!dhistory.empty()) check_shape(name, "dhistory", dhistory, history.values().rows(), history.cols());
     const auto mark = ws.mark();

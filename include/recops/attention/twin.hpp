@@ -64,7 +64,7 @@ MatrixView<T> twin_bias(const TwinHistory<T>& history, Index heads, Workspace& w
   if (has_cross) {
     cross(history.cross, bias, ws);
   } else {
-    std::fill_n(bias.data(), bias.rows() * heads, T(0));
+    for (Index l = 0; l < bias.rows(); ++l) std::fill_n(bias.row(l), heads, T(0));
   }
   for (Index l = 0; l < history.prior.size(); ++l)
     for (Index a = 0; a < heads; ++a) {
@@ -185,9 +185,13 @@ struct Twin {
     check(op, candidates, history, "dy", dy);
     const Index n = candidates.values().rows(), l = history.inherent.values().rows(), keys = q_proj.weight.rows(), d = width(),
                 cross = cross_cols();
-    check_shape(op, "saved indices", s.indices.view(), n, any_size);
+    check_shape(op, "saved q", s.q.view(), n, keys);
     check_shape(op, "saved keys", s.keys.view(), l, keys);
+    check_shape(op, "saved bias", s.bias.view(), l, heads);
     check_shape(op, "saved pooled", s.pooled.view(), n, pooled_cols());
+    check_shape(op, "saved log_sum_exp", s.log_sum_exp.view(), n, heads);
+    check_shape(op, "saved values", s.values.view(), n, v_proj.weight.rows());
+    detail::check_twin_selection<T>(op, candidates, saved_keys(history, s.keys), s.indices);
     if (!dcandidates.empty()) check_shape(op, "dcandidates", dcandidates, n, d);
     if (!dhistory.inherent.empty()) check_shape(op, "dinherent", dhistory.inherent, l, d);
     if (!dhistory.cross.empty()) check_shape(op, "dcross", dhistory.cross, l, cross);

@@ -79,9 +79,14 @@ void compress_history_backward(const CompressedHistory<T>& compressed, MatrixVie
                                MatrixView<const T> dcross_of_clusters, MatrixView<T> dinherent, MatrixView<T> dcross) {
   const char* op = "compress_history_backward";
   const Index count = compressed.size(), l = compressed.clusters.members.size();
+  if (dinherent_of_clusters.empty()) dinherent = {};
+  if (dcross_of_clusters.empty()) dcross = {};
+  if (dinherent.empty() && dcross.empty()) return;
+  detail::check_clusters(op, compressed.clusters, l);
   if (!dinherent.empty()) {
     check_shape(op, "dinherent", dinherent, l, compressed.inherent.cols());
     check_shape(op, "dinherent_of_clusters", dinherent_of_clusters, count, dinherent.cols());
+    check_size(op, "representative", VectorView<const std::int32_t>(compressed.representative), count);
     check_indices(op, "representative", compressed.representative, l);
   }
   if (!dcross.empty()) {

@@ -62,7 +62,7 @@ class KeyBlocks {
     if (x.key_bias || pair_) bias_ = ws.take<T>((h1 - h0) * most);
     if (x.mask || bias_ || x.stored) {
       k_ = ws.take<T>(most * (h1 - h0) * x.key_width);
-      v_ = x.stored && x.stored->shared ? k_ : ws.take<T>(most * (h1 - h0) * x.value_width);
+      v_ = x.stored && x.stored->shared && x.key_width == x.value_width ? k_ : ws.take<T>(most * (h1 - h0) * x.value_width);
     }
   }
 

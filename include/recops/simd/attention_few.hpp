@@ -218,7 +218,7 @@ bool stream_keys(Index n, HistoryRows<S> k, HistoryRows<S> v, Index queries, Ind
 template <class T>
 struct StoredHistory {
   const void *keys, *values;  ///< HistoryRows
-  bool shared;                ///< values are the keys
+  bool shared;                ///< values are the keys, up to the width of a head
   /// Rows first + at[0] ... first + at[n - 1] of heads [h0, h0 + heads), one after the other.
   void (*expand)(const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, T* to);
   bool (*few)(const StoredHistory&, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
@@ -228,7 +228,9 @@ struct StoredHistory {
 /// `keys` and `values` (or the same twice) are referred to.
 template <class A = DefaultArch, class S>
 StoredHistory<float> stored_history(const HistoryRows<S>& keys, const HistoryRows<S>& values) {
-  StoredHistory<float> out{&keys, &values, keys.rows == values.rows, nullptr, nullptr};
+  const bool shared = keys.rows == values.rows && keys.stride == values.stride && keys.scales == values.scales &&
+                      keys.scale_stride == values.scale_stride && keys.scale_head == values.scale_head;
+  StoredHistory<float> out{&keys, &values, shared, nullptr, nullptr};
   out.expand = [](const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, float* to) {
     const HistoryRows<S>& x = *static_cast<const HistoryRows<S>*>(rows);
     for (Index j = 0; j < n; ++j) {

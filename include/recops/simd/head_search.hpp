@@ -390,7 +390,10 @@ Index search_panels(MatrixView<const float> queries, Index heads, const NamedRow
       const float* const x = queries.row(q) + h * width;
       std::copy_n(x, width, by_head + (h * n + q) * width);
       const QuerySums sums = sums_of(x, width);
-      per_norm[h * n + q] = at_least(sums.length * 2 * roundings(width));  // |k|^2 below has roundings of its own
+      // |k|^2 below has roundings of its own. Beyond 2^62 (of either length) a sum might overflow in one order and not in the other,
+      // which an eps so small beside |q| |k| would not tell: nothing is certain then.
+      per_norm[h * n + q] =
+          sums.length <= 0x1p62 ? at_least(sums.length * 2 * roundings(width)) : std::numeric_limits<float>::infinity();
       rest[h * n + q] =
           at_least(2 * underflow(width, sums.absolute) + sums.length * std::sqrt(static_cast<double>(width)) * 0x1p-62);
     }
@@ -412,7 +415,10 @@ Index search_panels(MatrixView<const float> queries, Index heads, const NamedRow
                 return i < filled ? rows.first + (p + i) * rows.stride + h * width : static_cast<const float*>(nullptr);
               },
               width, panel, norm);
-          for (Index i = 0; i < P; i += lanes<float, A>) B(xsimd::sqrt(B::load_aligned(norm + i))).store_aligned(norm + i);
+          for (Index i = 0; i < P; i += lanes<float, A>) {
+            const B length = xsimd::sqrt(B::load_aligned(norm + i)), infinity(std::numeric_limits<float>::infinity());
+            xsimd::select(length <= B(0x1p62f), length, infinity).store_aligned(norm + i);  // NaN becomes infinity
+          }
           simd::panel_products<float, A>(
               panel, width, by_head + h * n * width, width, n,
               [&](Index q, Index i, B dots) RECOPS_LAMBDA_INLINE {
