@@ -85,7 +85,7 @@ TEST_CASE("states of a causal ELASTIC see the past only", "[models][elastic]") {
   model.forward(ids, offsets, state, saved, {}, ws);
   const std::vector<std::int32_t> none{4, 7, 7, 30, 0, 3, 8};
   CHECK(error_of([&] { model.backward(none, offsets, state, saved, gradient, ws); }).find("ids") != std::string::npos);
-  for (const float g : gradient.body.norm.weight) CHECK(g == 0);
+  for (const float v : gradient.body.norm.weight) CHECK(v == 0);
 }
 
 TEST_CASE("ELASTIC learns a chain, and the second step allocates nothing", "[models][elastic]") {
