@@ -133,7 +133,8 @@ void attend_twin_backward(JaggedView<const T> shape, MatrixView<const T> q, T sc
         const T* const qh = q.row(n) + h * width;
         const T *dout = dpooled.row(n) + h * values, *out = pooled.row(n) + h * values;
         twin_scores_at<T>(qh, width, h, keys, bias, begin, s, p);
-        simd::softmax<T>(p, s.count);  // as forward: exp(p - lse) would be off by what rounding lse lost, 5e-4 where scores are 1e4
+        simd::softmax<T>(p,
+                         s.count);  // as forward: exp(p - lse) would be off by what rounding lse lost, 5e-4 where scores are 1e4
         const T mean = simd::dot<T>(dout, out, values);
         std::fill_n(ds, s.count, T(0));
         Index column = 0;
