@@ -11,8 +11,10 @@
 #include <recops/attention/din.hpp>
 #include <recops/attention/dispatcher_attention.hpp>
 #include <recops/attention/dispatcher_block.hpp>
+#include <recops/attention/dispatcher_layer.hpp>
 #include <recops/attention/eta.hpp>
 #include <recops/attention/fq_former.hpp>
+#include <recops/attention/frozen_dispatcher.hpp>
 #include <recops/attention/hstu.hpp>
 #include <recops/attention/hstu_attention.hpp>
 #include <recops/attention/interest_memory.hpp>

@@ -25,6 +25,32 @@ struct NextItemOptions {
 
 inline namespace RECOPS_ABI {
 
+namespace detail {
+
+/// x_i = sqrt(D) E_item(i) + P_position(i)
+template <class T>
+void embed_sequences(const EmbeddingBag<T>& items, const PositionalEmbedding<T>& positions, IndexView ids, IndexView offsets,
+                     MatrixView<T> x, Workspace& ws) {
+  items.forward(ids, {}, x);
+  const T root = static_cast<T>(std::sqrt(static_cast<double>(x.cols())));
+  for (Index i = 0; i < x.rows(); ++i) simd::scale(root, x.row(i), x.row(i), x.cols());
+  positions.forward(JaggedView<const T>(MatrixView<const T>(x), offsets), x, ws);
+}
+
+/// users `[B, D]`: the last row of every sequence of h, zeros for an empty one.
+template <class T>
+void last_states(MatrixView<const T> h, IndexView offsets, MatrixView<T> users) {
+  for (Index b = 0; b < users.rows(); ++b) {
+    if (offsets[b] == offsets[b + 1]) {
+      std::fill_n(users.row(b), users.cols(), T(0));
+    } else {
+      std::copy_n(h.row(offsets[b + 1] - 1), users.cols(), users.row(b));
+    }
+  }
+}
+
+}  // namespace detail
+
 /// Mean loss of predicting every item but the first of each sequence from those before it, against the same sampled `negatives [N]` by
 /// softmax (arXiv 2309.07602); adds its gradient. `log_q [N]`, unless empty, corrects for how often each is sampled, in logarithms; the
 /// positives are left as they are. Negatives that are a row's own next item are left out of it. `forward(ids, offsets, h)` and
@@ -162,13 +188,7 @@ struct NextItemModel {
     const auto mark = ws.mark();
     const MatrixView<T> h = ws.matrix<T>(ids.size(), width());
     forward(ids, offsets, h, ws);
-    for (Index b = 0; b < users.rows(); ++b) {
-      if (offsets[b] == offsets[b + 1]) {
-        std::fill_n(users.row(b), users.cols(), T(0));
-      } else {
-        std::copy_n(h.row(offsets[b + 1] - 1), users.cols(), users.row(b));
-      }
-    }
+    detail::last_states<T>(h, offsets, users);
   }
   /// As `next_item_value_and_grad`.
   double value_and_grad(IndexView ids, IndexView offsets, IndexView negatives, VectorView<const T> log_q, NextItemModel& gradient,
@@ -195,9 +215,7 @@ struct NextItemModel {
     check_shape(name, "h", h, ids.size(), width());
   }
   void embed(IndexView ids, IndexView offsets, MatrixView<T> x, Workspace& ws) const {
-    items.forward(ids, {}, x);
-    for (Index i = 0; i < x.rows(); ++i) simd::scale(root(), x.row(i), x.row(i), x.cols());
-    positions.forward(JaggedView<const T>(MatrixView<const T>(x), offsets), x, ws);
+    detail::embed_sequences(items, positions, ids, offsets, x, ws);
   }
 };
 

@@ -103,6 +103,7 @@ struct SasRec {
                 Workspace& ws) const {
     constexpr const char* name = "SasRec::backward";
     check_offsets(name, "offsets", offsets, ids.size());
+    check_indices(name, "ids", ids, items.weight.values.rows());
     check_shape(name, "dh", dh, ids.size(), width());
     check_gradient_shapes(name, *this, gradient);
     check_option(name, "saved", saved.inputs.size() == blocks.size() + 1, "what forward of this model saved",
@@ -137,13 +138,7 @@ struct SasRec {
     const auto mark = ws.mark();
     const MatrixView<T> h = ws.matrix<T>(ids.size(), width());
     forward(ids, offsets, h, ws);
-    for (Index b = 0; b < users.rows(); ++b) {
-      if (offsets[b] == offsets[b + 1]) {
-        std::fill_n(users.row(b), users.cols(), T(0));
-      } else {
-        std::copy_n(h.row(offsets[b + 1] - 1), users.cols(), users.row(b));
-      }
-    }
+    detail::last_states<T>(h, offsets, users);
   }
 
   /// Mean loss of predicting every item but the first of each sequence from those before it, against the same sampled `negatives
@@ -162,9 +157,7 @@ struct SasRec {
  private:
   T root() const { return static_cast<T>(std::sqrt(static_cast<double>(width()))); }
   void embed(IndexView ids, IndexView offsets, MatrixView<T> x, Workspace& ws) const {
-    items.forward(ids, {}, x);
-    for (Index i = 0; i < x.rows(); ++i) simd::scale(root(), x.row(i), x.row(i), x.cols());
-    positions.forward(JaggedView<const T>(MatrixView<const T>(x), offsets), x, ws);
+    detail::embed_sequences(items, positions, ids, offsets, x, ws);
   }
 };
 
