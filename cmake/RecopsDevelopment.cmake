@@ -1,11 +1,11 @@
 # For our own tests, examples and benchmarks only; nothing here reaches a user of recops::recops.
 
-# Compile through ccache where there is one and nobody chose a launcher.
+# Compile through ccache where there is one and nobody chose a launcher; its objects serve every checkout.
 if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(RECOPS_CCACHE ccache)
   mark_as_advanced(RECOPS_CCACHE)
   if(RECOPS_CCACHE)
-    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND};-E;env;CCACHE_SLOPPINESS=pch_defines,time_macros;${RECOPS_CCACHE}")
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND};-E;env;CCACHE_SLOPPINESS=pch_defines,time_macros;CCACHE_BASEDIR=${PROJECT_SOURCE_DIR};CCACHE_NOHASHDIR=1;${RECOPS_CCACHE}")
   endif()
 endif()
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "support/golden.hpp"
+
 namespace recops_test {
 
 inline std::vector<unsigned char> file_bytes(const std::string& path) {
@@ -13,8 +15,6 @@ inline std::vector<unsigned char> file_bytes(const std::string& path) {
   return std::vector<unsigned char>(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
 }
 /// tests/golden/safetensors_files/NAME.safetensors
-inline std::string python_file(const std::string& name) {
-  return std::string(RECOPS_TEST_GOLDEN_DIR) + "/safetensors_files/" + name + ".safetensors";
-}
+inline std::string python_file(const std::string& name) { return golden_file("safetensors_files/" + name); }
 
 }  // namespace recops_test

@@ -18,8 +18,10 @@ std::size_t width(const std::string& type) {
 }
 }  // namespace
 
+std::string golden_file(const std::string& name) { return std::string(RECOPS_TEST_GOLDEN_DIR) + "/" + name + ".safetensors"; }
+
 Golden::Golden(const std::string& name) : name_(name) {
-  std::ifstream file(std::string(RECOPS_TEST_GOLDEN_DIR) + "/" + name + ".safetensors", std::ios::binary);
+  std::ifstream file(golden_file(name), std::ios::binary);
   bytes_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   std::uint64_t length = 0;
   require(bytes_.size() >= 8, "is missing or too short");

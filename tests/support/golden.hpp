@@ -11,6 +11,9 @@
 
 namespace recops_test {
 
+/// The path of tests/golden/NAME.safetensors.
+std::string golden_file(const std::string& name);
+
 /// `Golden g("metrics")` reads tests/golden/metrics.safetensors; whatever does not fit throws std::runtime_error. The parser is in
 /// golden.cpp, compiled once: nlohmann-json takes seconds in every file that includes it.
 class Golden {
