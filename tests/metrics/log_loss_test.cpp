@@ -73,6 +73,7 @@ TEMPLATE_TEST_CASE("log loss at the edges", "[metrics][log_loss]", float, double
   CHECK((!poisoned.valid && std::isnan(poisoned.value) && !poisoned.normalised_valid));
   CHECK(std::isnan(log_loss_from_probabilities<T>(kept(V{nan}), kept(Y{0})).value));
   CHECK(log_loss_from_logits<T>(kept(V{0, nan}), kept(Y{1, 0}), kept(V{1, 0})).valid);  // weight 0: not read
+  CHECK(log_loss_from_probabilities<T>(kept(V{T(0.5), 2}), kept(Y{1, 0}), kept(V{1, 0})).valid);
   const LogLossResult one_class = log_loss_from_logits<T>(kept(V{1, 2}), kept(Y{1, 1}));
   CHECK((one_class.valid && !one_class.normalised_valid));
   CHECK_THROWS_WITH(log_loss_from_probabilities<T>(kept(V{T(1.5)}), kept(Y{1})),

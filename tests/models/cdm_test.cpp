@@ -290,6 +290,7 @@ TEST_CASE("ranking with CDM: order by relevance, permutations, what is not finit
   Vector<std::int32_t> all(40);
   const Selection done = frozen.rank(broken.relevance, broken.features, {}, all, {}, ws);
   CHECK((done.count == 38 && done.status == SelectionStatus::exhausted && all[38] == -1));
+  CHECK(frozen.rank(broken.relevance, broken.features, {.beta = 0}, all, {}, ws).count == 38);  // 39 is the most relevant
   Cdm<float>::Saved saved;
   Cdm<float> gradient = make_gradient(model);
   broken.labels[0] = broken.labels[39] = 0;
@@ -339,7 +340,8 @@ TEST_CASE("errors of CDM", "[models][cdm]") {
   Random random = random_stream(7406);
   Workspace ws;
   CHECK(error_of([&] { Cdm<float>({.features = -1}, random); }) == "Cdm: features: expected features >= 0, got -1");
-  CHECK(error_of([&] { Cdm<float>({.features = 1, .pool = 0}, random); }) == "Cdm: pool: expected 1 to 2^31 - 1 candidates, got 0");
+  CHECK(error_of([&] { Cdm<float>({.features = 1, .pool = 0}, random); }) ==
+        "Cdm: pool: expected 1 to 2^31 - 1 candidates, got 0");
   const Cdm<float> model({.features = 3, .pool = 4, .hidden = {4}}, random);
   Cdm<float> gradient = make_gradient(model);
   Cdm<float>::Saved saved;

@@ -293,6 +293,19 @@ TEST_CASE("DimeRec serves what the chain of its parts gives, for any batch and t
   }
 }
 
+TEST_CASE("a NaN in a history shows in DimeRec's loss, whatever it is made of", "[models][dimerec]") {
+  Random random = random_stream(76);
+  DimeRecOptions o = small(GuidanceExtraction::self_attentive);
+  o.softmax_weight = o.reconstruction_weight = 0;  // the interests alone
+  DimeRec<double> model(o, random);
+  model.items.weight.values(3, 2) = std::numeric_limits<double>::quiet_NaN();  // in a history, neither target nor negative
+  auto gradient = make_gradient(model);
+  DimeRec<double>::Saved saved;
+  Workspace ws;
+  const Examples x;
+  CHECK(std::isnan(model.value_and_grad(x.batch(), {}, gradient, saved, {}, ws).total));
+}
+
 TEST_CASE("DimeRec's errors", "[models][dimerec]") {
   Random random = random_stream(75);
   const auto made = [&](auto&& change) {

@@ -118,7 +118,11 @@ TEST_CASE("errors and empty batches of SASRec", "[models][sasrec]") {
   CHECK(model.value_and_grad(one, bounds, one, {}, gradient, saved, {}, ws) == 0);  // nothing to predict
   Matrix<float> users(1, 4);
   CHECK(error_of([&] { model.encode(long_ids, four, users, ws); }) ==
-        "PositionalEmbedding: x: expected sequences of at most max_length rows, got 4");
+        "SasRec: offsets: expected sequences of at most max_length rows, 3, got 4 at position 0");
+  const SasRec<float> odd({.items = 5, .width = 4, .max_length = 3, .blocks = 1}, random);  // its states lie in h from the start
+  Matrix<float> h(4, 4, 7.0f);
+  CHECK(error_of([&] { odd.forward(long_ids, four, h, ws); }).find("max_length") != std::string::npos);
+  for (const float x : leaf_values(h)) CHECK(x == 7.0f);
   CHECK(error_of([&] { model.encode(bad, bounds, users, ws); }).find("ids") != std::string::npos);
   CHECK(error_of([&] { SasRec<float>({.items = 0}, random); }) == "SasRec: items: expected one item or more, got 0");
 }

@@ -47,6 +47,16 @@ TEMPLATE_TEST_CASE("normalize_rows keeps NaN and overflow in their rows; tiny ro
   }
 }
 
+TEMPLATE_TEST_CASE("the gradient of normalize_rows goes as 1 / |x|, for long rows too", "[nn][normalize_rows]", float, double) {
+  using T = TestType;
+  const T size = std::is_same_v<T, float> ? T(1e16) : T(1e120);
+  const Matrix<T> x{{size, size}}, dy{{1, 0}};
+  Matrix<T> dx(1, 2, T(0));
+  normalize_rows_backward<T>(x, dy, dx);
+  CHECK(dx(0, 0) * size * T(std::sqrt(8.0)) == Approx(1).epsilon(1e-5));
+  CHECK(dx(0, 1) * size * T(std::sqrt(8.0)) == Approx(-1).epsilon(1e-5));
+}
+
 TEST_CASE("normalize_rows_backward agrees with central differences and adds", "[nn][normalize_rows]") {
   auto random = recops_test::random_stream(2);
   auto x = recops_test::random_matrix<double>(4, 7, random);

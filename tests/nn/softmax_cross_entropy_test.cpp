@@ -109,6 +109,14 @@ TEMPLATE_TEST_CASE("edges of softmax cross-entropy", "[nn][softmax_cross_entropy
   const std::vector<T> positive{T(5)};
   CHECK(sampled_softmax_cross_entropy<T>(positive, no_negatives, {}, ws) == 0);
   CHECK(softmax_cross_entropy<T>(huge, zero, {}, ws) == 0);
+  // A column of -infinity is as if it were not there, for the smoothing too.
+  const Matrix<T> some{{1, 2, -std::numeric_limits<T>::infinity()}}, those{{1, 2}};
+  Matrix<T> dsome(1, 3, T(0)), dthose(1, 2, T(0));
+  const double with = softmax_cross_entropy_value_and_grad<T>(some, zero, {.label_smoothing = 0.3}, dsome, ws),
+               without = softmax_cross_entropy_value_and_grad<T>(those, zero, {.label_smoothing = 0.3}, dthose, ws);
+  CHECK(std::abs(with - without) < 1e-6);
+  CHECK(dsome(0, 2) == 0);
+  for (Index j = 0; j < 2; ++j) CHECK(std::abs(dsome(0, j) - dthose(0, j)) < T(1e-6));
   CHECK(error_of([&] { sampled_softmax_cross_entropy<T>(positive, no_negatives, {.positive_ids = two}, ws); }) ==
         "sampled_softmax_cross_entropy: positive_ids: expected size 1, got 2");
 }

@@ -31,6 +31,10 @@ TEMPLATE_TEST_CASE("each behaviour gets the embedding of its gap, and gives its 
   layer.forward(times, offsets, now, y, ws);
   for (Index i = 0; i < 6; ++i)
     CHECK(max_difference(y.view().middle_rows(i, 1), layer.weight.values.view().middle_rows(expected[i], 1)) == 0);
+  const std::vector<std::int64_t> unknown{INT64_MIN, INT64_MAX}, both{0, 2}, late{1};  // no gap is too long for the last bucket
+  layer.forward(unknown, both, late, y.view().middle_rows(0, 2), ws);
+  CHECK(max_difference(y.view().middle_rows(0, 1), layer.weight.values.view().middle_rows(5, 1)) == 0);
+  CHECK(max_difference(y.view().middle_rows(1, 1), layer.weight.values.view().middle_rows(0, 1)) == 0);
   TimeGapEmbedding<T> gradient = make_gradient(layer);
   const Matrix<T> dy = random_matrix<T>(6, 7, random);
   layer.backward(times, offsets, now, dy, gradient, ws);

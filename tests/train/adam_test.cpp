@@ -215,6 +215,10 @@ TEST_CASE("Adam refuses what does not fit and changes nothing", "[train][adam]")
   Model<float> grown = model<float>(4, 5, random);
   CHECK(error_of([&] { adam.step(grown, make_gradient(grown)); }) ==
         "Adam::step: head.weight: expected the shape it had when the optimiser was made, got another shape");
+  Model<float> wider = m;  // a table of as many rows, with more columns than its moments have
+  wider.items.values = Matrix<float>(9, 64, 0.0f);
+  CHECK(error_of([&] { adam.step(wider, make_gradient(wider)); }) ==
+        "Adam::step: items: expected the shape it had when the optimiser was made, got another shape");
   CHECK(adam.steps() == 0);
   visit(
       [](const FieldPath&, const auto& a, const auto& b) {

@@ -68,6 +68,12 @@ TEST_CASE("batches are a function of seed and epoch", "[train][sequence_batches]
   b.begin_epoch(3);  // whatever came before
   CHECK(all(a) == all(b));
   CHECK(count_allocations([&] { a.begin_epoch(4); }) == 0);
+  std::vector<std::int64_t> mixed(20, 1);  // long ones are alone, short ones between them together: some 25 to 36 batches
+  mixed.resize(40, 50);
+  SequenceBatches uneven(mixed, {.batch_size = 100, .max_rows = 50, .bucket = 0});
+  CHECK(count_allocations([&] {
+          for (std::uint64_t epoch = 1; epoch < 100; ++epoch) uneven.begin_epoch(epoch);
+        }) == 0);
   SequenceBatches plain(lengths, {.batch_size = 16, .bucket = 0, .shuffle = false});
   CHECK(all(plain)[2][5] == 2 * 16 + 5);
 }

@@ -8,7 +8,7 @@
 ///             Equal-width bins are [b/B, (b+1)/B), the last closed; equal-mass bins hold n/B entries each, and equal
 ///             probabilities that a border would part are shared out as their mean.
 /// NaN         a NaN makes the value NaN and `valid` false.
-/// Precision   counts in 64-bit integers, sums in two doubles.
+/// Precision   `Pcoc` and `CalibrationBins` count in 64-bit integers and sum in two doubles; `calibration_error` in plain doubles.
 /// Cost        O(n); equal-mass bins sort, scratch 24 n bytes (float) or 28 n (double).
 /// Errors      Error if sizes differ, a label is neither 0 nor 1, a probability lies outside [0, 1], a weight is negative or not
 ///             finite, or there is no bin.

@@ -32,12 +32,15 @@ inline namespace RECOPS_ABI {
 
 namespace detail {
 
-/// A probability outside [0, 1]; NaN passes, it has a meaning of its own.
+/// Refuses a probability outside [0, 1]; NaN passes, it has a meaning of its own. Those of weight 0 (checked weights, or none) are
+/// not read.
 template <class T>
-void check_probabilities(const char* operation, VectorView<const T> probabilities) {
+void check_probabilities(const char* operation, VectorView<const T> probabilities,
+                         std::type_identity_t<VectorView<const T>> weights = {}) {
   check_size(operation, "probabilities", probabilities, any_size);
-  for (const T p : probabilities) {
-    if (p < 0 || p > 1) [[unlikely]]
+  for (Index i = 0; i < probabilities.size(); ++i) {
+    const T p = probabilities[i];
+    if ((p < 0 || p > 1) && (weights.empty() || weights[i] != 0)) [[unlikely]]
       fail_number(operation, "probabilities", "0 <= p <= 1", static_cast<double>(p));
   }
 }
@@ -61,8 +64,8 @@ class LogLoss {
   template <Real T>
   void add_probabilities(VectorView<const T> probabilities, VectorView<const std::uint8_t> labels,
                          VectorView<const T> weights = {}) {
-    detail::check_probabilities("LogLoss::add_probabilities", probabilities);
     check(probabilities.size(), labels, weights, "LogLoss::add_probabilities");
+    detail::check_probabilities("LogLoss::add_probabilities", probabilities, weights);
     constexpr double least = sizeof(T) == 4 ? 1e-7 : 1e-15;
     add(labels, weights, [&](Index i) {
       const double p = static_cast<double>(probabilities[i]);

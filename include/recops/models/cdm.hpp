@@ -446,8 +446,10 @@ class FrozenCdm {
     const VectorView<T> logits = ws.vector<T>(relevance.size()), fused = ws.vector<T>(relevance.size());
     detail::cdm_serve<T>(in, pool_, query_, key_, value_, student_, logits, ws);
     cdm_fuse<T>(relevance, logits, fusion, fused);
-    for (Index i = 0; i < fused.size(); ++i)
-      if (!(std::abs(fused[i]) <= std::numeric_limits<T>::max())) fused[i] = -std::numeric_limits<T>::infinity();
+    for (Index i = 0; i < fused.size(); ++i) {  // without the student's logit, beta 0, its features do not show in the score
+      const bool out = logits[i] == -std::numeric_limits<T>::infinity() || !(std::abs(fused[i]) <= std::numeric_limits<T>::max());
+      if (out) fused[i] = -std::numeric_limits<T>::infinity();
+    }
     Selection done;
     done.count = detail::cdm_best<T>(fused, picks, ws);
     done.status = done.count == picks.size() ? SelectionStatus::ok : SelectionStatus::exhausted;

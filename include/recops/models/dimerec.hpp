@@ -193,9 +193,9 @@ struct DimeRec {
     const MatrixView<T> picked = ws.matrix<T>(rows, d);
     for (Index b = 0; b < rows; ++b) std::copy_n(z.row(b * k + chosen[b]), d, picked.row(b));
     unit_rows<T>(picked, q.middle_rows(0, rows));
-    // Without a history there is no interest to compare: such a row has no part in that loss.
+    // Without a history there is no interest to compare: such a row has no part in that loss. A NaN has, and shows in it.
     const VectorView<T> heard(ws.take<T>(rows), rows);
-    for (Index b = 0; b < rows; ++b) heard[b] = simd::dot(picked.row(b), picked.row(b), d) > T(0) ? T(1) : T(0);
+    for (Index b = 0; b < rows; ++b) heard[b] = simd::dot(picked.row(b), picked.row(b), d) == T(0) ? T(0) : T(1);
 
     // Noise and its removal.
     const bool generates = options.softmax_weight > 0 || options.reconstruction_weight > 0;

@@ -74,6 +74,7 @@ struct SasRec {
   void forward(IndexView ids, IndexView offsets, MatrixView<T> h, Workspace& ws) const {
     check_offsets("SasRec", "offsets", offsets, ids.size());
     check_shape("SasRec", "h", h, ids.size(), width());
+    check_lengths("SasRec", offsets);  // h may be the first to be written
     const auto mark = ws.mark();
     const MatrixView<T> other = ws.matrix<T>(ids.size(), width());
     MatrixView<T> in = blocks.size() % 2 == 0 ? other : h, out = blocks.size() % 2 == 0 ? h : other;
@@ -156,6 +157,12 @@ struct SasRec {
 
  private:
   T root() const { return static_cast<T>(std::sqrt(static_cast<double>(width()))); }
+  void check_lengths(const char* name, IndexView offsets) const {
+    const Index most = positions.weight.rows();
+    for (Index b = 0; b + 1 < offsets.size(); ++b)
+      if (offsets[b + 1] - offsets[b] > most) [[unlikely]]
+        detail::fail_at(name, "offsets", "sequences of at most max_length rows, ", most, b, offsets[b + 1] - offsets[b]);
+  }
   void embed(IndexView ids, IndexView offsets, MatrixView<T> x, Workspace& ws) const {
     detail::embed_sequences(items, positions, ids, offsets, x, ws);
   }

@@ -65,7 +65,9 @@ void normalize_rows_backward(MatrixView<const T> x, MatrixView<const T> dy, Matr
     const T inverse = detail::inverse_length(x.row(i), x.cols());
     if (inverse == T(0)) continue;
     simd::axpy(inverse, dy.row(i), dx.row(i), x.cols());
-    simd::axpy(-inverse * inverse * inverse * simd::dot(dy.row(i), x.row(i), x.cols()), x.row(i), dx.row(i), x.cols());
+    // In this order nothing is lost of a row whose length, cubed, overflows.
+    const T along = inverse * simd::dot(dy.row(i), x.row(i), x.cols());
+    simd::axpy(-inverse * (inverse * along), x.row(i), dx.row(i), x.cols());
   }
 }
 

@@ -72,6 +72,7 @@ double softmax_cross_entropy(const char* name, MatrixView<const T> logits, Index
   if (mass == 0) return 0;
   const auto mark = ws.mark();
   T* const z = ws.take<T>(classes);
+  auto* const out = ws.take<std::uint8_t>(classes);  // 1: the column is left out
   double total = 0;
   for (Index b = 0; b < rows; ++b) {
     const double w = o.weights.empty() ? 1.0 : static_cast<double>(o.weights[b]);
@@ -79,13 +80,16 @@ double softmax_cross_entropy(const char* name, MatrixView<const T> logits, Index
     const Index target = targets[b];
     std::copy_n(logits.row(b), classes, z);
     if (!o.log_q.empty()) simd::axpy(T(-1), o.log_q.data(), z, classes);
-    Index kept = classes;
     if (!o.ids.empty()) {
       const Index id = o.ids[target];
+      for (Index j = 0; j < classes; ++j)
+        if (o.ids[j] == id && j != target) z[j] = -std::numeric_limits<T>::infinity();
+    }
+    Index kept = classes;  // columns that take part: what the smoothing is spread over
+    if (o.label_smoothing > 0) {
       for (Index j = 0; j < classes; ++j) {
-        if (o.ids[j] != id || j == target) continue;
-        z[j] = -std::numeric_limits<T>::infinity();
-        --kept;
+        out[j] = z[j] == -std::numeric_limits<T>::infinity();
+        kept -= out[j];
       }
     }
     total += w * cross_entropy_row(z, classes, target, o.label_smoothing, kept);
@@ -97,7 +101,7 @@ double softmax_cross_entropy(const char* name, MatrixView<const T> logits, Index
     if (o.label_smoothing > 0) {
       const auto share = static_cast<T>(o.label_smoothing * w / mass / static_cast<double>(kept));
       for (Index j = 0; j < classes; ++j)
-        if (o.ids.empty() || j == target || o.ids[j] != o.ids[target]) d[j] -= share;
+        if (out[j] == 0) d[j] -= share;
     }
   }
   return total / mass;

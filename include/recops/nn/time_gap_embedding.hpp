@@ -2,6 +2,7 @@
 /// @brief  Embeddings of how long ago a behaviour was, in buckets that widen with the gap.
 #pragma once
 #include <bit>
+#include <limits>
 #include <recops/nn/embedding_bag.hpp>
 
 namespace recops {
@@ -49,6 +50,13 @@ struct TimeGapEmbedding {
   }
 
  private:
+  /// to - from, INT64_MAX where it is more: a time may be anything, such as the least number for one that is not known.
+  static std::int64_t gap(std::int64_t from, std::int64_t to) {
+    if (to <= from) return 0;
+    const std::uint64_t wide = static_cast<std::uint64_t>(to) - static_cast<std::uint64_t>(from);
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    return wide > static_cast<std::uint64_t>(most) ? most : static_cast<std::int64_t>(wide);
+  }
   VectorView<std::int64_t> find(const char* name, IndexView times, IndexView offsets, IndexView now, Workspace& ws) const {
     detail::check_not_null(name, "times", times);
     detail::check_not_null(name, "now", now);
@@ -59,7 +67,7 @@ struct TimeGapEmbedding {
     const VectorView<std::int64_t> buckets(ws.take<std::int64_t>(times.size()), times.size());
     for (Index b = 0; b < now.size(); ++b)
       for (Index i = offsets[b]; i < offsets[b + 1]; ++i)
-        buckets[i] = time_gap_bucket(now[b] - times[i], unit, weight.values.rows());
+        buckets[i] = time_gap_bucket(gap(times[i], now[b]), unit, weight.values.rows());
     return buckets;
   }
 };

@@ -54,7 +54,7 @@ class Adagrad {
   void step(L& layer, const L& gradient) {
     const double rate = options.learning_rate / (1 + static_cast<double>(steps_[0]) * options.rate_decay);
     detail::update_parameters(
-        "Adagrad::step", layer, gradient,
+        "Adagrad::step", layer, gradient, row_wise_,
         [&](detail::Run run, auto* p, const auto* g, Index size, auto* s) {
           const double penalty = run == detail::Run::sparse_row ? 0 : options.l2_penalty;
           if (row_wise_ && run != detail::Run::dense) {

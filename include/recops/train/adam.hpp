@@ -49,7 +49,7 @@ class Adam {
     const double root = std::sqrt(1 - std::pow(options.beta2, n));
     const double rate = options.learning_rate * root / (1 - std::pow(options.beta1, n)), epsilon = options.epsilon * root;
     detail::update_parameters(
-        "Adam::step", layer, gradient,
+        "Adam::step", layer, gradient, false,
         [&](detail::Run run, auto* p, const auto* g, Index size, auto* m, auto* v) {
           update(p, g, m, v, size, rate, epsilon,
                  run == detail::Run::sparse_row ? 0 : options.learning_rate * options.weight_decay,

@@ -49,8 +49,8 @@ inline bool solve_small(double (*a)[10], Index n) {
 /// The weights a `[M]`, a >= 0, sum 1, that minimise |sum_m a_m g_m|^2 = a^T K a for the inner products K = `gram [M, M]`
 /// (`gradient_gram`); use them in `combine_gradients`. Returns that square: 0 means Pareto-stationary. M = 2 in closed form, M <= 8 by
 /// trying every support (exact), more by pairwise Frank-Wolfe until (K a)_i >= a^T K a - 1e-12 max K for all i or 10^5 steps.
-/// Equal gradients share alike. K must be finite: else every weight is 1 / M and NaN is returned. Throws `Error` for shapes that
-/// disagree and for M = 0.
+/// Where all gradients are equal they share alike; of some that are equal any may get the weight. K must be finite: else every
+/// weight is 1 / M and NaN is returned. Throws `Error` for shapes that disagree and for M = 0.
 inline double mgda(MatrixView<const double> gram, VectorView<double> weights, Workspace& ws) {
   const Index count = weights.size();
   check_option("mgda", "weights", count > 0, "one loss or more", static_cast<double>(count));

@@ -30,16 +30,17 @@ void fetch_row(const Matrix<T>& table, Index row) {
 }
 
 /// Calls `f(run, p, g, n, s...)` for every run of `n` parameters with their gradients and states. Checks every shape before the
-/// first call.
+/// first call; with `row_wise` the state of a table is one number a row.
 template <class L, class F, class... States>
-void update_parameters(const char* operation, L& layer, const L& gradient, F&& f, States&... states) {
-  const auto check_state = [operation](L& parameters, const L& state) {
+void update_parameters(const char* operation, L& layer, const L& gradient, bool row_wise, F&& f, States&... states) {
+  const auto check_state = [operation, row_wise](L& parameters, const L& state) {
     visit(
-        [operation](const FieldPath& path, const auto& p, const auto& s) {
+        [operation, row_wise](const FieldPath& path, const auto& p, const auto& s) {
           bool same;
           if constexpr (IsTable<std::remove_cvref_t<decltype(p)>>::value) {
-            same = p.values.rows() == s.values.rows();
+            same = p.values.rows() == s.values.rows() && s.values.cols() == (row_wise ? 1 : p.values.cols());
           } else {
+            static_cast<void>(row_wise);
             same = same_shape(p, s);
           }
           if (path.kind == FieldKind::parameter && !same)

@@ -37,6 +37,8 @@ class SequenceBatches {
     }
     order_.resize(lengths_.size());
     if (options.bucket > 0) rank_.resize(lengths_.size());
+    if (options.max_rows > 0)
+      batches_.resize(lengths_.size());  // how many there are changes from epoch to epoch: room for the most
     begin_epoch(0);
   }
 

@@ -36,7 +36,7 @@ class Sgd {
   /// parameter another than when Sgd was made.
   void step(L& layer, const L& gradient) {
     detail::update_parameters(
-        "Sgd::step", layer, gradient,
+        "Sgd::step", layer, gradient, false,
         [&](detail::Run run, auto* p, const auto* g, Index size, auto* v) {
           update(p, g, v, size, run == detail::Run::sparse_row ? 0 : options.l2_penalty);
         },

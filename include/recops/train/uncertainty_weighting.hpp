@@ -10,7 +10,8 @@ namespace recops {
 inline namespace RECOPS_ABI {
 
 /// L = sum_t c_t exp(-s_t) L_t + s_t / 2 with learned s_t = log variance of task t, started at 0; c is 1 for classification, 1/2
-/// for regression. s counts as if it were within [-10, 10]. A layer in `fields()`: put it beside the model's.
+/// for regression. s counts as if it were within [-10, 10]; beyond, its gradient is that at the bound, so that it comes back. A
+/// layer in `fields()`: put it beside the model's.
 template <class T>
 struct UncertaintyWeighting {
   Vector<T> log_variance;  ///< [T]
