@@ -291,6 +291,35 @@ TEMPLATE_TEST_CASE("a row that is not finite keeps to itself", "[contrastive]", 
   }
 }
 
+TEMPLATE_TEST_CASE("a candidate that is not finite is unseen by rows it is left out for", "[contrastive]", float, double) {
+  using T = TestType;
+  constexpr T never = -std::numeric_limits<T>::infinity();
+  Random random = random_stream(905);
+  Workspace ws;
+  const Matrix<T> u = random_matrix<T>(2, 4, random);
+  Matrix<T> v = random_matrix<T>(3, 4, random);
+  const MatrixView<const T> others = std::as_const(v).view().middle_rows(0, 2);
+  const std::vector<int> positives{0, 1}, row_ids{7, 7}, column_ids{1, 2, 7};
+  const Vector<T> column_bias{T(0), T(0), never};
+  const Matrix<T> bias{{T(0), T(0), never}, {T(0), T(0), never}};
+  for (const T bad : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity()}) {
+    v(2, 1) = bad;
+    for (const Index kept : {Index{0}, Index{1} << 20}) {
+      for (const InfoNceOptions<T>& o : {InfoNceOptions<T>{.row_ids = row_ids, .column_ids = column_ids, .kept_bytes = kept},
+                                         InfoNceOptions<T>{.column_bias = column_bias, .kept_bytes = kept},
+                                         InfoNceOptions<T>{.bias = bias, .kept_bytes = kept}}) {
+        Gradients<T> g(2, 3, 4), h(2, 2, 4);
+        const double loss = biased_infonce_value_and_grad<T>(u, v, positives, o, g.all(), ws);
+        CHECK(std::abs(loss - biased_infonce_value_and_grad<T>(u, others, positives, {}, h.all(), ws)) < 1e-5);
+        CHECK(max_difference(g.du.view(), h.du.view()) < 1e-5);
+        CHECK(max_difference(g.dv.view().middle_rows(0, 2), h.dv.view()) < 1e-5);
+        CHECK(g.dv(2, 0) == 0);
+        CHECK(std::abs(g.dlog_scale - h.dlog_scale) < 1e-5);
+      }
+    }
+  }
+}
+
 TEST_CASE("errors of biased InfoNCE leave the gradients as they were", "[contrastive]") {
   Workspace ws;
   const Matrix<float> u(3, 4, 1.0f), v(5, 4, 1.0f), narrow(5, 3, 1.0f), q(3, 5, 0.2f);

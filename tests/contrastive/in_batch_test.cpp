@@ -111,6 +111,20 @@ TEST_CASE("the gradient of NT-Xent and of one batch against itself", "[contrasti
   CHECK(report.worst < 1e-7);
 }
 
+TEST_CASE("a pair whose logits overflow leaves other gradients as they are, kept or made again", "[contrastive]") {
+  Workspace ws;
+  const Matrix<float> u{{3e38f, 1}, {0, 1}, {0, 1}}, v{{1, 0}, {2, 0}, {0, -200}};  // row 0 and column 1 meet at infinity
+  Matrix<float> du(3, 2, 0.0f), dv(3, 2, 0.0f), du_again(3, 2, 0.0f), dv_again(3, 2, 0.0f);
+  CHECK(!std::isfinite(inbatch_symmetric_value_and_grad<float>(u, v, {}, {.du = du, .dv = dv}, ws)));
+  inbatch_symmetric_value_and_grad<float>(u, v, {.kept_bytes = 0}, {.du = du_again, .dv = dv_again}, ws);
+  for (Index d = 0; d < 2; ++d) {
+    CHECK(std::isnan(du_again(0, d)));
+    CHECK(std::isnan(dv_again(1, d)));
+    for (const Index i : {1, 2}) CHECK(du_again(i, d) == du(i, d));  // a NaN would not be
+    for (const Index i : {0, 2}) CHECK(dv_again(i, d) == dv(i, d));
+  }
+}
+
 TEST_CASE("errors and empty batches of in-batch losses", "[contrastive]") {
   Workspace ws;
   const Matrix<float> none(0, 4), x(3, 4, 1.0f), y(4, 4, 1.0f);

@@ -148,6 +148,9 @@ TEST_CASE("LambdaRank of the worked example; ties, one level, bad input", "[rank
   CHECK(lambdarank_loss_value_and_grad<double>(s, rel, {}, {}, d, ws).value == Approx(0.326925976).margin(1e-9));
   const double expected[] = {-0.015201628, 0.028328368, 0.047182267, -0.190600059, 0.111107624, 0.019183429};
   for (Index i = 0; i < 6; ++i) CHECK(d[i] == Approx(expected[i]).margin(1e-9));
+  const Vector<double> tiny{2e-20, 0, 1e-20, 3e-20, 0, 1e-20};  // 2^y - 1 rounds to 0, but is worth what y ln 2 is
+  CHECK(lambdarank_loss<double>(s, tiny, {}, {}, ws).value ==
+        Approx(lambdarank_loss<double>(s, rel, {}, {.gain = Gain::linear}, ws).value));
   const Vector<double> level(6, 2.0), low{1, -1, 0, 0, 0, 0};
   CHECK(!lambdarank_loss<double>(s, level, {}, {}, ws).valid());
   CHECK(!ranknet_loss<double>(s, level, {}, {}, ws).valid());

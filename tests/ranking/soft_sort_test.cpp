@@ -69,6 +69,17 @@ TEMPLATE_TEST_CASE("Soft sort of groups agrees with scikit-learn", "[ranking][so
   }
 }
 
+TEST_CASE("Soft sort of values whose product with eps overflows", "[ranking][soft_sort]") {
+  SoftSortSaved<double> saved;
+  const std::vector<std::int64_t> offsets{0, 1, 2, 4};  // -1e300 comes first in its groups, second in memory
+  const Vector<double> x{1, -1e300, -1e300, -1e300};
+  const Vector<double> v = sorted_of<double>(x, offsets, {.eps = 1e100}, saved);
+  for (Index i = 0; i < 4; ++i) CHECK(v[i] == x[i]);
+  CHECK(saved.pooled.blocks[1] == 1);
+  CHECK(saved.pooled.starts[0] == 0);
+  CHECK(saved.pooled.starts[1] == 0);
+}
+
 TEST_CASE("Gradients of soft sort equal central differences", "[ranking][soft_sort]") {
   Random random = random_stream(911);
   Workspace ws;

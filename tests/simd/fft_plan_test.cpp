@@ -169,3 +169,23 @@ TEST_CASE("lengths out of range are refused", "[simd][fft]") {
   CHECK_THAT(error_of([] { FftPlans<double> plans(-3); }), contains("FftPlans") && contains("longest"));
   CHECK_THAT(error_of([] { FftPlans<double> plans(65537); }), contains("65536"));
 }
+
+TEST_CASE("the longest lengths have no more levels than a plan has room for", "[simd][fft]") {
+  using namespace simd::detail;
+  struct {
+    std::array<int, fft_most_stages> radices{};
+    int behind = -1;
+  } two;
+  int count = 0;
+  fft_factor(Index{1} << 22, fft_radix_count - 1, two.radices, count);  // in steps of 2 alone: there is no such plan
+  CHECK(two.behind == -1);
+  CHECK(count <= fft_most_stages);
+  for (const Index n : {Index{1} << 23, Index{3} << 22, Index{1} << 26, Index{1} << 27}) {
+    std::array<int, fft_most_stages> radices{};
+    CHECK(fft_radices(n, radices, count) < 1000);
+    REQUIRE(count <= fft_most_stages);
+    Index product = 1;
+    for (int i = 0; i < count; ++i) product *= radices[static_cast<std::size_t>(i)];
+    CHECK(product == n);
+  }
+}

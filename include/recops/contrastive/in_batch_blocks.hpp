@@ -101,8 +101,10 @@ class InBatch {
     const bool scale_wanted = g.dlog_scale != nullptr && o_.log_scale <= std::log(100.0),
                u_wanted = !g.du.empty() || scale_wanted;
     T* const panels = by_row_.kept != nullptr ? nullptr : pack_tiles(ws);  // of what the logits were made of
-    for (Index i = 0; i < rows_; ++i) {                                    // what is not finite reaches no product
-      if (weight_[i] != 0 && std::isnan(by_row_.lse[i])) std::fill_n(su_.row(i), width_, T(0));
+    const MatrixView<T> sound = ws.matrix<T>(rows_, width_);  // s U for products; logits made again are those of s U as it is
+    for (Index i = 0; i < rows_; ++i) {                       // what is not finite reaches no product
+      std::copy_n(su_.row(i), width_, sound.row(i));
+      if (weight_[i] != 0 && std::isnan(by_row_.lse[i])) std::fill_n(sound.row(i), width_, T(0));
       if (weight_[i] != 0 && std::isnan(by_column_.lse[i])) std::fill_n(v_.row(i), width_, T(0));
     }
     const MatrixView<T> weighted = u_wanted ? ws.matrix<T>(rows_, width_) : MatrixView<T>();  // R V
@@ -111,7 +113,7 @@ class InBatch {
     T* const values = u_wanted ? ws.take<T>(tiles_ * packed_v) : nullptr;
     for (Index t = 0; values && t < tiles_; ++t) simd::pack<T>(simd::plain(constant(tile_of(t))), values + t * packed_v);
     T* const rows = g.dv.empty() ? nullptr : ws.take<T>(blocks_ * packed_u);
-    for (Index b = 0; rows && b < blocks_; ++b) simd::pack<T>(simd::plain(constant(block_of(su_, b))), rows + b * packed_u);
+    for (Index b = 0; rows && b < blocks_; ++b) simd::pack<T>(simd::plain(constant(block_of(sound, b))), rows + b * packed_u);
     const auto one = [&](Index b, Index t, bool du, bool dv, Workspace& scratch) {
       const auto mark = scratch.mark();
       const MatrixView<T> r(scratch.take<T>(block_rows * tile_stride), rows_of(b), cols_of(t), tile_stride);
@@ -139,7 +141,7 @@ class InBatch {
     double dscale = 0;
     for (Index i = 0; i < rows_; ++i) {
       if (weight_[i] == 0) continue;
-      if (values) dscale += static_cast<double>(simd::dot(su_.row(i), weighted.row(i), width_));
+      if (values) dscale += static_cast<double>(simd::dot(sound.row(i), weighted.row(i), width_));
       if (!g.du.empty()) {
         const bool broken = std::isnan(by_row_.lse[i]);
         simd::axpy(broken ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(scale_), weighted.row(i), g.du.row(i), width_);

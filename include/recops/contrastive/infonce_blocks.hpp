@@ -237,6 +237,20 @@ class InfoNce {
                                              : std::fill_n(copy.row(j), width_, T(0));
     return copy;
   }
+  /// Candidates with zeros for those that are not finite: in a sound row their weight is 0, which times a NaN would be a NaN.
+  MatrixView<const T> finite_of(MatrixView<const T> v, Workspace& ws) const {
+    const auto sound = [&](Index j) {
+      const T sum = simd::sum<T>(v.row(j), width_);  // which may overflow
+      return sum - sum == T(0) || std::all_of(v.row(j), v.row(j) + width_, [](T x) { return x - x == T(0); });
+    };
+    Index first = 0;
+    while (first < v.rows() && sound(first)) ++first;
+    if (first == v.rows()) return v;
+    const MatrixView<T> copy = ws.matrix<T>(v.rows(), width_);
+    for (Index j = 0; j < v.rows(); ++j)
+      j < first || sound(j) ? std::copy_n(v.row(j), width_, copy.row(j)) : std::fill_n(copy.row(j), width_, T(0));
+    return copy;
+  }
   T* pack(simd::Operand<T> b, Workspace& ws) const {
     T* const panels = ws.take<T>(simd::packed_size<T>(b.rows, b.cols));
     simd::pack<T>(b, panels);
@@ -246,6 +260,10 @@ class InfoNce {
     simd::gemm_packed<T>(simd::plain(MatrixView<const T>(block_of(su_, b))), panels, z.cols(), {}, z, ws);
   }
 
+  /// z += bias; -infinity leaves a column out whatever the product is, a NaN too.
+  static void add_bias(const T* bias, Index n, T* z) {
+    for (Index j = 0; j < n; ++j) z[j] = bias[j] == -infinity ? -infinity : z[j] + bias[j];
+  }
   /// Logits of row i, columns j0 to j0 + n, from the products in z. `out [n]` is scratch.
   void finish_logits(Index i, Index j0, Index n, T* z, std::uint8_t* out) const {
     const Index own = kind_ == Kind::one ? positives_[i] - j0 : -1;
@@ -269,8 +287,8 @@ class InfoNce {
           if (is_target(i, j0 + j)) out[j] = 0;
       }
     }
-    if (!o_.column_bias.empty()) simd::add(o_.column_bias.data() + j0, z, n);
-    if (!o_.bias.empty()) simd::add(o_.bias.row(i) + j0, z, n);
+    if (!o_.column_bias.empty()) add_bias(o_.column_bias.data() + j0, n, z);
+    if (!o_.bias.empty()) add_bias(o_.bias.row(i) + j0, n, z);
     for (Index j = 0; ruled && j < n; ++j) z[j] = out[j] != 0 ? -infinity : z[j];
     for (Index j = 0; !o_.candidates.empty() && j < n; ++j) z[j] = o_.candidates[j0 + j] != 0 ? z[j] : -infinity;
     if (o_.exclude_diagonal && j0 <= i && i < j0 + n) z[i - j0] = -infinity;
@@ -380,7 +398,7 @@ class InfoNce {
     T* const row = ws.take<T>(block_cols);
     const MatrixView<const T> v = candidates_of(t, ws);
     const T* const panels = kept_ ? nullptr : pack(simd::transposed(v), ws);
-    const T* const values = weighted.empty() ? nullptr : pack(simd::plain(v), ws);
+    const T* const values = weighted.empty() ? nullptr : pack(simd::plain(finite_of(v, ws)), ws);
     T* const memory = ws.take<T>(block_rows * tile_stride);
     for (Index b = first; b < last; ++b) {
       const MatrixView<T> r(memory, rows_of(b), n, tile_stride);

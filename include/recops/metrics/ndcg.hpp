@@ -45,7 +45,8 @@ namespace detail {
 template <class L>
 double gain_of(L relevance, Gain gain) {
   const auto r = static_cast<double>(relevance);
-  return gain == Gain::linear ? r : std::exp2(r) - 1.0;
+  if (gain == Gain::linear) return r;
+  return r < 1 ? std::expm1(r * 0.69314718055994530942) : std::exp2(r) - 1.0;  // what is relevant, however little, has a gain
 }
 
 template <class T, class L>

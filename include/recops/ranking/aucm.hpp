@@ -9,7 +9,7 @@
 ///
 /// Shapes      scores, labels [n], one batch
 /// Edge cases  a batch of one class has no loss: 0, gradients untouched.
-/// NaN         makes the loss and all gradients NaN.
+/// NaN         makes the loss NaN, and the gradients of alpha, of its class's centre and of its own score.
 /// Precision   sums in double.
 /// Cost        O(n), two passes.
 /// Errors      Error if sizes disagree, a label is neither 0 nor 1 or the margin is not finite.

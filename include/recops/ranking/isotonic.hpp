@@ -18,12 +18,12 @@ namespace detail {
 /// value, so that ties are seen as ties however small their distance to the next. Scratch of n + 1 doubles at `means`. O(n).
 template <class Y>
 Index pool_means(Index n, const Y& y, std::int32_t* starts, double* means) {
-  means[0] = std::numeric_limits<double>::infinity();  // nothing merges into what is not there
+  means[0] = std::numeric_limits<double>::infinity();  // nothing merges into what is not there, be it that y overflowed
   Index top = 0;
   for (Index i = 0; i < n; ++i) {
     double mean = y(i);
     Index begin = i;
-    while (means[top] <= mean) {
+    while (means[top] <= mean && top > 0) {
       const Index before = starts[top - 1];
       mean += (means[top] - mean) * (static_cast<double>(begin - before) / static_cast<double>(i + 1 - before));
       begin = before;

@@ -4,7 +4,7 @@
 ///     quadratic   v = argmin { ½ ‖t - rho / eps‖² : t in the hull of all permutations of the values }       rho = (n, ..., 1)
 ///     kl          the same in the relative entropy, of exponentials: it keeps Σ exp(v) instead of Σ v
 ///
-/// Values further apart than 1 / eps keep their place; closer ones form blocks, which become a ramp of slope 1 / eps through
+/// Neighbours closer than 1 / eps keep their values; others form blocks, which become a ramp of slope 1 / eps through
 /// their mean (KL: their log-sum-exp). So eps acts the other way round than in soft_rank: small is exact, large pools.
 ///
 /// Shapes      scores, sorted [n]   offsets [G + 1], or empty for one group

@@ -97,7 +97,7 @@ inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list
     std::array<int, fft_most_stages> rest{};
     int rest_count = 0;
     const double cost = fft_stage_cost(r, false) + (n == r ? 0 : fft_factor(n / r, i, rest, rest_count));
-    if (cost < best) {
+    if (cost < best && rest_count < fft_most_stages) {  // 2^21 in steps of 2 has more levels than a plan
       best = cost;
       radices = rest;
       count = rest_count;
@@ -121,7 +121,7 @@ inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list
     const bool fused = last <= 10 && last != 7;
     const double end = fused ? fft_stage_cost(last, true) : fft_stage_cost(last, false) + 2;
     const double cost = end + (n == last ? 0 : fft_factor(n / last, 0, rest, rest_count));
-    if (cost < best) {
+    if (cost < best && rest_count < fft_most_stages) {
       best = cost;
       count = 0;
       for (int i = rest_count; i-- > 0;) radices[static_cast<std::size_t>(count++)] = rest[static_cast<std::size_t>(i)];
