@@ -11,7 +11,8 @@
 ///   3. Printed: AUC and GAUC, how many of the exact top-100 each way looks at, memory a user, and p50 / p99 of a request as L grows.
 ///
 /// Users come from the simulator: a history is what they clicked among items shown at random over two years; items have a noisy content
-/// embedding. --seeds 5 compares the losses against full attention over five worlds; --plot out.svg draws them as L grows; --longest
+/// embedding. With --seasons 4 a category is shown in one quarter of the year only, and asked for at any time: what is old counts again.
+/// --seeds 5 compares the losses against full attention over five worlds; --plot out.svg draws them as L grows; --longest
 /// 1000000 goes to 10^6 behaviours. No public data set that the examples read has histories of these lengths; --data says so.
 #include <recops/attention/eta.hpp>
 #include <recops/attention/projected_key_cache.hpp>
@@ -43,7 +44,7 @@ constexpr Index cross_cols = 4;  // two features, how much was watched and how l
 struct Config {
   std::string data, plot;
   Index seeds = 1, seed = 1, users = 8, candidates = 100, train_users = 400, train_length = 400, epochs = 3, items = 20000,
-        longest = 100000;
+        longest = 100000, seasons = 0;
 };
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -62,7 +63,7 @@ struct Life {
 /// The simulated world, and what a service knows of its items.
 class World {
  public:
-  World(const Config& c, std::uint64_t seed) : simulator_(options(c, seed)), embedding_(c.items, width) {
+  World(const Config& c, std::uint64_t seed) : simulator_(options(c, seed)), embedding_(c.items, width), seasons_(c.seasons) {
     Random random(seed, 900);
     const Index d = simulator_.item_vectors().cols();
     const Matrix<double> turn = [&] {
@@ -94,7 +95,10 @@ class World {
     for (Index s = 0; static_cast<Index>(items.size()) < length; ++s) {
       const double years = std::fmod((static_cast<double>(s) + random.uniform()) / sessions, 1.0);
       const auto time = static_cast<std::int64_t>(end - years * simulator_.options().days * 86400.0);
-      for (auto& i : list) i = static_cast<std::int32_t>(random.below(simulator_.item_count()));
+      for (auto& i : list) {
+        do i = static_cast<std::int32_t>(random.below(simulator_.item_count()));
+        while (!in_season(i, years));
+      }
       simulator_.true_probabilities(user, list, time, Label::click, click);
       for (Index i = 0; i < shown && static_cast<Index>(items.size()) < length; ++i) {
         if (!random.chance(click[i])) continue;
@@ -152,8 +156,15 @@ class World {
     return o;
   }
 
+  /// Whether an item is shown at a time: `before` the end, in units of the two years.
+  bool in_season(Index item, double before) const {
+    const Index season = static_cast<Index>(2 * before * static_cast<double>(seasons_));
+    return seasons_ == 0 || (category(item) + season) % seasons_ == 0;
+  }
+
   Simulator simulator_;
   Matrix<float> embedding_;
+  Index seasons_;
 };
 
 /// What is trained: the user's interest in the candidate, and a network on it.
@@ -545,6 +556,8 @@ int main(int argc, char** argv) {
   cli.option("epochs", c.epochs, "passes over them", "", 1, 1000);
   cli.option("items", c.items, "in the catalogue", "", 1000, 10000000);
   cli.option("longest", c.longest, "history: 1000, then ten times as long up to this", "behaviours", 1000, 10000000);
+  cli.option("seasons", c.seasons, "of a year: a category is shown in one of them only, but asked for in all; 0: always", "", 0,
+             12);
   cli.option("plot", c.plot, "draws latency and recall as L grows", "file.svg");
   cli.option("data", c.data, "a folder of real data");
   cli.parse(argc, argv);

@@ -188,38 +188,44 @@ void run_attention(const JaggedView<const T>& queries, Index heads, Keys&& keys_
   constexpr Index block = simd::attention_kernel::query_block<T, simd::DefaultArch>, lanes = simd::lanes<T>;
   // A range of 4096 keys is long enough to hide what merging costs; 16 ranges keep scratch independent of L.
   constexpr Index key_range = 4096, most_ranges = 16, few = 4 * block;
+  const auto cuts = [&](Index b, Index& ranges, Index& key_ranges, Index& rows) {
+    const Index n = queries.length(b), l = keys_of(b);
+    ranges = (n + block - 1) / block;
+    rows = n;
+    key_ranges = n > few || l < 2 * key_range ? 1 : std::min(l / key_range, most_ranges);
+  };
+  if (batch == 1) {
+    Index ranges, key_ranges, rows;
+    cuts(0, ranges, key_ranges, rows);
+    if (ranges == 1 && key_ranges == 1) {  // a short history, half of whose time a grid would take
+      simd::attention_forward<T>(operands(0), 0, rows, 0, keys_of(0), out, log_sum_exp, ws);
+      return;
+    }
+  }
   const auto mark = ws.mark();
-  const AttentionGrid grid = attention_grid(
-      batch,
-      [&](Index b, Index& ranges, Index& key_ranges, Index& rows) {
-        const Index n = queries.length(b), l = keys_of(b);
-        ranges = (n + block - 1) / block;
-        rows = n;
-        key_ranges = n > few || l < 2 * key_range ? 1 : std::min(l / key_range, most_ranges);
-      },
-      ws);
+  const AttentionGrid grid = attention_grid(batch, cuts, ws);
   const Index partial = grid.partial_row[batch];
   const MatrixView<T> parts_out = ws.matrix<T>(partial, out.cols()), parts_lse = ws.matrix<T>(partial, heads);
   ws.parallel_for(grid.first_task[batch], [&](Index task, Workspace& scratch) {
-    const Index b = sequence_of(grid, batch, task), n = queries.length(b), l = keys_of(b), cuts = grid.key_cuts[b];
+    const Index b = sequence_of(grid, batch, task), n = queries.length(b), l = keys_of(b), parts = grid.key_cuts[b];
     const Index ranges = (n + block - 1) / block, vectors = (n + lanes - 1) / lanes;
-    const Index r = (task - grid.first_task[b]) / cuts, c = (task - grid.first_task[b]) % cuts;
+    const Index r = (task - grid.first_task[b]) / parts, c = (task - grid.first_task[b]) % parts;
     const Index q0 = vectors * r / ranges * lanes, q1 = std::min(n, vectors * (r + 1) / ranges * lanes);
-    const bool whole = cuts == 1;
+    const bool whole = parts == 1;
     const Index row = whole ? queries.begin(b) + q0 : grid.partial_row[b] + c * n + q0;
     MatrixView<T> lse = whole ? log_sum_exp : parts_lse;
     if (!lse.empty()) lse = lse.middle_rows(row, q1 - q0);
-    simd::attention_forward<T>(operands(b), q0, q1, l * c / cuts, l * (c + 1) / cuts,
+    simd::attention_forward<T>(operands(b), q0, q1, l * c / parts, l * (c + 1) / parts,
                                (whole ? out : parts_out).middle_rows(row, q1 - q0), lse, scratch);
   });
   if (partial == 0) return;
   for (Index b = 0; b < batch; ++b) {
-    const Index cuts = grid.key_cuts[b], n = queries.length(b);
-    if (cuts == 1) continue;
+    const Index parts = grid.key_cuts[b], n = queries.length(b);
+    if (parts == 1) continue;
     MatrixView<T> lse = log_sum_exp;
     if (!lse.empty()) lse = lse.middle_rows(queries.begin(b), n);
-    merge_parts<T>(parts_out.middle_rows(grid.partial_row[b], cuts * n), parts_lse.middle_rows(grid.partial_row[b], cuts * n),
-                   cuts, out.middle_rows(queries.begin(b), n), lse);
+    merge_parts<T>(parts_out.middle_rows(grid.partial_row[b], parts * n), parts_lse.middle_rows(grid.partial_row[b], parts * n),
+                   parts, out.middle_rows(queries.begin(b), n), lse);
   }
 }
 

@@ -40,13 +40,15 @@ template <class T, class A>
 [[gnu::noinline, gnu::cold]] void raise(const RunningSums<T>& r, Index row, T now, Index padded) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
-  alignas(64) T shift[W] = {r.m[row] - now};
+  const T before = r.m[row];
+  r.m[row] = now;
+  if (before == std::numeric_limits<T>::lowest()) return;  // nothing was summed
+  alignas(64) T shift[W] = {before - now};
   attention_kernel::exp2(B::load_aligned(shift)).store_aligned(shift);
   const B f(shift[0]);
   T *l = r.l + row * W, *o = r.o + row * padded;
   (B::load_aligned(l) * f).store_aligned(l);
   for (Index d = 0; d < padded; d += W) (B::load_aligned(o + d) * f).store_aligned(o + d);
-  r.m[row] = now;
 }
 
 /// A vector of stored numbers, times 1 / unit<S, A>.

@@ -195,11 +195,10 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
   for_equal_heads(x, [&](Index h0, Index h1) {
     const Index heads = h1 - h0;
     const auto mark = ws.mark();
-    T* q = ws.take<T>(together * heads * dkp);
-    T* o = ws.take<T>(together * heads * dvp);
-    T* l = ws.take<T>(together * heads * W);
-    T* m = ws.take<T>(together * heads);
-    T* all_scores = ws.take<T>(heads * (row_block > together * most_steps * W ? row_block : together * most_steps * W));
+    const Index score_row = row_block > together * most_steps * W ? row_block : together * most_steps * W;
+    T* const q = ws.take<T>(heads * (together * (dkp + dvp + W + 1) + score_row));
+    T *const o = q + together * heads * dkp, *const l = o + together * heads * dvp, *const all_scores = l + together * heads * W,
+             *const m = all_scores + heads * score_row;
     for (Index i0 = q0; i0 < q1; i0 += together) {
       const auto inner = ws.mark();
       std::fill_n(o, together * heads * dvp, T(0));
