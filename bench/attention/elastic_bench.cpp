@@ -186,27 +186,32 @@ void add_memory(Index users) {
   });
 }
 
-/// The fastest of some calls.
+/// The fastest call of a while.
 template <class F>
 double fastest(F&& f) {
+  using Clock = std::chrono::steady_clock;
   double best = 1e9;
-  for (int i = 0; i < 30; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+  const auto begin = Clock::now();
+  for (auto start = begin; start - begin < std::chrono::milliseconds(500);) {
     f();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const auto now = Clock::now();
+    best = std::min(best, std::chrono::duration<double>(now - start).count());
+    start = now;
   }
   return best;
 }
 
 /// How the layer's time grows, and what it takes in memory beside what self-attention would if it formed its scores.
 void print_growth() {
-  const Index lengths[] = {250, 500, 1000, 2000, 4000, 8000};
-  double n = 0, sx = 0, sy = 0, sxx = 0, sxy = 0, worst = 0, t[6];
-  for (int i = 0; i < 6; ++i) {
+  constexpr int count = 6;
+  constexpr Index lengths[count] = {250, 500, 1000, 2000, 4000, 8000};
+  double n = 0, sx = 0, sy = 0, sxx = 0, sxy = 0, worst = 0, t[count];  // sums weighed by 1 / length^2: relative errors count
+  for (int i = 0; i < count; ++i) {
     Layers layers(lengths[i], 16);
     t[i] = 1e6 * fastest([&] { layers.folded.forward(layers.x.view(), layers.experts, {}, layers.y, {}, layers.ws); });
-    const double x = static_cast<double>(lengths[i]);
-    n += 1, sx += x, sy += t[i], sxx += x * x, sxy += x * t[i];
+    const double x = static_cast<double>(lengths[i]), w = 1 / (x * x);
+    n += w, sx += w * x, sy += w * t[i], sxx += 1, sxy += w * x * t[i];
+    std::printf("layer, k 16, L %td: %.1f us, %.0f ns a token\n", lengths[i], t[i], 1e3 * t[i] / x);
     if (lengths[i] == 1000) {
       const double scores = 2.0 * 1000 * 1000 * 4, extra = static_cast<double>(layers.ws.high_water());
       std::printf("memory at L 1000, k 16: %.0f KB of scratch, %.1f %% of the scores [2, 1000, 1000] of self-attention\n",
@@ -214,8 +219,9 @@ void print_growth() {
     }
   }
   const double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx), start = (sy - slope * sx) / n;
-  for (int i = 0; i < 6; ++i) worst = std::max(worst, std::abs(t[i] / (start + slope * static_cast<double>(lengths[i])) - 1));
-  std::printf("layer, k 16: %.1f us + %.1f us per 1000 tokens (L 250 to 8000), off by %.1f %% at most\n", start, 1000 * slope,
+  for (int i = 0; i < count; ++i)
+    worst = std::max(worst, std::abs(t[i] / (start + slope * static_cast<double>(lengths[i])) - 1));
+  std::printf("the line through them: %.1f us + %.1f us per 1000 tokens, off by %.1f %% at most\n", start, 1000 * slope,
               100 * worst);
 }
 

@@ -73,14 +73,6 @@ struct RowRanges {
   }
 };
 
-/// Asks for the next block of rows, up to row `end`.
-template <class T>
-void fetch_rows(MatrixView<const T> x, Index first, Index end) {
-  constexpr Index line = 64 / Index{sizeof(T)};
-  for (Index i = first; i < std::min(first + simd::few_keys::block, end); ++i)
-    for (Index j = 0; j < x.cols(); j += line) __builtin_prefetch(x.row(i) + j);
-}
-
 /// y = attention of every row over the few keys of its sequence, in `passes` passes over columns side by side:
 /// `operands(b, pass)` gives the keys.
 template <class T, class Operands>
@@ -88,6 +80,7 @@ void dispatch_rows(JaggedView<const T> x, Index passes, VectorView<const std::ui
                    Operands&& operands) {
   const auto mark = ws.mark();
   const RowRanges ranges(x, ws);
+  const bool far = x.values().rows() * x.values().stride() > simd::attention_kernel::long_history<T>;
   ws.parallel_for(ranges.count(), [&](Index task, Workspace& scratch) {
     const auto inner = scratch.mark();  // or every task would have memory of its own, that of workers for ever
     const auto [b, first, rows] = ranges.range(x, task);
@@ -96,10 +89,18 @@ void dispatch_rows(JaggedView<const T> x, Index passes, VectorView<const std::ui
     const Index depth = x.cols() / passes, width = y.cols() / passes;
     for (Index at = 0; at < rows; at += simd::few_keys::block) {
       const Index row = first + at, count = std::min(simd::few_keys::block, rows - at);
-      fetch_rows(x.values(), row + count, first + rows);
+      const Index after = row + count, next = far ? std::min(simd::few_keys::block, first + rows - after) : 0;
+      simd::attention_kernel::RowsAhead<T> ahead{x.values().data() + after * x.values().stride(),
+                                                 y.data() + after * y.stride(),
+                                                 x.values().stride(),
+                                                 y.stride(),
+                                                 x.cols(),
+                                                 y.cols(),
+                                                 next};
       for (Index pass = 0; pass < passes; ++pass)
         keys[pass].attend(x.values().middle_rows(row, count).middle_cols(pass * depth, depth),
-                          mask.empty() ? nullptr : mask.data() + row, y.middle_rows(row, count).middle_cols(pass * width, width));
+                          mask.empty() ? nullptr : mask.data() + row, y.middle_rows(row, count).middle_cols(pass * width, width),
+                          &ahead);
     }
   });
 }

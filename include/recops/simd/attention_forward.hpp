@@ -19,16 +19,19 @@ namespace attention_kernel {
 template <class T>
 inline constexpr Index long_history = 1024 * 1024 / Index{sizeof(T)};
 
-/// Asks for part `part` of `parts` of the keys and values that follow a block, where a history is too long to be in L2 anyway.
+/// The keys and values that follow a block, where a history is too long to be in L2 anyway; `calls` of `forward_block` ask for them.
 template <class T>
-RECOPS_INLINE void prefetch_next(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index part, Index parts) {
-  constexpr Index line = 64 / Index{sizeof(T)};
-  if (x.keys * x.k_stride <= long_history<T> || x.stored) return;
-  const Index next = b.at[b.count - 1] + 1, last = next + key_block < x.keys ? next + key_block : x.keys;
-  for (Index j = next + part; j < last; j += parts) {
-    for (Index d = 0; d < x.heads * x.key_width; d += line) __builtin_prefetch(x.k + j * x.k_stride + d, 0, 2);
-    for (Index d = 0; d < x.heads * x.value_width && x.k != x.v; d += line) __builtin_prefetch(x.v + j * x.v_stride + d, 0, 2);
-  }
+RowsAhead<T> rows_after(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index calls) {
+  if (x.keys * x.k_stride <= long_history<T> || x.stored) return {};
+  const Index next = b.at[b.count - 1] + 1, rows = next + key_block < x.keys ? key_block : x.keys - next;
+  return {.first = x.k + next * x.k_stride,
+          .second = x.k == x.v ? nullptr : x.v + next * x.v_stride,
+          .first_stride = x.k_stride,
+          .second_stride = x.v_stride,
+          .first_cols = x.heads * x.key_width,
+          .second_cols = x.heads * x.value_width,
+          .rows = rows,
+          .each = 1 + rows / (16 * calls)};
 }
 
 /// Whether a lane's weights would leave the range in which they are exact: its scores are measured from a maximum of long ago (or,
@@ -95,7 +98,7 @@ RECOPS_INLINE void weights(Index keys, T* s, T* l) {
 /// One block of keys for one group of queries and one head. Scores are kept plus `shift`, the negative of a former maximum.
 template <class T, class A, int V>
 void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* shift,
-                   T* l, T* o) {
+                   T* l, T* o, RowsAhead<T>& ahead) {
   constexpr Index W = lanes<T, A>, G = V * W;
   using B = Batch<T, A>;
   const T *k = b.k + head * x.key_width, *v = b.v + head * x.value_width;
@@ -104,7 +107,7 @@ void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index he
   bool done = false;
   if (!terms && !key_bias) {
     for (Index i = 0; i < G; i += W) B(T(0)).store_aligned(sum + i);
-    score_weights<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top, sum);
+    score_weights<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top, sum, ahead);
     done = !out_of_range<T, A>(top, l, G);
     for (Index i = 0; done && i < G; i += W) (B::load_aligned(l + i) + B::load_aligned(sum + i)).store_aligned(l + i);
   }
@@ -117,7 +120,7 @@ void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index he
   if (terms && !all_finite<T, A>(v, b.v_stride, b.count, x.value_width)) [[unlikely]] {
     careful_sums(b.count, x.value_width, G, v, b.v_stride, s, terms, o);
   } else {
-    sums<T, A, V>(x.value_width, b.count, v, Index{1}, b.v_stride, s, G, o, G);
+    sums<T, A, V>(x.value_width, b.count, v, Index{1}, b.v_stride, s, G, o, G, &ahead);
   }
 }
 
@@ -149,18 +152,18 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
     KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1),
                         key_block, -1, ws);
     for (KeyBlock<T> b; blocks.next(b);) {
+      RowsAhead<T> ahead = rows_after(x, b, groups * heads);
       for (Index g = 0; g < groups; ++g) {
         const QueryGroup of = group<T, A>(n, g);
         const Index G = of.vectors * W, i0 = q0 + of.first, i1 = i0 + G < q1 ? i0 + G : q1;
         const Sight seen = structure ? sight(x, b, i0, i1) : Sight::all;
         if (seen == Sight::none) continue;
         for (Index h = 0; h < heads; ++h) {
-          prefetch_next(x, b, g * heads + h, groups * heads);
           const T* terms = terms_of<T, A>(x, b, tiles, seen, h0, h, i0, i1, of.vectors);
           const Index row = of.first * heads + h * G;
           (of.vectors == 1 ? forward_block<T, A, 1>
                            : forward_block<T, A, 2>)(x, b, h, terms, qt + of.first * heads * dk + h * dk * G, tiles.scores,
-                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G);
+                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G, ahead);
         }
       }
     }

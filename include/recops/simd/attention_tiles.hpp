@@ -91,6 +91,25 @@ RECOPS_INLINE void exp2_each(Batch<T, A>* x) {
   }
 }
 
+/// Rows of two matrices that will be needed next, to be asked for into L2 little by little while tiles are computed: memory takes only so
+/// many questions at once, and a burst of them holds up what comes after.
+template <class T>
+struct RowsAhead {
+  const T *first, *second;  ///< the second may be null
+  Index first_stride, second_stride, first_cols, second_cols;
+  Index rows, each = 1;  ///< how many there are, how many of them to ask for at a time
+  void ask() { ask(each); }
+  void ask(Index n) {
+    constexpr Index line = 64 / Index{sizeof(T)};
+    for (; n > 0 && rows > 0; --n, --rows) {
+      for (Index d = 0; d < first_cols; d += line) __builtin_prefetch(first + d, 0, 2);
+      for (Index d = 0; second && d < second_cols; d += line) __builtin_prefetch(second + d, 0, 2);
+      first += first_stride;
+      if (second) second += second_stride;
+    }
+  }
+};
+
 /// Whether no element of `rows` rows is NaN or infinite.
 template <class T, class A>
 [[gnu::noinline]] bool all_finite(const T* x, Index stride, Index rows, Index cols) {
@@ -151,10 +170,11 @@ template <class T, class A, int R, int V>
 /// tile are computed under the products of the next.
 template <class T, class A, int R, int V>
 [[gnu::noinline]] void weight_tiles(Index tiles, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s,
-                                    T* top, T* sum) {
+                                    T* top, T* sum, RowsAhead<T>& ahead) {
   constexpr Index W = lanes<T, A>, G = W * V;
   using B = Batch<T, A>;
   for (; tiles > 0; --tiles, k += R * k_stride, s += R * G) {
+    ahead.ask();
     B acc[R][V];
     score_products<T, A, R, V>(depth, k, k_stride, qt, start, acc);
     RECOPS_UNROLL
@@ -239,16 +259,17 @@ void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T*
 
 /// s [keys, V vectors] = 2^(start + k q^T), top = the largest exponent of each lane, sum += s.
 template <class T, class A, int V>
-void score_weights(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top, T* sum) {
+void score_weights(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top, T* sum,
+                   RowsAhead<T>& ahead) {
   constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
   for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
   Index r = keys / most * most;
-  weight_tiles<T, A, most, V>(keys / most, depth, k, k_stride, qt, start, s, top, sum);
+  weight_tiles<T, A, most, V>(keys / most, depth, k, k_stride, qt, start, s, top, sum, ahead);
   if (const Index fours = (keys - r) / 4; fours > 0) {
-    weight_tiles<T, A, 4, V>(fours, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum);
+    weight_tiles<T, A, 4, V>(fours, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum, ahead);
     r += 4 * fours;
   }
-  if (r < keys) weight_tiles<T, A, 1, V>(keys - r, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum);
+  if (r < keys) weight_tiles<T, A, 1, V>(keys - r, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum, ahead);
 }
 
 /// s += `bias`: one number per key (bias_stride 1) or one per score (bias_stride = G); -infinity hides whatever the score is.
@@ -272,19 +293,21 @@ template <class T, class A>
 /// c [rows, V vectors] += a^T b, where a number of a belongs to (row r, j) and b has V vectors per j.
 template <class T, class A, int V>
 [[gnu::noinline]] void sums(Index rows, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
-                            Index c_stride) {
+                            Index c_stride, RowsAhead<T>* ahead = nullptr) {
   constexpr Index most = registers<A> == 32 ? 8 : 6;  // widths are multiples of 8 more often than of 12
   Index r = 0;
+  const auto tile = [&](auto* one) {
+    if (ahead) ahead->ask();
+    one(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  };
   if constexpr (most == 6) {
     // Four rows are too few chains to keep two pipes busy: 16 rows are 5 + 5 + 6.
     const Index fives = (6 - rows % 6) % 6;
-    for (Index i = 0; i < fives && 5 * fives <= rows; ++i, r += 5)
-      sum_tile<T, A, 5, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+    for (Index i = 0; i < fives && 5 * fives <= rows; ++i, r += 5) tile(sum_tile<T, A, 5, V>);
   }
-  for (; r + most <= rows && (most == 8 || rows - r != 8); r += most)
-    sum_tile<T, A, most, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
-  for (; r + 4 <= rows; r += 4) sum_tile<T, A, 4, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
-  for (; r < rows; ++r) sum_tile<T, A, 1, V>(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  for (; r + most <= rows && (most == 8 || rows - r != 8); r += most) tile(sum_tile<T, A, most, V>);
+  for (; r + 4 <= rows; r += 4) tile(sum_tile<T, A, 4, V>);
+  for (; r < rows; ++r) tile(sum_tile<T, A, 1, V>);
 }
 
 /// The same for any number of vectors.

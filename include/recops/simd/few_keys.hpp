@@ -44,10 +44,35 @@ constexpr Index padded(Index n) {
   return (n + lanes<T, A> - 1) / lanes<T, A> * lanes<T, A>;
 }
 
-/// c[r][.] = init[.] + sum_j a[r][j] b[j][.], R rows and V vectors.
-template <class T, class A, int R, int V>
+/// What becomes of a sum before it is stored: nothing,
+struct AsItIs {
+  template <class B>
+  RECOPS_INLINE B operator()(B x, Index, Index) const {
+    return x;
+  }
+};
+/// a power of two (the limit keeps it finite, and far out of the range in which it is taken),
+struct Power {
+  template <class B>
+  RECOPS_INLINE B operator()(B x, Index, Index) const {
+    return attention_kernel::exp2(xsimd::min(B(64), x));  // in this order a NaN passes
+  }
+};
+/// or a share of its row, plus a bias.
+template <class T>
+struct Share {
+  const T *factors, *bias;
+  template <class B>
+  RECOPS_INLINE B operator()(B x, Index row, Index column) const {
+    const B f(factors[row]);
+    return bias ? mul_add(x, f, B::load_aligned(bias + column)) : x * f;
+  }
+};
+
+/// c[r][.] = finish(init[.] + sum_j a[r][j] b[j][.]), R rows and V vectors; `row` and `column` are those of c[0][0].
+template <class T, class A, int R, int V, class Finish>
 [[gnu::noinline]] void product_tile(Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
-                                    Index c_stride) {
+                                    Index c_stride, const Finish& finish, Index row, Index column) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   B acc[R][V];
@@ -81,64 +106,51 @@ template <class T, class A, int R, int V>
   RECOPS_UNROLL
   for (int r = 0; r < R; ++r) {
     RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) acc[r][v].store_unaligned(c + r * c_stride + v * W);
+    for (int v = 0; v < V; ++v) finish(acc[r][v], row + r, column + v * W).store_unaligned(c + r * c_stride + v * W);
   }
 }
 
-/// The same for any number of rows and `vectors`; the last tile of rows overlaps the one before.
-template <class T, class A>
+/// The same for any number of rows and `vectors`; the last tile of rows overlaps the one before. With each tile some of
+/// the rows `ahead` are asked for.
+template <class T, class A, class Finish = AsItIs>
 void product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
-             Index c_stride) {
+             Index c_stride, const Finish& finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
   constexpr Index W = lanes<T, A>, most = attention_kernel::tall<A>;
   for (Index v = 0; v < vectors; v += 2) {
     const bool pair = v + 2 <= vectors;
     const T *from = b + v * W, *start = init ? init + v * W : nullptr;
     for (Index r = 0; r < rows;) {
+      if (ahead) ahead->ask();
+      const auto tile = [&](auto* one) {
+        one(depth, a + r * a_stride, a_stride, from, b_stride, start, c + r * c_stride + v * W, c_stride, finish, r, v * W);
+      };
       if (rows >= most) {
         if (rows - r < most) r = rows - most;
-        (pair ? product_tile<T, A, most, 2> : product_tile<T, A, most, 1>)(depth, a + r * a_stride, a_stride, from, b_stride,
-                                                                           start, c + r * c_stride + v * W, c_stride);
+        tile(pair ? product_tile<T, A, most, 2, Finish> : product_tile<T, A, most, 1, Finish>);
         r += most;
       } else {
-        (pair ? product_tile<T, A, 1, 2> : product_tile<T, A, 1, 1>)(depth, a + r * a_stride, a_stride, from, b_stride, start,
-                                                                     c + r * c_stride + v * W, c_stride);
+        tile(pair ? product_tile<T, A, 1, 2, Finish> : product_tile<T, A, 1, 1, Finish>);
         ++r;
       }
     }
   }
 }
 
-/// 2^x for x <= 0, at least 2^-126; NaN stays NaN.
+/// s <- 2^(s - the largest), a whole number of vectors.
 template <class T, class A>
-RECOPS_INLINE Batch<T, A> power(Batch<T, A> x) {
+[[gnu::noinline, gnu::cold]] void powers_from_largest(T* s, Index n) {
   using B = Batch<T, A>;
-  if constexpr (std::is_same_v<T, float> && registers<A> != 32) {
-    constexpr float c[] = {1.00000007f, 0.693146967f, 0.240221197f, 0.0555071328f, 0.0096755415f, 0.0013276472f};
-    const B magic(12582912.0f);  // adding it leaves the nearest whole number in the low bits
-    const B y = xsimd::max(B(-126.0f), x), t = y + magic, r = y - (t - magic);
-    const auto whole = bits_as<std::int32_t>(t) << 23;
-    return bits_as<float>(bits_as<std::int32_t>(simd::detail::polynomial(r, c)) + whole) + (y - y);
-  } else {
-    return attention_kernel::exp2(x);
-  }
+  B most = B::load_aligned(s);
+  for (Index j = lanes<T, A>; j < n; j += lanes<T, A>) most = xsimd::max(B::load_aligned(s + j), most);
+  const B largest(max_lane(most));
+  for (Index j = 0; j < n; j += lanes<T, A>) attention_kernel::exp2(B::load_aligned(s + j) - largest).store_aligned(s + j);
 }
 
-/// The largest of each of several vectors, one per lane.
-template <class T, class A>
-RECOPS_INLINE Batch<T, A> max_each(Batch<T, A>* x) {
-  constexpr Index W = lanes<T, A>;
-  RECOPS_UNROLL
-  for (Index n = W / 2; n > 0; n /= 2) {
-    RECOPS_UNROLL
-    for (Index i = 0; i < n; ++i) x[i] = xsimd::max(zip<false>(x[i], x[i + n]), zip<true>(x[i], x[i + n]));
-  }
-  return x[0];
-}
-
-/// Softmax of `count` runs of n scores in units of log 2, n a whole number of vectors and count of lanes. What crosses lanes is done
-/// for as many runs at a time as there are lanes. `V`: vectors of a run, 0 for any number.
-template <class T, class A, int V>
-[[gnu::noinline]] void softmax_runs(T* s, Index count, Index n) {
+/// factors[i] <- 1 / the sum of run i, for `count` runs of n powers, n a whole number of vectors and count of lanes. What crosses lanes is
+/// done for as many runs at a time as there are lanes; `again(i)` measures from its largest a run whose sum is out of range. `V`: vectors
+/// of a run, 0 for any number. `scale`: the runs become what they are shares of.
+template <class T, class A, int V, bool scale, class Again>
+[[gnu::noinline]] void shares(T* s, Index count, Index n, T* factors, const Again& again) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const auto each = [&](auto&& f) RECOPS_LAMBDA_INLINE {
@@ -150,48 +162,37 @@ template <class T, class A, int V>
     }
   };
   if constexpr (V > 0) n = V * W;
-  alignas(64) T across[W * W], one[W];
+  const B least(std::ldexp(T(1), -30)), most(std::ldexp(T(1), 30));
   for (Index i = 0; i < count; i += W, s += W * n) {
-    B x[W];
-    RECOPS_UNROLL
-    for (Index u = 0; u < W; ++u) {
-      const T* const from = s + u * n;
-      x[u] = B::load_aligned(from);
-      each([&](Index j) RECOPS_LAMBDA_INLINE {
-        if (j > 0) x[u] = xsimd::max(B::load_aligned(from + j), x[u]);
-      });
+    const auto total = [&]() RECOPS_LAMBDA_INLINE {
+      B x[W];
+      RECOPS_UNROLL
+      for (Index u = 0; u < W; ++u) {
+        const T* const from = s + u * n;
+        x[u] = B::load_aligned(from);
+        each([&](Index j) RECOPS_LAMBDA_INLINE {
+          if (j > 0) x[u] = x[u] + B::load_aligned(from + j);
+        });
+      }
+      return sum_each<T, A>(x);
+    };
+    B sum = total();
+    if (!xsimd::all((sum >= least) & (sum <= most))) [[unlikely]] {
+      alignas(64) T sums[W];
+      sum.store_aligned(sums);
+      for (Index u = 0; u < W; ++u)
+        if (!(sums[u] >= least.get(0) && sums[u] <= most.get(0))) again(i + u);
+      sum = total();
     }
-    max_each<T, A>(x).store_aligned(one);
-    for (Index u = 0; u < W; ++u) {
-      T* const to = s + u * n;
-      const B most(one[u]);
-      B sum(T(0));
-      each([&](Index j) RECOPS_LAMBDA_INLINE {
-        const B e = power(B::load_aligned(to + j) - most);
-        e.store_aligned(to + j);
-        sum = sum + e;
-      });
-      sum.store_aligned(across + u * W);
-    }
-    RECOPS_UNROLL
-    for (Index u = 0; u < W; ++u) x[u] = B::load_aligned(across + u * W);
-    (B(T(1)) / sum_each<T, A>(x)).store_aligned(one);
-    for (Index u = 0; u < W; ++u) {
-      T* const to = s + u * n;
-      const B factor(one[u]);
-      each([&](Index j) RECOPS_LAMBDA_INLINE { (B::load_aligned(to + j) * factor).store_aligned(to + j); });
+    (B(T(1)) / sum).store_aligned(factors + i);
+    if constexpr (scale) {
+      for (Index u = 0; u < W; ++u) {
+        T* const to = s + u * n;
+        const B factor(factors[i + u]);
+        each([&](Index j) RECOPS_LAMBDA_INLINE { (B::load_aligned(to + j) * factor).store_aligned(to + j); });
+      }
     }
   }
-}
-template <class T, class A>
-void softmax_runs(T* s, Index count, Index n) {
-  constexpr Index W = lanes<T, A>;
-  const Index whole = (count + W - 1) / W * W;
-  std::fill(s + count * n, s + whole * n, T(0));
-  if (n == W) return softmax_runs<T, A, 1>(s, whole, n);
-  if (n == 2 * W) return softmax_runs<T, A, 2>(s, whole, n);
-  if (n == 4 * W) return softmax_runs<T, A, 4>(s, whole, n);
-  softmax_runs<T, A, 0>(s, whole, n);
 }
 
 /// d <- p (d - sum p d) for every run.
@@ -241,6 +242,7 @@ class FewKeys {
     values_ = ws.take<T>(n_ * padded_width_);
     weights_ = ws.take<T>(few_keys::block * n_);
     copy_ = ws.take<T>(few_keys::block * padded_width_);
+    factors_ = ws.take<T>(few_keys::block * segments_);
     const bool biased = x.key_bias || run_ != x.keys;
     if (biased) bias_ = ws.take<T>(n_);
     if (x.bias) {
@@ -277,13 +279,20 @@ class FewKeys {
   }
 
   /// y `[R, width]` of x `[R, depth]`, R <= few_keys::block; a row whose `mask` is 0 gets zeros.
-  void attend(MatrixView<const T> x, const std::uint8_t* mask, MatrixView<T> y) {
-    const Index rows = x.rows();
-    weigh(x);
+  void attend(MatrixView<const T> x, const std::uint8_t* mask, MatrixView<T> y, attention_kernel::RowsAhead<T>* ahead = nullptr) {
+    const Index rows = x.rows(), vectors = padded_width_ / lanes<T, A>;
     const bool direct = width_ == padded_width_;
     T* const to = direct ? y.data() : copy_;
     const Index stride = direct ? y.stride() : padded_width_;
-    few_keys::product<T, A>(rows, padded_width_ / lanes<T, A>, n_, weights_, n_, values_, padded_width_, out_bias_, to, stride);
+    if (segments_ == 1) {
+      weigh<false>(x, ahead);
+      few_keys::product<T, A>(rows, vectors, n_, weights_, n_, values_, padded_width_, nullptr, to, stride,
+                              few_keys::Share<T>{factors_, out_bias_}, ahead);
+    } else {
+      weigh<true>(x, ahead);
+      few_keys::product<T, A>(rows, vectors, n_, weights_, n_, values_, padded_width_, out_bias_, to, stride, few_keys::AsItIs{},
+                              ahead);
+    }
     for (Index i = 0; i < rows; ++i) {
       if (!direct) std::copy_n(copy_ + i * padded_width_, width_, y.row(i));
       if (mask && mask[i] == 0) std::fill_n(y.row(i), width_, T(0));
@@ -297,7 +306,7 @@ class FewKeys {
     constexpr Index W = lanes<T, A>;
     const Index rows = x.rows();
     const MatrixView<const T> in = few_keys::summable<T, A>(x, mask, copy_in_), dout = few_keys::summable<T, A>(dy, mask, copy_);
-    weigh(in.middle_cols(0, depth_));
+    weigh<true>(in.middle_cols(0, depth_));
     few_keys::product<T, A>(rows, n_ / W, width_, dout.data(), dout.stride(), values_back_, n_, nullptr, scores_, n_);
     few_keys::softmax_runs_backward<T, A>(weights_, scores_, rows * segments_, run_);
     if (gradients.v)
@@ -313,16 +322,36 @@ class FewKeys {
   }
 
  private:
-  void weigh(MatrixView<const T> x) {
-    few_keys::product<T, A>(x.rows(), n_ / lanes<T, A>, depth_, x.data(), x.stride(), keys_, n_, bias_, weights_, n_);
-    few_keys::softmax_runs<T, A>(weights_, x.rows() * segments_, run_);
+  /// The weights of a block, with `scaled` as they are, else as multiples of which `factors_` makes weights.
+  template <bool scaled>
+  void weigh(MatrixView<const T> x, attention_kernel::RowsAhead<T>* ahead = nullptr) {
+    constexpr Index W = lanes<T, A>;
+    const Index count = x.rows() * segments_, whole = (count + W - 1) / W * W;
+    few_keys::product<T, A>(x.rows(), n_ / W, depth_, x.data(), x.stride(), keys_, n_, bias_, weights_, n_, few_keys::Power{},
+                            ahead);
+    std::fill(weights_ + count * run_, weights_ + whole * run_, T(1));
+    // Powers are measured from 0, and only where that would leave the range from the largest.
+    const auto again = [&](Index i) {
+      const Index s = i % segments_ * run_;
+      T* const p = weights_ + i * run_;
+      few_keys::product<T, A>(1, run_ / W, depth_, x.row(i / segments_), x.stride(), keys_ + s, n_, bias_ ? bias_ + s : nullptr,
+                              p, n_);
+      few_keys::powers_from_largest<T, A>(p, run_);
+    };
+    const auto shares = [&](auto vectors) {
+      few_keys::shares<T, A, decltype(vectors)::value, scaled>(weights_, whole, run_, factors_, again);
+    };
+    if (run_ == W) return shares(std::integral_constant<int, 1>());
+    if (run_ == 2 * W) return shares(std::integral_constant<int, 2>());
+    if (run_ == 4 * W) return shares(std::integral_constant<int, 4>());
+    shares(std::integral_constant<int, 0>());
   }
 
   Index segments_, run_, n_, depth_, width_, padded_depth_, padded_width_;
-  T *keys_, *values_;                                            // [depth, n] in units of log 2; [n, padded width]
-  T *bias_ = nullptr, *out_bias_ = nullptr;                      // [n], [padded width]
-  T *keys_back_ = nullptr, *values_back_ = nullptr;              // [n, padded depth] times c; [width, n]
-  T *weights_, *copy_, *scores_ = nullptr, *copy_in_ = nullptr;  // of a block
+  T *keys_, *values_;                                                       // [depth, n] in units of log 2; [n, padded width]
+  T *bias_ = nullptr, *out_bias_ = nullptr;                                 // [n], [padded width]
+  T *keys_back_ = nullptr, *values_back_ = nullptr;                         // [n, padded depth] times c; [width, n]
+  T *weights_, *factors_, *copy_, *scores_ = nullptr, *copy_in_ = nullptr;  // of a block
 };
 
 }  // namespace simd
