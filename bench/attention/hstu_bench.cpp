@@ -4,7 +4,7 @@
 ///
 /// Cases: `attention` (causal, `full` without the mask, `bias` with position and time terms) and `backward`; `layer` the frozen layer on a
 /// whole sequence, `step` one further behaviour from cached keys and values. Flops are those of visible pairs. Peers: `torch` the same with
-/// dense matrices (the faster of eager and in place), `softmax` our streaming softmax attention of the same shape, `full` the same without
+/// dense matrices (the faster of eager and in place), `eigen` in blocks of 64 queries, `softmax` our streaming softmax attention of the same shape, `full` the same without
 /// the causal mask, `recompute` the layer on the whole sequence.
 #include <recops/attention/hstu.hpp>
 #include <recops/nn/scaled_dot_product_attention.hpp>
@@ -12,6 +12,10 @@
 #include <memory>
 
 #include "support/paired.hpp"
+#if defined(RECOPS_BENCH_EIGEN) || __has_include(<Eigen/Core>)
+#include <recops/core/eigen.hpp>
+#define WITH_EIGEN 1
+#endif
 
 using namespace recops;
 using namespace recops_bench;
@@ -46,6 +50,26 @@ struct Data {
   void softmax() {
     scaled_dot_product_attention<float>(q.view(), k.view(), v.view(), {}, {.heads = heads, .causal = true}, out, lse, ws);
   }
+#if defined(WITH_EIGEN)
+  /// Blocks of 64 queries, whose scores stay in the caches; what no query of a block sees is skipped.
+  void eigen(bool causal) {
+    const auto Q = as_eigen(q), K = as_eigen(k), V = as_eigen(v);
+    auto O = as_eigen(out);
+    const float share = 1 / static_cast<float>(length);
+    for (Index i = 0; i < length; i += 64) {
+      const Index n = std::min(Index{64}, length - i), seen = causal ? i + n : length;
+      for (Index h = 0; h < heads; ++h) {
+        const Index at = h * (width / heads), d = width / heads;
+        auto s = scores.topLeftCorner(n, seen);
+        s.noalias() = Q.block(i, at, n, d) * K.block(0, at, seen, d).transpose();
+        s.array() *= share / (1 + (-s.array()).exp());
+        if (causal) s.rightCols(n).template triangularView<Eigen::StrictlyUpper>().setZero();
+        O.block(i, at, n, d).noalias() = s * V.block(0, at, seen, d);
+      }
+    }
+  }
+  Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> scores{64, length};
+#endif
   void backward(bool with) {
     hstu_attention_backward<float>(q.view(), k.view(), v.view(), bias(with), options(true), dout, dq, dk, dv,
                                    with ? HstuBiasGradient<float>{dposition, dtime} : HstuBiasGradient<float>{}, ws);
@@ -64,6 +88,9 @@ void add(const std::string& what, Index l, bool causal, bool with, bool backward
           c.kernel = [=](Index) { data->backward(with); };
         } else {
           c.kernel = [=](Index) { data->forward(causal, with); };
+#if defined(WITH_EIGEN)
+          if (!with && l <= 2048) c.peers.push_back({"eigen", [=](Index) { data->eigen(causal); }});
+#endif
           if (causal && !with) {
             c.peers.push_back({"full", [=](Index) { data->forward(false, false); }});
             c.peers.push_back({"softmax", [=](Index) { data->softmax(); }});

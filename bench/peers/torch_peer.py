@@ -1082,6 +1082,8 @@ def lightsans(length, width, heads, interests, places, train):
         with torch.enable_grad():
             model(x).backward(dy)
 
+    return step
+
 
 def sparse_moe(n, d, h, e, k, train=False):
     """Top-k of e experts of one layer: rows sorted by expert, a product for each expert that has rows, index_add back."""
@@ -1136,9 +1138,14 @@ class Pooler(torch.nn.Module):
         if self.kind == "additive":
             return torch.softmax(self.w(torch.tanh(self.u(x))), 1).transpose(1, 2) @ x
         z = self.query.expand(b, -1, -1)
-        if self.kind == "pma":
+        if self.kind in ("pma", "isab"):
             q = self.q(self.query).expand(b, -1, -1)
             h = self.norm1(q + self.attend(q, x))
+            y = self.norm2(h + torch.relu(self.out(h)))
+            if self.kind == "pma":
+                return y
+            q = self.q(x)
+            h = self.norm1(q + self.attend(q, y))
             return self.norm2(h + torch.relu(self.out(h)))
         if self.kind == "fq_former":
             z = self.norm1(z + self.out(self.attend(self.q(z), torch.cat([z, x], 1))))

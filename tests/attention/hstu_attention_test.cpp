@@ -155,6 +155,17 @@ TEST_CASE("what hstu attention does not depend on", "[attention][hstu]") {
     for (Index i = 0; i < 60; ++i) CHECK(std::isfinite(dq(i, 0) + dq(i, 15)));
     for (Index i = 61; i < 100; ++i) CHECK(std::isfinite(dv(i, 0)));
   }
+  SECTION("a score that is infinite: no weight below, no end above") {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    b.position = b.time = {};
+    for (Index j = 0; j < 16; ++j) b.q(40, j) = b.k(7, j) = j == 0 || j == 8 ? 1.0f : 0.0f;
+    for (const float sign : {-1.0f, 1.0f}) {
+      b.k(7, 0) = sign * infinity;
+      b.forward(other, ws);
+      CHECK((sign < 0 ? std::isfinite(other(40, 1)) : other(40, 1) == std::copysign(infinity, b.v(7, 1))));
+      CHECK(std::isfinite(other(40, 9)));  // the other head
+    }
+  }
   SECTION("linear in the values") {
     for (Index i = 0; i < 1600; ++i) b.v.data()[i] *= 2;
     b.forward(other, ws);

@@ -201,6 +201,25 @@ TEMPLATE_TEST_CASE("hstu served piece by piece", "[attention][hstu]", float, dou
         }).find("times: expected size 1") != std::string::npos);
 }
 
+TEST_CASE("hstu: one behaviour more at the end of a long history", "[attention][hstu]") {
+  Random random = random_stream(68);
+  const Index length = 8192;
+  const Hstu<float> layer(8, {.max_length = length, .time_buckets = 129}, random);
+  const Matrix<float> x = random_matrix<float>(length, 8, random);
+  std::vector<std::int64_t> times;
+  for (Index i = 0; i < length; ++i) times.push_back(1000 * i + random.below(900));
+  Workspace ws;
+  Matrix<float> whole(length, 8), y(length, 8);
+  layer.forward(x.view(), {.times = times}, whole, ws);
+  HstuState<float> state = layer.make_state();
+  const IndexView all(times);
+  layer.extend(x.view().middle_rows(0, length - 1), all.segment(0, length - 1), {}, state, y.view().middle_rows(0, length - 1),
+               ws);
+  layer.extend(x.view().middle_rows(length - 1, 1), all.segment(length - 1, 1), {}, state, y.view().middle_rows(length - 1, 1),
+               ws);
+  CHECK(max_difference(y.view().middle_rows(length - 1, 1), whole.view().middle_rows(length - 1, 1)) < 2e-6);
+}
+
 TEST_CASE("a candidate's score does not depend on the others' times", "[attention][hstu]") {
   Random random = random_stream(67);
   Workspace ws;

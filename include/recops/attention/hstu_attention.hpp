@@ -13,7 +13,8 @@
 /// Time        bucket = floor(ln(max(1, gap)) / 0.301), at most the last.  A query is asked when the next behaviour happens (the last one:
 ///             at its own time), unless `query_times` says when.
 /// Edge cases  a row that sees no key gets 0.  Empty users and batches are fine.
-/// NaN         stays with the queries that see it: a NaN in a later behaviour does not touch earlier rows.  Infinite scores give NaN.
+/// NaN         stays with the queries that see it: a NaN in a later behaviour does not touch earlier rows.
+///             A score of -infinity weighs nothing (1e-36), one of infinity makes the row infinite, or NaN where signs differ or v is 0.
 /// Precision   T; weights to 1e-7 absolute of max(1, score) (float).  Same bits for any number of threads; sums over keys in blocks of 60.
 /// Cost        2 H (dk + dv) flops per visible pair, half of all where causal; no [L, L] matrix.  Backward 2.5 times that.
 /// Errors      Error if shapes, offsets, times or options disagree; outputs untouched.
