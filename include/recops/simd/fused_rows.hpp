@@ -60,8 +60,10 @@ template <class T, class A, class S, int Rows, int Panels, class Finish>
     for (Index p = part == 0 ? split : k - split; p > 0; --p) {
       RECOPS_UNROLL
       for (int q = 0; q < Panels; ++q) {
-        RECOPS_UNROLL
-        for (int g = 0; g < groups; ++g) asm("" : "+r"(rows[g]));  // no register is free to keep a number of A for the next panel
+        if constexpr (Rows > 1) {  // no register is free to keep a number of A for the next panel
+          RECOPS_UNROLL
+          for (int g = 0; g < groups; ++g) asm("" : "+r"(rows[g]));
+        }
         B w[2];
         Stored<S, T, A>::load(b[q], w);
         __builtin_prefetch(b[q] + offset);

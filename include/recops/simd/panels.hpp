@@ -272,23 +272,43 @@ void encode_panel(const float* panel, Index cols, std::int8_t*, std::uint32_t* w
   }
 }
 
+namespace detail {
+
+/// Sums that a product of a row with a vector is made of: two, of even and odd columns, where the rows of a panel alone are too few
+/// to hide the latency of an fma.
+template <class T, class A>
+inline constexpr int panel_sums = panel_width<T> / lanes<T, A> < 8 ? 2 : 1;
+/// Vectors that one pass over a panel multiplies at most: eight chains, and at least one word vector of each part.
+template <class T, class A, class S>
+inline constexpr int panel_queries = registers<A> / 2 / panel_sums<T, A> / static_cast<int>(panel_parts<T, S>) < 4
+                                         ? registers<A> / 2 / panel_sums<T, A> / static_cast<int>(panel_parts<T, S>)
+                                         : 4;
+
+}  // namespace detail
+
 /// Products of a panel (of T stored as S) with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls
-/// use(query, first lane, products) for every register of them. Even and odd columns have accumulators of their own: one alone
-/// would wait for itself. Where the panel is not full, `rows` says how many rows it has: registers without any may be left out.
+/// use(query, first lane, products) for every register of them. Each product sums the columns in order, whatever goes with it. Where
+/// the panel is not full, `rows` says how many rows it has: registers without any may be left out.
 template <class T, class A, int Queries, class S = T, class F>
 RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, F&& use,
                                   Index rows = panel_width<T>) {
   using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>, P = panel_width<T>, words = panel_words<T, S>;
-  constexpr int parts = static_cast<int>(panel_parts<T, S>);
-  constexpr int all = static_cast<int>(P / W), most = registers<A> / 4 / Queries;  // accumulators stay in registers
-  constexpr int V = (all < most ? all : most) / parts;                             // word vectors at once
-  static_assert(V > 0 && words % (V * W) == 0);
+  constexpr Index W = lanes<T, A>, words = panel_words<T, S>;
+  constexpr int parts = static_cast<int>(panel_parts<T, S>), sums = detail::panel_sums<T, A>;
+  constexpr int all = static_cast<int>(words / W), most = registers<A> / 2 / (sums * parts * Queries);
+  constexpr int V = all < most ? all : most, vectors = V * parts * Queries;  // V: word vectors at once
+  static_assert(V > 0 && all % V == 0);
   for (Index v = 0; v < words && v < rows; v += V * W) {
-    B even[V * parts * Queries], odd[V * parts * Queries];
+    B sum[sums][vectors];
     RECOPS_UNROLL
-    for (int i = 0; i < V * parts * Queries; ++i) even[i] = odd[i] = B(T(0));
-    const auto column = [&](Index d, B(&sum)[V * parts * Queries]) RECOPS_LAMBDA_INLINE {
+    for (int s = 0; s < sums; ++s) {
+      RECOPS_UNROLL
+      for (int i = 0; i < vectors; ++i) sum[s][i] = B(T(0));
+    }
+    const auto column = [&](Index d, B(&into)[vectors]) RECOPS_LAMBDA_INLINE {
+      B factor[Queries];
+      RECOPS_UNROLL
+      for (int q = 0; q < Queries; ++q) factor[q] = B(queries[q * stride + d]);
       RECOPS_UNROLL
       for (int i = 0; i < V; ++i) {
         B x[parts];
@@ -297,26 +317,26 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
         for (int part = 0; part < parts; ++part) {
           RECOPS_UNROLL
           for (int q = 0; q < Queries; ++q) {
-            B& s = sum[(i * parts + part) * Queries + q];
-            s = mul_add(x[part], B(queries[q * stride + d]), s);
+            B& s = into[(i * parts + part) * Queries + q];
+            s = mul_add(x[part], factor[q], s);
           }
         }
       }
     };
     Index d = 0;
-    for (; d + 2 <= cols; d += 2) {
-      column(d, even);
-      column(d + 1, odd);
+    for (; d + sums <= cols; d += sums) {
+      RECOPS_UNROLL
+      for (int s = 0; s < sums; ++s) column(d + s, sum[s]);
     }
-    if (d < cols) column(d, even);
+    if (d < cols) column(d, sum[0]);
     RECOPS_UNROLL
     for (int i = 0; i < V; ++i) {
       RECOPS_UNROLL
       for (int part = 0; part < parts; ++part) {
         RECOPS_UNROLL
         for (int q = 0; q < Queries; ++q) {
-          const int s = (i * parts + part) * Queries + q;
-          use(q, v + i * W + part * words, even[s] + odd[s]);
+          const int at = (i * parts + part) * Queries + q;
+          use(q, v + i * W + part * words, sums == 1 ? sum[0][at] : sum[0][at] + sum[sums - 1][at]);
         }
       }
     }
@@ -327,9 +347,13 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
 template <class T, class A, class S = T, class F>
 RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, Index count, F&& use,
                                   Index rows = panel_width<T>) {
+  constexpr int most = detail::panel_queries<T, A, S>;
   Index first = 0;
   const auto part = [&](int q, Index lane, Batch<T, A> c) RECOPS_LAMBDA_INLINE { use(first + q, lane, c); };
-  if constexpr (registers<A> / 8 >= panel_parts<T, S>) {
+  if constexpr (most >= 4) {
+    for (; first + 4 <= count; first += 4) panel_products<T, A, 4, S>(panel, cols, queries + first * stride, stride, part, rows);
+  }
+  if constexpr (most >= 2) {
     for (; first + 2 <= count; first += 2) panel_products<T, A, 2, S>(panel, cols, queries + first * stride, stride, part, rows);
   }
   for (; first < count; ++first) panel_products<T, A, 1, S>(panel, cols, queries + first * stride, stride, part, rows);
