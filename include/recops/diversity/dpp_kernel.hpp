@@ -85,18 +85,10 @@ struct DppKernelRule : DppVolumes<T, A> {
 
   bool begin(Index place) const { return place == 0; }
   void refresh(Index p) {
-    T *const c = factors + p * places * P, *const left = this->rho + p * P;
-    const Index used = simd::padded<T>(this->rows.rows_in(p));  // of a panel's lanes
-    alignas(64) T own[P];
-    for (Index s = this->applied[p]; s < count; ++s) {
-      T* const e = c + s * P;
-      simd::subtract_rows<T, A>(c, P, s, coefficients + s * places, T(1), this->part(picked[s], p, own), used, e);
-      for (Index v = 0; v < used; v += W) {
-        const B x = B::load_aligned(e + v) * B(inverse[s]);
-        x.store_aligned(e + v);
-        simd::neg_mul_add(x, x, B::load_aligned(left + v)).store_aligned(left + v);
-      }
-    }
+    alignas(64) T own[2][P];
+    Index s = this->applied[p];
+    for (; s + 2 <= count; s += 2) update<2>(p, s, own);  // what was missed two by two: the rows before them are read once
+    if (s < count) update<1>(p, s, own);
     this->applied[p] = static_cast<std::int32_t>(count);
   }
   bool pickable(Index i) {
@@ -110,6 +102,54 @@ struct DppKernelRule : DppVolumes<T, A> {
       picked[count++] = fetch(i);
     }
     this->start[i] = this->rho[i] = never<T>;
+  }
+
+ private:
+  /// Rows s to s + N of C in panel p, and what they leave of the volumes. Each is summed in the order of the picks, whatever N.
+  template <int N>
+  RECOPS_INLINE void update(Index p, Index s, T (&own)[2][P]) {
+    constexpr int V = static_cast<int>(P / W) < 8 / N ? static_cast<int>(P / W) : 8 / N;
+    T *const c = factors + p * places * P, *const left = this->rho + p * P;
+    const T *row[N], *of[N];
+    RECOPS_UNROLL
+    for (int n = 0; n < N; ++n) {
+      row[n] = this->part(picked[s + n], p, own[n]);
+      of[n] = coefficients + (s + n) * places;
+    }
+    const Index used = this->rows.rows_in(p);
+    for (Index v = 0; v < used; v += V * W) {
+      B e[N][V];
+      RECOPS_UNROLL
+      for (int n = 0; n < N; ++n) {
+        RECOPS_UNROLL
+        for (int i = 0; i < V; ++i) e[n][i] = B::load_unaligned(row[n] + v + i * W);
+      }
+      for (Index l = 0; l < s; ++l) {
+        B factor[N];
+        RECOPS_UNROLL
+        for (int n = 0; n < N; ++n) factor[n] = B(of[n][l]);
+        RECOPS_UNROLL
+        for (int i = 0; i < V; ++i) {
+          const B x = B::load_aligned(c + l * P + v + i * W);
+          RECOPS_UNROLL
+          for (int n = 0; n < N; ++n) e[n][i] = simd::neg_mul_add(factor[n], x, e[n][i]);
+        }
+      }
+      RECOPS_UNROLL
+      for (int i = 0; i < V; ++i) {
+        B rest = B::load_aligned(left + v + i * W);
+        RECOPS_UNROLL
+        for (int n = 0; n < N; ++n) {
+          const B x = e[n][i] * B(inverse[s + n]);
+          x.store_aligned(c + (s + n) * P + v + i * W);
+          rest = simd::neg_mul_add(x, x, rest);
+          if constexpr (N == 2) {
+            if (n == 0) e[1][i] = simd::neg_mul_add(B(of[1][s]), x, e[1][i]);
+          }
+        }
+        rest.store_aligned(left + v + i * W);
+      }
+    }
   }
 };
 
