@@ -26,6 +26,15 @@ TEMPLATE_TEST_CASE("memory is 64-byte aligned", "[core][matrix]", float, double,
   }
 }
 
+TEST_CASE("what fills a huge page begins on one, and moves there as it grows", "[core][matrix]") {
+  const Index page = Index{1} << 21;
+  Vector<std::uint8_t> v(page - 1, 3);
+  v.push_back(4);
+  v.push_back(5);
+  CHECK(reinterpret_cast<std::uintptr_t>(v.data()) % static_cast<std::uintptr_t>(page) == 0);
+  CHECK((v[0] == 3 && v[page - 2] == 3 && v[page - 1] == 4 && v[page] == 5));
+}
+
 TEST_CASE("capacity is kept: shrink and grow allocate nothing", "[core][matrix]") {
   Matrix<float> m(40, 25);
   Vector<double> v(1000);

@@ -239,7 +239,7 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
 
   const auto mark = ws.mark();
   const bool batch = options.norm == ExpertNorm::batch;
-  const MatrixView<T> dz = ws.matrix<T>(x.rows(), n);
+  const MatrixView<T> dz = detail::staggered<T>(x.rows(), n, ws);
   const T* const mean = batch ? moments.row(0) : nullptr;
   T* inverse = nullptr;
   if (batch) {
@@ -429,9 +429,12 @@ struct ExpertBank {
     check_shape(name, "x", x, any_size, input_cols());
     check_shape(name, "dy", dy, x.rows(), weight.rows());
     check_shape(name, "saved.pre", saved.pre.view(), x.rows(), weight.rows());
-    check_size(name, "saved.hidden",
-               VectorView<const Matrix<T>>(saved.hidden_out.data(), static_cast<Index>(saved.hidden_out.size())),
-               static_cast<Index>(hidden.size()));
+    check_option(name, "saved", saved.hidden_pre.size() == hidden.size() && saved.hidden_out.size() == hidden.size(),
+                 "what forward of this layer saved", static_cast<double>(saved.hidden_out.size()));
+    for (std::size_t l = 0; l < hidden.size(); ++l) {
+      check_shape(name, "saved.hidden", saved.hidden_pre[l].view(), x.rows(), hidden[l].weight.rows());
+      check_shape(name, "saved.hidden", saved.hidden_out[l].view(), x.rows(), hidden[l].weight.rows());
+    }
     if (!dx.empty()) check_shape(name, "dx", dx, x.rows(), x.cols());
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();

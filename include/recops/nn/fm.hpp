@@ -30,6 +30,28 @@ void check_fm(const char* name, MatrixView<const T> e, const FmOptions& o) {
   check_option(name, "fields", o.fields >= 1 && e.cols() % o.fields == 0, "a divisor of the columns of e",
                static_cast<double>(o.fields));
 }
+
+/// The pairs of all fields for a vector of their numbers. Fields times the sum of those before them: every pair once, and no large
+/// squares that cancel. Four at a time, pairs within them and then they as one: a sum waits less for the one before.
+template <class T, class Load>
+RECOPS_INLINE simd::Batch<T> pairs_of_fields(const T* p, Index fields, Index k, Load load) {
+  using B = simd::Batch<T>;
+  B sum(T(0)), inner(T(0)), outer(T(0));
+  for (; fields >= 4; fields -= 4, p += 4 * k) {
+    const B a = load(p), b = load(p + k), c = load(p + 2 * k), d = load(p + 3 * k), ab = a + b, cd = c + d, all = ab + cd;
+    inner = simd::mul_add(a, b, inner);
+    outer = simd::mul_add(ab, cd, outer);
+    inner = simd::mul_add(c, d, inner);
+    outer = simd::mul_add(all, sum, outer);
+    sum = sum + all;
+  }
+  for (; fields > 0; --fields, p += k) {
+    const B a = load(p);
+    outer = simd::mul_add(a, sum, outer);
+    sum = sum + a;
+  }
+  return inner + outer;
+}
 }  // namespace detail
 
 /// Writes y `[B, 1]`, or with `pooled` `[B, K]`.
@@ -38,24 +60,19 @@ void fm(MatrixView<const T> e, const FmOptions& options, MatrixView<T> y, Worksp
   detail::check_fm("fm", e, options);
   const Index k = e.cols() / options.fields;
   check_shape("fm", "y", y, e.rows(), options.pooled ? k : 1);
-  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {
-    const auto mark = scratch.mark();
-    T* const own = options.pooled ? nullptr : scratch.take<T>(k);
+  detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
     for (Index b = first; b < first + count; ++b) {
       const T* const row = e.row(b);
-      T* const to = own ? own : y.row(b);
-      // Each field times the sum of those before it: every pair once, and no large squares that cancel.
+      simd::Batch<T> total(T(0));
       simd::for_each_vector<T, simd::DefaultArch>(k, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
-        simd::Batch<T> sum(T(0)), pairs(T(0));
-        const T* p = row + j;
-        for (Index f = 0; f < options.fields; ++f, p += k) {
-          const auto v = load(p);
-          pairs = simd::mul_add(v, sum, pairs);
-          sum = sum + v;
+        const simd::Batch<T> pairs = detail::pairs_of_fields<T>(row + j, options.fields, k, load);
+        if (options.pooled) {
+          store(y.row(b) + j, pairs);
+        } else {
+          total = total + pairs;
         }
-        store(to + j, pairs);
       });
-      if (own) y(b, 0) = simd::sum<T>(own, k);
+      if (!options.pooled) y(b, 0) = simd::sum_lanes(total);
     }
   });
 }

@@ -15,6 +15,35 @@
 
 namespace recops {
 inline namespace RECOPS_ABI {
+namespace detail {
+
+/// Calls `f(each)` where `each(body)` is `for_each_vector` over k numbers, unrolled where they are a few whole vectors: a loop of
+/// unknown length takes longer than what it does for a field.
+template <class T, class F>
+void with_field_loop(Index k, F&& f) {
+  constexpr Index W = simd::lanes<T, simd::DefaultArch>;
+  const auto whole = [&]<Index C>(std::integral_constant<Index, C>) {
+    f([](auto&& body) RECOPS_LAMBDA_INLINE {
+      RECOPS_UNROLL
+      for (Index v = 0; v < C; ++v)
+        body(
+            v * W, [](const T* p) RECOPS_LAMBDA_INLINE { return simd::Batch<T>::load_unaligned(p); },
+            [](T* p, simd::Batch<T> x) RECOPS_LAMBDA_INLINE { x.store_unaligned(p); });
+    });
+  };
+  switch (k % W == 0 ? k / W : 0) {
+    case 1:
+      return whole(std::integral_constant<Index, 1>());
+    case 2:
+      return whole(std::integral_constant<Index, 2>());
+    case 4:
+      return whole(std::integral_constant<Index, 4>());
+    default:
+      f([k](auto&& body) RECOPS_LAMBDA_INLINE { simd::for_each_vector<T, simd::DefaultArch>(k, body); });
+  }
+}
+
+}  // namespace detail
 
 /// Names as in public PyTorch code: `excitation.0.weight [R, F]`, `excitation.2.weight [F, R]`; no biases.
 template <Real T>
@@ -60,7 +89,8 @@ struct Senet {
     const Index f = excite.rows();
     for (Matrix<T>* m : {&saved.z, &saved.t, &saved.a}) m->resize(e.rows(), f);
     saved.h.resize(e.rows(), squeeze.rows());
-    means(e, saved.z, ws);
+    const MatrixView<T> z = saved.z;
+    means(e, z, ws);
     simd::gemm<T>(simd::plain(MatrixView<const T>(saved.z)), simd::transposed(squeeze.view()), {.activation = Activation::relu},
                   saved.h, ws);
     simd::gemm<T>(simd::plain(MatrixView<const T>(saved.h)), simd::transposed(excite.view()), {}, saved.t, ws);
@@ -105,27 +135,45 @@ struct Senet {
     });
   }
 
-  /// z [B, F]: the means of the fields.
+  /// z [B, F]: the means of the fields, of a vector of fields at a time.
   static void means(MatrixView<const T> e, MatrixView<T> z, Workspace& ws) {
+    using B = simd::Batch<T>;
+    constexpr Index W = simd::lanes<T, simd::DefaultArch>;
     const Index f = z.cols(), k = e.cols() / f;
-    const T share = k > 0 ? T(1) / static_cast<T>(k) : T(0);
+    const B share(k > 0 ? T(1) / static_cast<T>(k) : T(0));
     detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-      for (Index b = first; b < first + count; ++b)
-        for (Index i = 0; i < f; ++i) {
-          const T* const own = e.row(b) + i * k;
-          simd::Batch<T> sum(T(0));
-          simd::for_each_vector<T, simd::DefaultArch>(
-              k, [&](Index j, auto load, auto) RECOPS_LAMBDA_INLINE { sum = sum + load(own + j); });
-          z(b, i) = simd::sum_lanes(sum) * share;
+      detail::with_field_loop<T>(k, [&](auto each) {
+        for (Index b = first; b < first + count; ++b) {
+          const T* own = e.row(b);
+          for (Index i = 0; i < f; i += W) {
+            const Index some = std::min(W, f - i);
+            B sums[W];
+            for (Index u = 0; u < W; ++u) {
+              sums[u] = B(T(0));
+              if (u >= some) continue;
+              each([&](Index j, auto load, auto) RECOPS_LAMBDA_INLINE { sums[u] = sums[u] + load(own + j); });
+              own += k;
+            }
+            simd::store_first(z.row(b) + i, simd::sum_each<T, simd::DefaultArch>(sums) * share, some);
+          }
         }
+      });
     });
   }
   /// y_f = a_f e_f
   static void scale(MatrixView<const T> e, MatrixView<const T> a, MatrixView<T> y, Workspace& ws) {
     const Index f = a.cols(), k = e.cols() / f;
     detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-      for (Index b = first; b < first + count; ++b)
-        for (Index i = 0; i < f; ++i) simd::scale<T>(a(b, i), e.row(b) + i * k, y.row(b) + i * k, k);
+      detail::with_field_loop<T>(k, [&](auto each) {
+        for (Index b = first; b < first + count; ++b) {
+          const T* from = e.row(b);
+          T* to = y.row(b);
+          for (Index i = 0; i < f; ++i, from += k, to += k) {
+            const simd::Batch<T> factor(a(b, i));
+            each([&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE { store(to + j, factor * load(from + j)); });
+          }
+        }
+      });
     });
   }
 
@@ -155,13 +203,15 @@ class FrozenSenet {
     check_option("FrozenSenet", "columns of e", e.cols() % fields_ == 0, "a multiple of the number of fields",
                  static_cast<double>(e.cols()));
     check_shape("FrozenSenet", "y", y, e.rows(), e.cols());
-    const auto mark = ws.mark();
-    const MatrixView<T> z = ws.matrix<T>(e.rows(), fields_), h = ws.matrix<T>(e.rows(), squeeze_.output_cols(fields_)),
-                        a = ws.matrix<T>(e.rows(), fields_);
-    Senet<T>::means(e, z, ws);
-    squeeze_.forward(z, h, ws);
-    excite_.forward(h, a, ws);
-    Senet<T>::scale(e, a, y, ws);
+    detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {  // e stays in cache
+      const auto mark = scratch.mark();
+      const MatrixView<T> z = scratch.matrix<T>(count, fields_), a = scratch.matrix<T>(count, fields_),
+                          h = scratch.matrix<T>(count, squeeze_.output_cols(fields_));
+      Senet<T>::means(e.middle_rows(first, count), z, scratch);
+      squeeze_.forward(z, h, scratch);
+      excite_.forward(h, a, scratch);
+      Senet<T>::scale(e.middle_rows(first, count), a, y.middle_rows(first, count), scratch);
+    });
   }
 
  private:

@@ -27,18 +27,33 @@ struct PanelSource {
   Index padded_cols = 0, row_stride = 0;
 };
 
-/// Beyond this B is taken to come from memory or a distant cache: one stream at a time, fetched far ahead, beats several.
+/// Beyond this B that is read once is taken to come from memory or a distant cache: one stream at a time, fetched far ahead, beats
+/// several.
 inline constexpr Index streamed_bytes = Index{1} << 22, streamed_ahead = 16384, cached_ahead = 1024;
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
-/// element is a cache line of its own otherwise.
+/// element is a cache line of its own otherwise. A few k of all rows at a time: neighbours share lines.
 template <class T, class A>
 inline constexpr Index tile_stride = (tile_rows<A> + lanes<T, A> - 1) / lanes<T, A>* lanes<T, A>;
 
 template <class T, class A>
-void copy_rows(const T* a, Index row_stride, Index col_stride, Index rows, Index depth, T* out) {
-  for (Index p = 0; p < depth; ++p)
-    for (Index r = 0; r < rows; ++r) out[p * tile_stride<T, A> + r] = a[p * col_stride + r * row_stride];
+void copy_rows(const T* a, Index row_stride, Index col_stride, Index m, Index tiles, Index depth, T* out) {
+  constexpr Index stride = tile_stride<T, A>, W = lanes<T, A>, together = 8;
+  for (Index first = 0; first < depth; first += together) {
+    const Index last = depth - first < together ? depth : first + together;
+    for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
+      rows = next_rows<A>(m - row, tiles - t);
+      for (Index p = first; p < last; ++p) {
+        const T* const from = a + row * row_stride + p * col_stride;
+        T* const to = out + (t * depth + p) * stride;
+        if (row_stride == 1 && row + stride <= m) {
+          for (Index r = 0; r < stride; r += W) Batch<T, A>::load_unaligned(from + r).store_unaligned(to + r);
+        } else {
+          for (Index r = 0; r < rows; ++r) to[r] = from[r * row_stride];
+        }
+      }
+    }
+  }
 }
 
 /// C = epilogue(A times panels [first, last)); A, C and the epilogue begin at the same row, C and the epilogue at column 0.
@@ -47,25 +62,31 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
               Workspace& ws) {
   constexpr Index P = panel_cols<T, A>, most = tile_rows<A>, stride = tile_stride<T, A>, size = static_cast<Index>(sizeof(S));
   const Index m = a.rows, k = a.cols, tiles = (m + most - 1) / most;
-  const bool streamed = n * k * size > streamed_bytes;
+  const bool streamed = tiles == 1 && n * k * size > streamed_bytes;
   const Index ahead = (streamed ? streamed_ahead : cached_ahead) / size;
   const Index group = streamed ? 1 : tile_panels<A>(static_cast<int>(lowest_tile<A>(m, tiles)));  // panels before the next tile
+  // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
+  Index calls = 0;
+  if (tiles > 1 && !b.row_stride) {
+    for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
+      rows = next_rows<A>(m - row, tiles - t);
+      const Index wide = tile_panels<A>(static_cast<int>(rows));
+      calls += (group + wide - 1) / wide;
+    }
+  }
+  const Index next_step = calls > 0 ? P * group / calls : 0;
   const bool copy = a.col_stride != 1 && last - first >= 4 && m > 1 && k > 1;
   const auto mark = ws.mark();
   T* const copied = copy ? ws.take<T>(tiles * stride * (k < k_block ? k : k_block)) : nullptr;
   alignas(64) T sums[most * P];  // where a tile is formed that is not yet C: all have at most so many elements
   for (Index p0 = 0; p0 == 0 || p0 < k; p0 += k_block) {
     const Index depth = k - p0 < k_block ? k - p0 : k_block;
-    const bool add = p0 > 0 || e.accumulate, final = p0 + k_block >= k, plain = !add && is_plain(e, final);
+    const bool add = p0 > 0 || e.accumulate, final = p0 + k_block >= k, plain = is_plain(e, final);
     const T* const at = a.data + p0 * a.col_stride;
-    if (copy) {
-      for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
-        rows = next_rows<A>(m - row, tiles - t);
-        copy_rows<T, A>(at + row * a.row_stride, a.row_stride, a.col_stride, rows, depth, copied + t * stride * depth);
-      }
-    }
+    if (copy) copy_rows<T, A>(at, a.row_stride, a.col_stride, m, tiles, depth, copied);
     for (Index j = first, count; j < last; j += count) {
       count = last - j < group ? last - j : group;
+      const S* next = b.data + (next_step ? p0 * b.padded_cols + (j + count) * P * depth : 0);
       for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
         rows = next_rows<A>(m - row, tiles - t);
         const Index wide = tile_panels<A>(static_cast<int>(rows)), narrow = narrow_panels(static_cast<int>(rows));
@@ -80,8 +101,12 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
           in.b = b.data + (b.row_stride ? p0 * b.row_stride + col : p0 * b.padded_cols + col * depth);
           in.k_step = b.row_stride ? b.row_stride : P;
           in.panel_stride = b.row_stride ? P : P * depth;
+          in.next = next;
+          in.next_step = next_step;
+          next += depth * next_step;
           T* const out = c + row * c_stride + col;
           const bool direct = plain && cols == width;
+          in.add = direct && add;
           tile_for<T, A, S>(rows, taken > narrow)(in, direct ? out : sums, direct ? c_stride : width);
           if (!direct) finish<T, A>(sums, width, out, c_stride, rows, cols, add, final, part_of(e, row, col));
         }

@@ -75,9 +75,12 @@ struct TileInput {
   Index k_step = 0, panel_stride = 0;  // from one k to the next, from one panel to the next
   Index panels = 1;                    // that are there; a wider tile repeats the last one
   Index ahead = 0;                     // elements of B to fetch ahead
+  const S* next = nullptr;             // what other tiles will want, to be fetched along with k
+  Index next_step = 0;
+  bool add = false;
 };
 
-/// sums[r * sums_stride + j] = sum over k of a(r, k) b(k, j), for whole panels.
+/// sums[r * sums_stride + j] = sum over k of a(r, k) b(k, j), plus what is there with `add`, for whole panels.
 template <class T, class A, class S, int Rows, int Panels>
 [[gnu::noinline]] void tile(const TileInput<T, S>& in, T* sums, Index sums_stride) {
   constexpr int W = static_cast<int>(lanes<T, A>), V = 2 * Panels;
@@ -99,6 +102,8 @@ template <class T, class A, class S, int Rows, int Panels>
   RECOPS_UNROLL
   for (int g = 0; g < groups; ++g) a[g] = in.a + 3 * g * in.row_stride;
   const Index row_bytes = in.row_stride * static_cast<Index>(sizeof(T)), k_step = in.k_step, ahead = in.ahead;
+  const S* next = in.next;
+  const Index next_step = in.next_step;
   Index col_stride = in.col_stride;
   asm("" : "+r"(col_stride));  // else gcc makes the loop twice, once for a stride of 1
   const auto opaque = [&]() RECOPS_LAMBDA_INLINE {
@@ -127,6 +132,8 @@ template <class T, class A, class S, int Rows, int Panels>
   }
   for (Index p = in.k; p > 0; --p) {
     opaque();
+    __builtin_prefetch(next, 0, 2);
+    next += next_step;
     if constexpr (registers<A> == 32) {
       B bv[V];
       RECOPS_UNROLL
@@ -153,6 +160,13 @@ template <class T, class A, class S, int Rows, int Panels>
     }
     RECOPS_UNROLL
     for (int g = 0; g < groups; ++g) a[g] += col_stride;
+  }
+  if (in.add) {
+    RECOPS_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + B::load_unaligned(sums + r * sums_stride + v * W);
+    }
   }
   RECOPS_UNROLL
   for (int r = 0; r < Rows; ++r) {
