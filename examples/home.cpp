@@ -5,6 +5,7 @@
 ///
 ///     shared bottom    one network for all tasks
 ///     MMoE             six relu experts, a gate per task                          and with HoME's expert: batch norm, silu
+///     sparse MMoE      two of sixteen relu experts per task and row: costs what four do, and a loss keeps all of them busy
 ///     PLE              two levels of shared and own experts
 ///     HoME             and HoME with each of its four ingredients taken away
 ///
@@ -17,6 +18,7 @@
 #include <recops/gating/diagnostics.hpp>
 #include <recops/gating/home.hpp>
 #include <recops/gating/ple.hpp>
+#include <recops/gating/sparse_mmoe.hpp>
 #include <recops/metrics/gauc.hpp>
 #include <recops/nn/embedding_bag.hpp>
 #include <recops/nn/loss.hpp>
@@ -245,6 +247,9 @@ std::vector<ExpertMonitor> monitors(const recops::Home<float>& m) {
   }
   return all;
 }
+/// Not every row has an output of every expert: nothing a monitor could compare.
+std::vector<ExpertMonitor> monitors(const recops::SparseMmoe<float>&) { return {}; }
+void watch(std::vector<ExpertMonitor>&, const recops::SparseMmoe<float>&, const recops::SparseMmoe<float>::Saved&) {}
 void watch(std::vector<ExpertMonitor>& monitors, const recops::Mmoe<float>&, const recops::Mmoe<float>::Saved& saved) {
   monitors[0].add<float>(saved.expert_outputs, saved.gates());
 }
@@ -439,9 +444,20 @@ class Run {
   Workspace ws_;
 };
 
-const std::vector<std::string> systems{"shared bottom", "MMoE",        "MMoE + norm",     "PLE",         "HoME",
-                                       "- normalise",   "- hierarchy", "- feature gates", "- self gates"};
-enum System : Index { shared_bottom, mmoe, mmoe_norm, ple, home, no_norm, no_hierarchy, no_feature_gates, no_self_gates };
+const std::vector<std::string> systems{"shared bottom", "MMoE",        "MMoE + norm",     "PLE",          "HoME",
+                                       "- normalise",   "- hierarchy", "- feature gates", "- self gates", "sparse MMoE"};
+enum System : Index {
+  shared_bottom,
+  mmoe,
+  mmoe_norm,
+  ple,
+  home,
+  no_norm,
+  no_hierarchy,
+  no_feature_gates,
+  no_self_gates,
+  sparse_mmoe
+};
 
 Outcome run(Index system, const Problem& p, const Config& c, std::uint64_t seed) {
   Random random(seed, 20);
@@ -454,6 +470,18 @@ Outcome run(Index system, const Problem& p, const Config& c, std::uint64_t seed)
     }
     return Run(p, c, recops::Mmoe<float>(system == mmoe_norm ? spec.home() : spec, random), seed).outcome();
   }
+  if (system == sparse_mmoe)
+    return Run(p, c,
+               recops::SparseMmoe<float>({.inputs = inputs,
+                                          .experts = 16,
+                                          .outputs = expert_width,
+                                          .tasks = tasks,
+                                          .hidden = {32},
+                                          .route = {.k = 2},
+                                          .balance = {.switch_loss = 1e-2}},
+                                         random),
+               seed)
+        .outcome();
   if (system == ple) {
     const recops::PleSpec spec{.inputs = inputs,
                                .tasks = tasks,
@@ -541,9 +569,10 @@ int main(int argc, char** argv) {
       heard.set(system, s, mean_of(o.after, [](const ExpertReport& r, auto add) {
                   for (const auto& t : r.tasks) add(t.effective_experts);
                 }));
-      own.set(system, s, mean_of({o.after.back()}, [](const ExpertReport& r, auto add) {
-                for (const auto& t : r.tasks) add(t.own_share / t.fair_share);
-              }));
+      if (!o.after.empty())
+        own.set(system, s, mean_of({o.after.back()}, [](const ExpertReport& r, auto add) {
+                  for (const auto& t : r.tasks) add(t.own_share / t.fair_share);
+                }));
       per_task[at(system)].resize(at(tasks));
       for (Index t = 0; t < tasks; ++t) per_task[at(system)][at(t)] += o.gauc[at(t)] / static_cast<double>(config.seeds);
       last[at(system)] = std::move(o);
@@ -569,6 +598,7 @@ int main(int argc, char** argv) {
   }
   std::printf("Diseases (collapsed, degraded, underfitted) of the last seed:\n");
   for (std::size_t i = 1; i < systems.size(); ++i) {
+    if (last[i].after.empty()) continue;
     Index before[3] = {}, after[3] = {};
     for (const auto& [reports, sums] : {std::pair{&last[i].before, before}, std::pair{&last[i].after, after}})
       for (const ExpertReport& r : *reports) {

@@ -6,12 +6,19 @@
 ///      other), with EPNet (embeddings scaled for the domain), with PPNet (hidden units scaled for user and item), with both.
 ///   3. AUC and GAUC of clicks in each domain, and the gates themselves: between 0 and 2, by domain, by what they scale.
 ///
-/// --seeds 5 repeats it in other worlds, with intervals of the paired differences.
+/// --seeds 5 repeats it in other worlds, with intervals of the paired differences. --others adds what else one might put in front of
+/// towers without gates: LHUC (a learned factor per domain and number), FiLM (scale and shift from the domain's embedding), SENet,
+/// a factorisation machine, a DCN-v2 mixture.
 #include <recops/gating/epnet.hpp>
+#include <recops/gating/film.hpp>
+#include <recops/gating/lhuc.hpp>
 #include <recops/gating/ppnet.hpp>
 #include <recops/metrics/gauc.hpp>
+#include <recops/nn/cross_mixture.hpp>
 #include <recops/nn/embedding_bag.hpp>
+#include <recops/nn/fm.hpp>
 #include <recops/nn/loss.hpp>
+#include <recops/nn/senet.hpp>
 #include <recops/simd/build_info.hpp>
 #include <recops/train/adam.hpp>
 
@@ -40,7 +47,16 @@ namespace {
 struct Config {
   Index seeds = 3, users = 500, epochs = 4, batch = 256;
   double rate = 2e-3;
+  bool others = false;
   std::string data;
+};
+
+/// What lies between embeddings and towers, besides the gates.
+enum class Front { none, lhuc, film, senet, fm, cross };
+struct System {
+  const char* name;
+  bool epnet = false, ppnet = false;
+  Front front = Front::none;
 };
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -151,8 +167,13 @@ struct Pepnet {
   recops::EmbeddingBag<float> user, item, category, domain, prior_user, prior_group, prior_category;
   recops::Epnet<float> epnet;
   recops::Ppnet<float> ppnet;
+  recops::Lhuc<float> lhuc;  // of these at most one
+  recops::Film<float> film;
+  recops::Senet<float> senet;
+  recops::CrossMixture<float> cross;
+  Front front;
 
-  Pepnet(const Rows& rows, bool with_epnet, bool with_ppnet, std::uint64_t seed) {
+  Pepnet(const Rows& rows, const System& system, std::uint64_t seed) : front(system.front) {
     Random random(seed, 17);
     user = {rows.users, user_width, 0.1, random};
     item = {rows.items, item_width, 0.1, random};
@@ -165,9 +186,13 @@ struct Pepnet {
     ppnet = recops::Ppnet<float>(
         {.inputs = inputs + domain_width, .prior = prior_width, .tasks = tasks, .widths = {48, 24}, .gate_width = 32}, random);
     // Gates whose last layer is 0 are exactly 1. They stay so: their gradient is cleared (see `train`).
-    if (!with_epnet) epnet.gate.output.weight.fill(0);
+    if (!system.epnet) epnet.gate.output.weight.fill(0);
     for (auto& g : ppnet.gates)
-      if (!with_ppnet) g.output.weight.fill(0);
+      if (!system.ppnet) g.output.weight.fill(0);
+    if (front == Front::lhuc) lhuc = {domains, inputs};
+    if (front == Front::film) film = {inputs, domain_width, random};
+    if (front == Front::senet) senet = {inputs / 8, 2, recops::Activation::sigmoid, random};  // fields of 8 numbers
+    if (front == Front::cross) cross = {inputs, 1, 2, 8, random};
   }
   static constexpr auto fields() {
     using recops::layer;
@@ -179,11 +204,19 @@ struct Pepnet {
                       layer("prior_group", &Pepnet::prior_group),
                       layer("prior_category", &Pepnet::prior_category),
                       layer("epnet", &Pepnet::epnet),
-                      layer("ppnet", &Pepnet::ppnet)};
+                      layer("ppnet", &Pepnet::ppnet),
+                      layer("lhuc", &Pepnet::lhuc),
+                      layer("film", &Pepnet::film),
+                      layer("senet", &Pepnet::senet),
+                      layer("cross", &Pepnet::cross)};
   }
 
   struct Saved {
     Matrix<float> e, d, p, x;  ///< embeddings, domain, prior, [gated embeddings | domain]
+    Matrix<float> f, pair;     ///< what the front made of the embeddings, or of user and item
+    recops::Film<float>::Saved film;
+    recops::Senet<float>::Saved senet;
+    recops::CrossMixture<float>::Saved cross;
     recops::Epnet<float>::Saved epnet;
     recops::Ppnet<float>::Saved ppnet;
   };
@@ -203,9 +236,19 @@ struct Pepnet {
               [](const auto& table, const auto& ids, MatrixView<float> to) { table.forward(ids, IndexView(), to); });
     for (Index r = 0; r < n; ++r) std::copy_n(b.context.row(r), context_width, s.e.row(r) + inputs - context_width);
     domain.forward(b.domain, IndexView(), s.d);
-    epnet.forward(s.e, s.d, s.x.view().middle_cols(0, inputs), s.epnet, step, ws);
+    s.f = s.e;
+    if (front == Front::lhuc) lhuc.forward(s.e, b.domain, s.f, ws);
+    if (front == Front::film) film.forward(s.e, s.d, s.f, s.film, step, ws);
+    if (front == Front::senet) senet.forward(s.e, s.f, s.senet, step, ws);
+    if (front == Front::cross) cross.forward(s.e, s.f, s.cross, step, ws);
+    epnet.forward(s.f, s.d, s.x.view().middle_cols(0, inputs), s.epnet, step, ws);
     for (Index r = 0; r < n; ++r) std::copy_n(s.d.row(r), domain_width, s.x.row(r) + inputs);
     ppnet.forward(s.x, s.p, logits, s.ppnet, step, ws);
+    if (front != Front::fm) return;
+    s.pair.resize(n, 1);
+    recops::fm<float>(user_and_item(s.e.view()), {.fields = 2}, s.pair, ws);
+    for (Index r = 0; r < n; ++r)
+      for (float& z : VectorView<float>(logits.row(r), tasks)) z += s.pair(r, 0);
   }
   void backward(const Batch& b, MatrixView<const float> dlogits, const Saved& s, Pepnet& gradient, Workspace& ws) const {
     const Index n = dlogits.rows();
@@ -216,9 +259,18 @@ struct Pepnet {
       return m;
     };
     const MatrixView<float> dx = zeros(inputs + domain_width), dp = zeros(prior_width), de = zeros(inputs),
-                            dd = zeros(domain_width);
+                            dd = zeros(domain_width), df = front == Front::none || front == Front::fm ? de : zeros(inputs);
     ppnet.backward(s.x, s.p, dlogits, s.ppnet, dx, dp, gradient.ppnet, ws);
-    epnet.backward(s.e, s.d, dx.middle_cols(0, inputs), s.epnet, de, dd, gradient.epnet, ws);
+    epnet.backward(s.f, s.d, dx.middle_cols(0, inputs), s.epnet, df, dd, gradient.epnet, ws);
+    if (front == Front::lhuc) lhuc.backward(s.e, b.domain, df, de, gradient.lhuc, ws);
+    if (front == Front::film) film.backward(s.e, s.d, df, s.film, de, dd, gradient.film, ws);
+    if (front == Front::senet) senet.backward(s.e, df, s.senet, de, gradient.senet, ws);
+    if (front == Front::cross) cross.backward(s.e, df, s.cross, de, gradient.cross, ws);
+    if (front == Front::fm) {
+      const MatrixView<float> dpair = zeros(1);
+      for (Index r = 0; r < n; ++r) dpair(r, 0) = recops::simd::sum(dlogits.row(r), tasks);
+      recops::fm_backward<float>(user_and_item(s.e.view()), {.fields = 2}, dpair, user_and_item(de), ws);
+    }
     for (Index r = 0; r < n; ++r) recops::simd::add(dx.row(r) + inputs, dd.row(r), domain_width);
     const auto back = [&](const auto& table, auto& g, const auto& ids, MatrixView<const float> d) {
       table.backward(ids, IndexView(), d, g, ws);
@@ -233,6 +285,10 @@ struct Pepnet {
   }
 
  private:
+  template <class M>
+  static M user_and_item(M e) {
+    return e.middle_cols(0, user_width + item_width);
+  }
   template <class F>
   void each_part(const Batch& b, MatrixView<float> e, MatrixView<float> p, F&& f) const {
     f(user, b.user, e.middle_cols(0, user_width));
@@ -259,8 +315,8 @@ void fill(const Rows& rows, const Order& order, Index first, Index last, Pepnet:
   }
 }
 
-Pepnet train(const Rows& rows, bool with_epnet, bool with_ppnet, const Config& config, std::uint64_t seed) {
-  Pepnet model(rows, with_epnet, with_ppnet, seed), gradient = recops::make_gradient(model);
+Pepnet train(const Rows& rows, const System& system, const Config& config, std::uint64_t seed) {
+  Pepnet model(rows, system, seed), gradient = recops::make_gradient(model);
   recops::Adam adam(model, {.learning_rate = config.rate});
   Pepnet::Saved saved;
   Pepnet::Batch batch;
@@ -285,8 +341,8 @@ Pepnet train(const Rows& rows, bool with_epnet, bool with_ppnet, const Config& c
       recops::bce_with_logits_value_and_grad<float>(logits, labels, {}, {}, dlogits);
       recops::zero_gradient(gradient);
       model.backward(batch, dlogits, saved, gradient, ws);
-      if (!with_epnet) recops::zero_gradient(gradient.epnet);
-      if (!with_ppnet) recops::zero_gradient(gradient.ppnet.gates[0]), recops::zero_gradient(gradient.ppnet.gates[1]);
+      if (!system.epnet) recops::zero_gradient(gradient.epnet);
+      if (!system.ppnet) recops::zero_gradient(gradient.ppnet.gates[0]), recops::zero_gradient(gradient.ppnet.gates[1]);
       adam.step(model, gradient);
     }
   }
@@ -388,6 +444,7 @@ int main(int argc, char** argv) {
   cli.option("epochs", config.epochs, "passes over the training rows", "passes", 1, 1000);
   cli.option("batch", config.batch, "rows of a training step", "rows", 1, 1000000);
   cli.option("rate", config.rate, "learning rate of Adam", "", 0, 1);
+  cli.flag("others", config.others, "also LHUC, FiLM, SENet, FM and a DCN-v2 mixture in front of towers without gates");
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
   if (!config.data.empty()) {
@@ -397,11 +454,14 @@ int main(int argc, char** argv) {
   }
   const auto start = std::chrono::steady_clock::now();
   try {
-    struct System {
-      const char* name;
-      bool epnet, ppnet;
-    };
-    const System systems[] = {{"no gates", false, false}, {"EPNet", true, false}, {"PPNet", false, true}, {"PEPNet", true, true}};
+    std::vector<System> systems{{"no gates"}, {"EPNet", true, false}, {"PPNet", false, true}, {"PEPNet", true, true}};
+    if (config.others)
+      for (const System& s : {System{.name = "LHUC", .front = Front::lhuc},
+                              {.name = "FiLM", .front = Front::film},
+                              {.name = "SENet", .front = Front::senet},
+                              {.name = "FM", .front = Front::fm},
+                              {.name = "DCN mixture", .front = Front::cross}})
+        systems.push_back(s);
     std::vector<std::string> names;
     for (const System& s : systems) names.push_back(s.name);
     std::vector<std::uint64_t> seeds(at(config.seeds));
@@ -426,7 +486,7 @@ int main(int argc, char** argv) {
         }
       }
       for (std::size_t k = 0; k < names.size(); ++k) {
-        const Pepnet model = train(rows, systems[k].epnet, systems[k].ppnet, config, seeds[at(s)]);
+        const Pepnet model = train(rows, systems[k], config, seeds[at(s)]);
         const Quality q = judge(rows, model, s == 0 && k == 3 ? &gates : nullptr);
         for (std::size_t d = 0; d < at(domains); ++d) {
           auc[d].set(static_cast<Index>(k), s, q.auc[d]);

@@ -414,6 +414,13 @@ TEST_CASE("GroupGatedFfn: a sequence layer; equal groups make it two networks; e
   z.fill(7);
   CHECK(error_of([&] { single.forward(JaggedView<const float>(narrow.view(), IndexView(bad, 5)), z, ws); }).find("never fall") !=
         std::string::npos);
+  GroupGatedFfn<float>::Saved saved;
+  CHECK(error_of([&] { single.update(saved); }).find("saved") != std::string::npos);
+  single.forward(xf, frozen, saved, Step{}, ws);
+  single.update(saved);
+  saved.order.resize(3);
+  auto gradient = make_gradient(single);
+  CHECK(error_of([&] { single.backward(xf, frozen, saved, {}, gradient, ws); }).find("saved.order") != std::string::npos);
   single.options.padded_length = -1;
   CHECK(error_of([&] { single.forward(xf, z, ws); }).find("padded_length") != std::string::npos);
   CHECK(z(0, 0) == 7.0f);

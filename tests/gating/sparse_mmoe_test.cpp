@@ -197,6 +197,7 @@ TEST_CASE("Routers pass the gradient check where choices stay, and say what is w
   CHECK(wrong({.k = 2, .groups = 4}).find("divisor") != std::string::npos);
   CHECK(wrong({.k = 2, .groups = 6, .groups_kept = 1}).find("groups_kept") != std::string::npos);
   CHECK(wrong({.k = 2, .scale = 0}).find("scale") != std::string::npos);
+  CHECK(wrong({.k = 2, .scale = 1e-300}).find("scale") != std::string::npos);  // 0 as a float
   CHECK(wrong({.k = 3}).find("experts: expected") != std::string::npos);
   CHECK(w(0, 0) == 9.0f);
 }
@@ -356,6 +357,13 @@ TEST_CASE("Expert choice equals PyTorch through its experts, forward and backwar
   for (const double w : leaf_values(ones)) CHECK(w == 1);
   CHECK(error_of([&] { route_expert_choice<double>(logits.view().middle_rows(0, 3), chosen, s, ws); }).find("capacity") !=
         std::string::npos);
+  // A plan of rows that chose their experts fits in shape, not in meaning.
+  const Choices crossed{{1, 2}, {0, 2}, {0, 1}};
+  const ExpertPlan other = plan_choices(crossed, 3, 0, ws);
+  const Matrix<double> six(6, 3, 1.0), each(3, 2, 1.0);
+  Matrix<double> sums(3, 3, 7.0);
+  CHECK(error_of([&] { combine_chosen<double>(six, other, each, sums, ws); }).find("plan_expert_choice") != std::string::npos);
+  CHECK(sums(0, 0) == 7);
 }
 
 TEMPLATE_TEST_CASE("SparseMmoe equals PyTorch: outputs, choices, losses, every gradient; frozen", "[gating][sparse]", float,

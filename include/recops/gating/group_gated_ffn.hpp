@@ -176,8 +176,13 @@ struct GroupGatedFfn {
     constexpr const char* name = "GroupGatedFfn::backward";
     check(name, x, user, dy);
     const Index rows = x.values().rows(), d = x.cols(), n = gate.weight.rows(), batch = x.size();
+    check_shape(name, "saved.representation", saved.representation.view(), batch, gate.weight.cols());
     check_shape(name, "saved.gates", saved.gates.view(), batch, n);
     check_shape(name, "saved.inputs", saved.inputs.view(), rows, d);
+    check_shape(name, "saved.outputs", saved.outputs.view(), rows, d);
+    check_size(name, "saved.picks", VectorView<const std::int32_t>(saved.picks), batch);
+    check_size(name, "saved.order", VectorView<const Index>(saved.order), rows);
+    check_size(name, "saved.begin", VectorView<const Index>(saved.begin), n + 1);
     check_option(name, "saved", saved.groups.size() == groups.size(), "what forward of this layer saved",
                  static_cast<double>(saved.groups.size()));
     if (!dgates.empty()) check_shape(name, "dgates", dgates, batch, n);
@@ -239,6 +244,9 @@ struct GroupGatedFfn {
     backward(x, MatrixView<const T>(nullptr, x.size(), 0), dy, {}, saved, dx, {}, gradient, ws);
   }
   void update(const Saved& saved) {
+    const bool kept = saved.groups.size() == groups.size() && saved.begin.size() == static_cast<Index>(groups.size()) + 1;
+    check_option("GroupGatedFfn::update", "saved", kept, "what forward of this layer saved",
+                 static_cast<double>(saved.groups.size()));
     detail::update_layer(own, saved.own);
     for (std::size_t g = 0; g < groups.size(); ++g)
       if (saved.begin[static_cast<Index>(g)] < saved.begin[static_cast<Index>(g) + 1])

@@ -32,6 +32,18 @@ inline void check_plan(const char* name, const ExpertPlan& plan) {
   check_option(name, "plan", plan.begin.size() >= 2 && plan.row_begin.size() >= 1 && plan.slot.size() == plan.row.size(),
                "a plan of plan_choices or plan_expert_choice", static_cast<double>(plan.begin.size()));
 }
+/// `weights [E, cap]` of a plan of plan_expert_choice: another plan's slots would read the weights of others.
+template <class T>
+void check_chosen(const char* name, MatrixView<const T> z, const ExpertPlan& plan, MatrixView<const T> weights) {
+  check_plan(name, plan);
+  check_shape(name, "z", z, plan.slots(), any_size);
+  check_shape(name, "weights", weights, plan.experts(), plan.entry.cols());
+  check_option(name, "weights", weights.rows() * weights.cols() == plan.slots(), "one for each slot",
+               static_cast<double>(weights.rows() * weights.cols()));
+  for (Index s = 0; s < plan.slots(); ++s)
+    check_option(name, "plan", plan.entry(s / weights.cols(), s % weights.cols()) == s, "one of plan_expert_choice",
+                 static_cast<double>(s));
+}
 template <class T>
 void check_grouped(const char* name, MatrixView<const T> x, bool by_slot, const ExpertPlan& plan, MatrixView<const T> weight,
                    VectorView<const T> bias) {
@@ -170,11 +182,7 @@ void combine_slots_backward(MatrixView<const T> z, MatrixView<const std::int32_t
 template <Real T>
 void combine_chosen(MatrixView<const T> z, const ExpertPlan& plan, MatrixView<const T> weights, MatrixView<T> y, Workspace& ws) {
   constexpr const char* name = "combine_chosen";
-  detail::check_plan(name, plan);
-  check_shape(name, "z", z, plan.slots(), any_size);
-  check_shape(name, "weights", weights, plan.entry.rows(), plan.entry.cols());
-  check_option(name, "weights", weights.rows() * weights.cols() == plan.slots(), "one for each slot",
-               static_cast<double>(weights.rows() * weights.cols()));
+  detail::check_chosen(name, z, plan, weights);
   check_shape(name, "y", y, plan.rows(), z.cols());
   detail::for_row_blocks(y.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
     for (Index n = first; n < first + count; ++n) {
@@ -192,11 +200,7 @@ template <Real T>
 void combine_chosen_backward(MatrixView<const T> z, const ExpertPlan& plan, MatrixView<const T> weights, MatrixView<const T> dy,
                              MatrixView<T> dz, MatrixView<T> dweights, Workspace& ws) {
   constexpr const char* name = "combine_chosen_backward";
-  detail::check_plan(name, plan);
-  check_shape(name, "z", z, plan.slots(), any_size);
-  check_shape(name, "weights", weights, plan.entry.rows(), plan.entry.cols());
-  check_option(name, "weights", weights.rows() * weights.cols() == plan.slots(), "one for each slot",
-               static_cast<double>(weights.rows() * weights.cols()));
+  detail::check_chosen(name, z, plan, weights);
   check_shape(name, "dy", dy, plan.rows(), z.cols());
   if (!dz.empty()) check_shape(name, "dz", dz, z.rows(), z.cols());
   if (!dweights.empty()) check_shape(name, "dweights", dweights, weights.rows(), weights.cols());

@@ -32,7 +32,7 @@ enum class Routing : unsigned char { softmax_then_topk, topk_then_softmax, sigmo
 struct RouteOptions {
   Index k = 2;                                   ///< experts per row, 1 to E
   Routing routing = Routing::topk_then_softmax;  ///< how weights come from logits
-  double scale = 1.0;                            ///< sum of the weights of `Routing::sigmoid`, > 0
+  double scale = 1.0;                            ///< sum of the weights of `Routing::sigmoid`, 1e-6 to 1e6
   Index groups = 1;                              ///< divides E
   Index groups_kept = 1;                         ///< 1 to groups; they must hold k experts
 };
@@ -43,7 +43,7 @@ namespace detail {
 
 inline void check_route(const char* name, Index experts, const RouteOptions& o) {
   check_option(name, "k", o.k >= 1 && o.k <= experts, "1 to the number of experts", static_cast<double>(o.k));
-  check_option(name, "scale", o.scale > 0 && std::isfinite(o.scale), "scale > 0", o.scale);
+  check_option(name, "scale", o.scale >= 1e-6 && o.scale <= 1e6, "1e-6 to 1e6", o.scale);
   check_option(name, "groups", o.groups >= 1 && experts % o.groups == 0, "a divisor of the number of experts",
                static_cast<double>(o.groups));
   check_option(name, "groups_kept", o.groups_kept >= 1 && o.groups_kept <= o.groups && experts / o.groups * o.groups_kept >= o.k,
