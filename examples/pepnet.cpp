@@ -7,8 +7,9 @@
 ///   3. AUC and GAUC of clicks in each domain, and the gates themselves: between 0 and 2, by domain, by what they scale.
 ///
 /// --seeds 5 repeats it in other worlds, with intervals of the paired differences. --others adds what else one might put in front of
-/// towers without gates: LHUC (a learned factor per domain and number), FiLM (scale and shift from the domain's embedding), SENet,
-/// a factorisation machine, a DCN-v2 mixture.
+/// towers without gates: LHUC (a learned factor per domain and number), FiLM (scale and shift from the domain's embedding), LoRA (a
+/// low-rank adapter per domain), SENet, a factorisation machine, a DCN-v2 mixture.
+#include <recops/gating/adapters.hpp>
 #include <recops/gating/epnet.hpp>
 #include <recops/gating/film.hpp>
 #include <recops/gating/lhuc.hpp>
@@ -52,7 +53,7 @@ struct Config {
 };
 
 /// What lies between embeddings and towers, besides the gates.
-enum class Front { none, lhuc, film, senet, fm, cross };
+enum class Front { none, lhuc, film, lora, senet, fm, cross };
 struct System {
   const char* name;
   bool epnet = false, ppnet = false;
@@ -97,7 +98,8 @@ SimulatorOptions world_of(Index domain, const Config& config, std::uint64_t seed
 
 /// What a row says, in columns of the embeddings: widths of the parts that the gates scale.
 constexpr Index user_width = 16, item_width = 16, category_width = 8, context_width = 8;
-constexpr Index inputs = user_width + item_width + category_width + context_width, domain_width = 4, prior_width = 8 + 4 + 4;
+constexpr Index inputs = user_width + item_width + category_width + context_width, domain_width = 4, prior_width = 8 + 4 + 4,
+                lora_rank = 4;
 
 /// Impressions of all domains, sorted by time.
 struct Rows {
@@ -169,6 +171,7 @@ struct Pepnet {
   recops::Ppnet<float> ppnet;
   recops::Lhuc<float> lhuc;  // of these at most one
   recops::Film<float> film;
+  recops::AdapterTable<float> lora;
   recops::Senet<float> senet;
   recops::CrossMixture<float> cross;
   Front front;
@@ -191,6 +194,7 @@ struct Pepnet {
       if (!system.ppnet) g.output.weight.fill(0);
     if (front == Front::lhuc) lhuc = {domains, inputs};
     if (front == Front::film) film = {inputs, domain_width, random};
+    if (front == Front::lora) lora = {domains, inputs, lora_rank, inputs, random};
     if (front == Front::senet) senet = {inputs / 8, 2, recops::Activation::sigmoid, random};  // fields of 8 numbers
     if (front == Front::cross) cross = {inputs, 1, 2, 8, random};
   }
@@ -207,6 +211,7 @@ struct Pepnet {
                       layer("ppnet", &Pepnet::ppnet),
                       layer("lhuc", &Pepnet::lhuc),
                       layer("film", &Pepnet::film),
+                      layer("lora", &Pepnet::lora),
                       layer("senet", &Pepnet::senet),
                       layer("cross", &Pepnet::cross)};
   }
@@ -239,6 +244,7 @@ struct Pepnet {
     s.f = s.e;
     if (front == Front::lhuc) lhuc.forward(s.e, b.domain, s.f, ws);
     if (front == Front::film) film.forward(s.e, s.d, s.f, s.film, step, ws);
+    if (front == Front::lora) recops::add_adapters<float>(s.e, lora.weight.values, b.domain, lora_rank, {}, s.f, ws);
     if (front == Front::senet) senet.forward(s.e, s.f, s.senet, step, ws);
     if (front == Front::cross) cross.forward(s.e, s.f, s.cross, step, ws);
     epnet.forward(s.f, s.d, s.x.view().middle_cols(0, inputs), s.epnet, step, ws);
@@ -264,6 +270,11 @@ struct Pepnet {
     epnet.backward(s.f, s.d, dx.middle_cols(0, inputs), s.epnet, df, dd, gradient.epnet, ws);
     if (front == Front::lhuc) lhuc.backward(s.e, b.domain, df, de, gradient.lhuc, ws);
     if (front == Front::film) film.backward(s.e, s.d, df, s.film, de, dd, gradient.film, ws);
+    if (front == Front::lora) {
+      for (Index r = 0; r < n; ++r) recops::simd::add(df.row(r), de.row(r), inputs);
+      recops::add_adapters_backward<float>(s.e, lora.weight.values, b.domain, lora_rank, {}, df, de, {}, gradient.lora.weight,
+                                           ws);
+    }
     if (front == Front::senet) senet.backward(s.e, df, s.senet, de, gradient.senet, ws);
     if (front == Front::cross) cross.backward(s.e, df, s.cross, de, gradient.cross, ws);
     if (front == Front::fm) {
@@ -444,7 +455,7 @@ int main(int argc, char** argv) {
   cli.option("epochs", config.epochs, "passes over the training rows", "passes", 1, 1000);
   cli.option("batch", config.batch, "rows of a training step", "rows", 1, 1000000);
   cli.option("rate", config.rate, "learning rate of Adam", "", 0, 1);
-  cli.flag("others", config.others, "also LHUC, FiLM, SENet, FM and a DCN-v2 mixture in front of towers without gates");
+  cli.flag("others", config.others, "also LHUC, FiLM, LoRA, SENet, FM and a DCN-v2 mixture in front of towers without gates");
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
   if (!config.data.empty()) {
@@ -458,6 +469,7 @@ int main(int argc, char** argv) {
     if (config.others)
       for (const System& s : {System{.name = "LHUC", .front = Front::lhuc},
                               {.name = "FiLM", .front = Front::film},
+                              {.name = "LoRA", .front = Front::lora},
                               {.name = "SENet", .front = Front::senet},
                               {.name = "FM", .front = Front::fm},
                               {.name = "DCN mixture", .front = Front::cross}})

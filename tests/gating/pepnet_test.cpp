@@ -366,6 +366,7 @@ TEST_CASE("PEPNet says what is wrong and leaves outputs alone", "[gating][pepnet
   pp.gates[0].options.gamma = 0;
   CHECK(error_of([&] { pp.forward(x, p, y, ws); }).find("gamma") != std::string::npos);
   CHECK(error_of([&] { freeze(pp); }).find("gamma") != std::string::npos);
+  CHECK(error_of([&] { freeze(pp.gates[0]); }).find("gamma") != std::string::npos);
   CHECK(error_of([&] { Ppnet<float>({.inputs = 5, .widths = {}}, random); }).find("widths") != std::string::npos);
   for (const float v : leaf_values(o)) CHECK(v == 7.0f);
   for (const float v : leaf_values(y)) CHECK(v == 7.0f);

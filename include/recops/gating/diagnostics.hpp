@@ -20,6 +20,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <recops/core/matrix.hpp>
 #include <recops/gating/gate_map.hpp>
 #include <recops/metrics/common.hpp>
 #include <recops/simd/reduce.hpp>
@@ -212,7 +213,12 @@ class ExpertMonitor {
     const char* const name = "ExpertMonitor::add";
     check_shape(name, "experts", experts, any_size, map_.experts() * outputs_);
     check_shape(name, "gates", gates, experts.rows(), map_.size());
-    for (Index r = 0; r < experts.rows(); ++r) add_row(experts.row(r), gates.row(r));
+    largest_.resize(experts.cols() * static_cast<Index>(sizeof(T)));
+    T* const largest = reinterpret_cast<T*>(largest_.data());
+    std::fill_n(largest, experts.cols(), T(0));
+    for (Index r = 0; r < experts.rows(); ++r) add_row(experts.row(r), gates.row(r), largest);
+    const T zero = static_cast<T>(limits_.zero);
+    for (std::size_t i = 0; i < active_.size(); ++i) active_[i] = static_cast<std::uint8_t>(active_[i] | (largest[i] > zero));
     for (Expert& e : experts_) flush(e.now, e.total);
     for (Gate& g : gates_) flush(g.now, g.total);
     for (Task& t : tasks_) flush(t.now, t.total);
@@ -347,7 +353,7 @@ class ExpertMonitor {
   }
 
   template <class T>
-  void add_row(const T* experts, const T* gates) {
+  void add_row(const T* experts, const T* gates, T* largest) {
     double check = 0;
     for (Index g = 0; g < map_.size(); ++g) check += static_cast<double>(gates[g]);
     lengths_.resize(at(map_.experts()));
@@ -366,16 +372,18 @@ class ExpertMonitor {
       return;
     }
     ++rows_;
-    const T zero = static_cast<T>(limits_.zero);
+    using B = simd::Batch<T>;
+    const B zero(static_cast<T>(limits_.zero)), none(T(0)), one(T(1));
     for (Index e = 0; e < map_.experts(); ++e) {
       const T* const a = experts + e * outputs_;
-      std::uint8_t* const active = active_.data() + e * outputs_;
-      std::int32_t count = 0;
-      for (Index j = 0; j < outputs_; ++j) {
-        const bool small = std::abs(a[j]) <= zero;
-        count += small;
-        active[j] = static_cast<std::uint8_t>(active[j] | !small);
-      }
+      T* const most = largest + e * outputs_;
+      B active(T(0));
+      simd::for_each_vector<T, simd::DefaultArch>(outputs_, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
+        const B size = xsimd::abs(load(a + j));
+        active = active + xsimd::select(size > zero, one, none);
+        store(most + j, xsimd::max(size, load(most + j)));
+      });
+      const double count = static_cast<double>(outputs_) - static_cast<double>(simd::sum_lanes(active));
       auto& now = experts_[at(e)].now;
       now[zeros] += count;
       auto sum = static_cast<double>(simd::sum<T>(a, outputs_));
@@ -412,6 +420,7 @@ class ExpertMonitor {
   std::vector<Gate> gates_;
   std::vector<Task> tasks_;
   std::vector<std::uint8_t> active_, owned_;
+  Vector<std::byte> largest_;  // T [E H], of the batch being counted
   std::vector<double> lengths_;
 };
 

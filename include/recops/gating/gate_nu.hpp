@@ -208,6 +208,8 @@ class FrozenGateNu {
       : hidden_(gate.hidden.weight, gate.hidden.bias, Activation::relu),
         output_(gate.output.weight, gate.output.bias, Activation::sigmoid),
         gamma_(static_cast<T>(gate.options.gamma)) {
+    check_option("freeze(GateNu)", "gamma", gate.options.gamma > 0 && std::isfinite(gate.options.gamma), "gamma > 0",
+                 gate.options.gamma);
     check_shape("freeze(GateNu)", "output.weight", gate.output.weight.view(), any_size, gate.hidden.weight.rows());
   }
   Index input_cols() const { return hidden_.input_cols(); }
