@@ -4,7 +4,7 @@
 ///
 /// Cases: `uniform` has relevance from [0, 1) and lambda 0.5; `normal` relevance from a normal distribution, rows normalised
 /// while packing; `flat` equal relevances, so that nothing can be skipped (the worst case of lazy evaluation); `window` the last
-/// 9 picks. Requests take turns, so that no branch is learnt by heart; so many that the features come from memory when one has
+/// 9 picks; `held` panels of BFloat16 with rows of length 1 that were packed before, as a service holds them. Requests take turns, so that no branch is learnt by heart; so many that the features come from memory when one has
 /// more than four times L2. of_bandwidth: share of the speed of reading the features once. Peers: `eigen`, where it was found, is
 /// one matrix-vector product per pick with preallocated vectors; `eager` is ours without bounds.
 #include <recops/core/random.hpp>
@@ -30,6 +30,7 @@ constexpr Index cols = 64;
 template <class T>
 struct Data {
   Rotation<T> features, relevance;
+  std::vector<Panels<T>> held;
   Index items;
   MmrOptions options;
   Vector<std::int32_t> picks;
@@ -54,6 +55,12 @@ struct Data {
       const MatrixView<T> rows(x, n, cols);
       normalize_rows<T>(rows, rows);
     }
+    if (kind == "held") {
+      held.resize(static_cast<std::size_t>(copies));
+      for (Index c = 0; c < copies; ++c)
+        held[static_cast<std::size_t>(c)].pack(features_of(c), {.normalize = true, .storage = PanelStorage::bfloat16},
+                                               relevance_of(c));
+    }
     options.normalize = kind == "normal";
     options.window = kind == "window" ? 10 : 0;
 #ifdef WITH_EIGEN
@@ -67,6 +74,10 @@ struct Data {
   VectorView<const T> relevance_of(Index copy) const { return VectorView<const T>(relevance[copy], items); }
   void run(MmrEvaluation evaluation, Index copy) {
     options.evaluation = evaluation;
+    if (!held.empty()) {
+      mmr<T>(relevance_of(copy), held[static_cast<std::size_t>(copy)], options, picks, scores, ws);
+      return;
+    }
     mmr<T>(relevance_of(copy), features_of(copy), options, picks, scores, ws);
   }
 
@@ -132,5 +143,6 @@ int main(int argc, char** argv) {
     add<float>("flat", n, 50);
     add<float>("window", n, 50);
   }
+  for (const Index k : {10, 50}) add<float>("held", 10000, k);
   return recops_bench::run_registered(argc, argv);
 }
