@@ -40,7 +40,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 struct Config {
   std::string data, plot;
   Index seeds = 1, users = 100, items = 200, visits = 50, interests = 8, width = 32, heads = 2, blocks = 2, experts = 16,
-        memory = 64, history = 30, epochs = 12, cuts = 3, batch = 8, negatives = 128, held_out = 3, longest = 1000;
+        memory = 64, history = 30, epochs = 10, cuts = 3, batch = 8, negatives = 128, held_out = 3, longest = 1000;
   double learning_rate = 1e-2, dropout = 0.2;
   bool growth_only = false, quality_only = false;
 };
@@ -151,7 +151,7 @@ Cost cost_of(System system, const Config& config, Index length) {
         const auto one = Clock::now();
         model.value_and_grad(ids, offsets, negatives, {}, gradient, saved, {.seed = 1, .number = number}, ws);
         best = std::min(best, seconds_since(one));
-      } while (++number < 2 || (number < 20 && seconds_since(start) < 0.1));
+      } while (++number < 2 || (number < 20 && seconds_since(start) < 0.05));
       cost.step = best;
       cost.step_bytes = heap_bytes() - before;
     }
@@ -165,7 +165,7 @@ Cost cost_of(System system, const Config& config, Index length) {
       const auto one = Clock::now();
       model.encode(history, request, user, ws);
       best = std::min(best, seconds_since(one));
-    } while (++calls < 2 || (calls < 50 && seconds_since(start) < 0.05));
+    } while (++calls < 2 || (calls < 50 && seconds_since(start) < 0.02));
     cost.request = best;
     cost.request_bytes = heap_bytes() - rest;
   });
