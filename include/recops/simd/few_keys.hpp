@@ -293,6 +293,7 @@ class FewKeys {
       few_keys::product<T, A>(rows, vectors, n_, weights_, n_, values_, padded_width_, out_bias_, to, stride, few_keys::AsItIs{},
                               ahead);
     }
+    if (direct && !mask) return;
     for (Index i = 0; i < rows; ++i) {
       if (!direct) std::copy_n(copy_ + i * padded_width_, width_, y.row(i));
       if (mask && mask[i] == 0) std::fill_n(y.row(i), width_, T(0));
