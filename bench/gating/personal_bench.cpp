@@ -6,10 +6,10 @@
 /// EPNet and PPNet together, frozen (`serve`) or a training forward and the whole backward (`train`). `sparse`: 512 -> top 2 of 64 experts
 /// of 256, relu; the peer `dense` is our own frozen Mmoe of the same 64 experts and one task. `adapters`: 64 rows, each through the
 /// adapter (256 -> rank 4 -> 128) of a user of its own.
-/// Weights of PEPNet take turns, ours and Eigen's, so that they come from memory; PyTorch keeps one copy.
+/// Weights of PEPNet take turns, ours and Eigen's, so that they come from memory; PyTorch keeps one copy, ONNX Runtime up to four.
 /// Peers: `torch` in its best form (eager or traced and frozen; sparse: rows sorted by expert, a product for each), `eigen` by hand:
 /// PEPNet with wide products for what shares its input, biases, activations and gates in one pass; sparse with rows gathered
-/// by expert; adapters row by row.
+/// by expert; adapters row by row. `onnxruntime`: PEPNet, as PyTorch has it.
 #include <recops/gating/adapters.hpp>
 #include <recops/gating/epnet.hpp>
 #include <recops/gating/mmoe.hpp>
@@ -180,6 +180,10 @@ void add_pepnet(Index batch, bool train) {
         }
         c.peers.push_back(python_peer(
             "torch", "pepnet", "{\"batch\": " + std::to_string(batch) + ", \"train\": " + (train ? "true" : "false") + "}"));
+        if (!train)
+          c.peers.push_back(python_peer(
+              "onnxruntime", "pepnet",
+              "{\"batch\": " + std::to_string(batch) + ", \"copies\": " + std::to_string(std::min(c.copies, Index{4})) + "}"));
         return c;
       },
       train || batch >= 256 ? 20 : 60);

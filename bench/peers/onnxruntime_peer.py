@@ -135,6 +135,51 @@ def mmoe(batch, inputs, experts, outputs, tasks, copies=1):
     return lambda i: runs[i % copies](i)
 
 
+def pepnet(batch, de=1024, dd=64, dp=192, tasks=6, widths=(512, 256, 128), gate=256, copies=1):
+    """EPNet, then PPNet: the first layer of all gates as one product, that of all towers too, deeper ones as a batch of products."""
+    node = helper.make_node
+
+    def one():
+        weights, nodes = {"two": np.float32(2)}, []
+
+        def weight(name, *shape):
+            weights[name] = random.uniform(-(shape[-2] ** -0.5), shape[-2] ** -0.5, shape).astype(np.float32)
+            return name
+
+        def gemm(x, name, rows, cols, f, y):
+            bias = name + "b"
+            weights[bias] = np.zeros(cols, np.float32)
+            nodes.extend([node("Gemm", [x, weight(name, rows, cols), bias], [y + "z"]), node(f, [y + "z"], [y])])
+
+        def by_task(x, width, y):
+            weights[y + "s"] = np.array([batch, tasks, width], np.int64)
+            nodes.extend([node("Reshape", [x, y + "s"], [y + "r"]), node("Transpose", [y + "r"], [y], perm=[1, 0, 2])])
+
+        nodes.append(node("Concat", ["d", "e"], ["de"], axis=1))
+        gemm("de", "w1", dd + de, gate, "Relu", "eh")
+        gemm("eh", "w2", gate, de, "Sigmoid", "es")
+        nodes.extend([node("Mul", ["es", "two"], ["eg"]), node("Mul", ["eg", "e"], ["o"]), node("Concat", ["p", "o"], ["po"], axis=1)])
+        gemm("po", "wg", dp + de, gate * len(widths), "Relu", "h")
+        nodes.append(node("Split", ["h"], [f"h{l}" for l in range(len(widths))], axis=1))
+        for l, width in enumerate(widths):
+            gemm(f"h{l}", f"g{l}", gate, tasks * width, "Sigmoid", f"s{l}")
+            nodes.append(node("Mul", [f"s{l}", "two"], [f"gate{l}"]))
+        gemm("o", "f", de, tasks * widths[0], "Relu", "x")
+        nodes.append(node("Mul", ["x", "gate0"], ["gated"]))
+        by_task("gated", widths[0], "t0")
+        for l in range(1, len(widths)):
+            weights[f"c{l}"] = np.zeros((tasks, 1, widths[l]), np.float32)
+            by_task(f"gate{l}", widths[l], f"k{l}")
+            nodes.extend([node("MatMul", [f"t{l - 1}", weight(f"d{l}", tasks, widths[l - 1], widths[l])], [f"m{l}"]),
+                          node("Add", [f"m{l}", f"c{l}"], [f"a{l}"]), node("Relu", [f"a{l}"], [f"r{l}"]),
+                          node("Mul", [f"r{l}", f"k{l}"], [f"t{l}"])])
+        nodes.append(node("MatMul", [f"t{len(widths) - 1}", weight("head", tasks, widths[-1], 1)], ["y"]))
+        return session(nodes, {"e": [batch, de], "d": [batch, dd], "p": [batch, dp]}, {"y": [tasks, batch, 1]}, weights)
+
+    runs = [one() for _ in range(copies)]
+    return lambda i: runs[i % copies](i)
+
+
 def target_attention(n, l, heads, copies=1):
     """Queries [n, 64] over a history [l, 64] that is keys and values: as matrix products and a softmax, or as its fused operator."""
     d = 64 // heads
