@@ -13,6 +13,7 @@
 namespace recops {
 
 /// Histories of int8 rows (simd/quantize.hpp) with one scale per row, or one per row and head (block = columns of a head).
+/// Scales count after the products with codes: queries have to be below 1e28, or a product overflows to NaN.
 struct QuantizedHistory {
   QuantizedView rows = {};  ///< codes [total_L, D]
   IndexView offsets = {};   ///< [B + 1]; empty: one user
