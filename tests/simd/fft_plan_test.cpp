@@ -177,7 +177,8 @@ TEST_CASE("the longest lengths have no more levels than a plan has room for", "[
     int behind = -1;
   } two;
   int count = 0;
-  fft_factor(Index{1} << 22, fft_radix_count - 1, two.radices, count);  // in steps of 2 alone: there is no such plan
+  const Index size = Index{1} << 22;  // in steps of 2 alone there is no such plan
+  fft_factor(size, fft_radix_count - 1, size, two.radices, count);
   CHECK(two.behind == -1);
   CHECK(count <= fft_most_stages);
   for (const Index n : {Index{1} << 23, Index{3} << 22, Index{1} << 26, Index{1} << 27}) {

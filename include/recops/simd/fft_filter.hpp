@@ -68,9 +68,76 @@ template <class T, class A, class Gain>
   }
 }
 
+/// Last forward level, gains, first inverse level of `parts` parts of R = 8 or 10 elements, more than 16 registers hold: the
+/// transform of one half waits in its place for that of the other; what joins them, the gains and what parts them again take
+/// one number of each.
+template <int R, class T, class A, class Gain>
+[[gnu::noinline]] void fft_fused_halves(T* z, Index parts, Gain gain) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
+  static_assert(R == 8 || R == 10);
+  // 10: elements 2 n and 5 + 2 n (mod 10) make bins 6 k and 5 + 6 k, no twiddles (Good, Thomas). 8: even and odd ones, e^(-2 pi i k / 8).
+  constexpr int Q = R / 2, odd = Q == 4 ? 1 : Q, bin = Q == 4 ? 1 : Q + 1;
+  const B root(T(0.70710678118654752440));
+  for (Index i = 0; i < parts; ++i, z += R * 2 * W, gain = gain.at(R)) {
+    B re[Q], im[Q];
+    const auto load = [&](const T* p, int first) RECOPS_LAMBDA_INLINE {
+      RECOPS_UNROLL
+      for (int q = 0; q < Q; ++q) {
+        re[q] = B::load_aligned(p + (first + 2 * q) % R * 2 * W);
+        im[q] = B::load_aligned(p + (first + 2 * q) % R * 2 * W + W);
+      }
+    };
+    const auto store = [&](T* p, int first) RECOPS_LAMBDA_INLINE {
+      RECOPS_UNROLL
+      for (int q = 0; q < Q; ++q) {
+        re[q].store_aligned(p + (first + 2 * q) % R * 2 * W);
+        im[q].store_aligned(p + (first + 2 * q) % R * 2 * W + W);
+      }
+    };
+    load(z, 0);
+    butterfly<Q, T, A>(re, im);
+    store(z, 0);
+    T* const p = fft_opaque(z);  // else compilers begin both halves at once
+    load(p, odd);
+    butterfly<Q, T, A>(re, im);
+    T* const even = fft_opaque(p);
+    RECOPS_UNROLL
+    for (int k = 0; k < Q; ++k) {
+      T* const e = even + 2 * k * 2 * W;
+      B fr = re[k], fi = im[k];
+      if (Q == 4 && k == 2) {
+        fr = im[k];
+        fi = B(T(0)) - re[k];
+      } else if (Q == 4 && k > 0) {
+        const B s = root * (re[k] + im[k]), d = root * (im[k] - re[k]);
+        fr = k == 1 ? s : d;
+        fi = k == 1 ? d : B(T(0)) - s;
+      }
+      const B er = B::load_aligned(e), ei = B::load_aligned(e + W);
+      B pr = er + fr, pi = ei + fi, mr = er - fr, mi = ei - fi;
+      gain.apply(bin * k % R, pr, pi);
+      gain.apply((Q + bin * k) % R, mr, mi);
+      (pr + mr).store_aligned(e);
+      (pi + mi).store_aligned(e + W);
+      fr = pr - mr;
+      fi = pi - mi;
+      re[k] = Q != 4 || k == 0 ? fr : k == 2 ? mi - pi : root * (k == 1 ? fr - fi : B(T(0)) - fr - fi);
+      im[k] = Q != 4 || k == 0 ? fi : k == 2 ? fr : root * (k == 1 ? fr + fi : fr - fi);
+    }
+    butterfly<Q, T, A>(im, re);
+    store(even, odd);
+    T* const last = fft_opaque(even);
+    load(last, 0);
+    butterfly<Q, T, A>(im, re);
+    store(last, 0);
+  }
+}
+
 /// Last forward level, gains, first inverse level of `parts` parts of R elements.
 template <int R, class T, class A, class Gain>
 [[gnu::noinline]] void fft_fused_level(T* z, Index parts, Gain gain) {
+  if constexpr (R >= 8 && registers<A> < 32) return fft_fused_halves<R, T, A>(z, parts, gain);
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   for (Index i = 0; i < parts; ++i, z += R * 2 * W, gain = gain.at(R)) {
@@ -92,50 +159,71 @@ template <int R, class T, class A, class Gain>
   }
 }
 
-/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts. `ahead` makes
-/// `fft_filter_steps` steps a part.
+/// The last level forward, gains, and back, of `parts` consecutive parts.
+template <class T, class A, class Gain>
+void fft_filter_last(const FftPlan<T>& plan, T* z, Index parts, Gain gain) {
+  const int last = plan.stages() - 1, radix = plan.stage(last).radix;
+  switch (radix) {
+    case 2:
+      return fft_fused_level<2, T, A>(z, parts, gain);
+    case 3:
+      return fft_fused_level<3, T, A>(z, parts, gain);
+    case 4:
+      return fft_fused_level<4, T, A>(z, parts, gain);
+    case 5:
+      return fft_fused_level<5, T, A>(z, parts, gain);
+    case 6:
+      return fft_fused_level<6, T, A>(z, parts, gain);
+    case 8:
+      return fft_fused_level<8, T, A>(z, parts, gain);
+    case 10:
+      return fft_fused_level<10, T, A>(z, parts, gain);
+    default:
+      fft_forward_parts<T, A>(plan, last, z, parts);
+      fft_apply<T, A>(z, parts * radix, gain);
+      return fft_inverse_parts<T, A>(plan, last, z, parts);
+  }
+}
+
+/// Where rows are fetched meanwhile, the last level is done in this many pieces: too many fetches at once would make it wait.
+inline constexpr Index fft_last_pieces = 5;
+
+/// The levels from `level` on, forward, gains, and back, of `parts` consecutive parts; `ahead` makes at most `fft_filter_steps` steps.
 template <class T, class A, class Gain>
 void fft_filter_parts(const FftPlan<T>& plan, int level, T* z, Index parts, Gain gain, FftAhead& ahead) {
   constexpr Index W = lanes<T, A>;
   if (level == plan.stages()) return fft_apply<T, A>(z, parts, gain);
   const FftStage& s = plan.stage(level);
-  const Index elements = s.radix * s.span;
+  const Index elements = s.radix * s.span, part = elements * 2 * W;
   if (level + 1 == plan.stages()) {
-    switch (s.radix) {
-      case 2:
-        return fft_fused_level<2, T, A>(z, parts, gain);
-      case 3:
-        return fft_fused_level<3, T, A>(z, parts, gain);
-      case 4:
-        return fft_fused_level<4, T, A>(z, parts, gain);
-      case 5:
-        return fft_fused_level<5, T, A>(z, parts, gain);
-      case 6:
-        return fft_fused_level<6, T, A>(z, parts, gain);
-      case 8:
-        return fft_fused_level<8, T, A>(z, parts, gain);
-      case 10:
-        return fft_fused_level<10, T, A>(z, parts, gain);
-      default:
-        fft_forward_parts<T, A>(plan, level, z, parts);
-        fft_apply<T, A>(z, parts * elements, gain);
-        return fft_inverse_parts<T, A>(plan, level, z, parts);
+    const Index some = ahead.rows > 0 ? (parts + fft_last_pieces - 1) / fft_last_pieces : parts;
+    for (Index p = 0; p < parts; p += some, z += some * part, gain = gain.at(some * elements)) {
+      fft_filter_last<T, A>(plan, z, some < parts - p ? some : parts - p, gain);
+      ahead.step();
     }
+    return;
   }
-  for (Index p = 0; p < parts; ++p, z += elements * 2 * W, gain = gain.at(elements)) {
-    fft_forward_level<T, A>(plan, s, z, 0, 1);
+  const Index together = fft_together<T, A>(s, parts);
+  for (Index p = 0; p < parts; p += together, z += together * part, gain = gain.at(together * elements)) {
+    fft_forward_level<T, A>(plan, s, z, part, together);
     ahead.step();
-    fft_filter_parts<T, A>(plan, level + 1, z, s.radix, gain, ahead);
-    ahead.step();
-    fft_inverse_level<T, A>(plan, s, z, 0, 1);
+    fft_filter_parts<T, A>(plan, level + 1, z, together * s.radix, gain, ahead);
+    fft_inverse_level<T, A>(plan, s, z, part, together);
     ahead.step();
   }
 }
 
-/// Steps that `fft_filter_parts` makes of one part at a level.
-template <class T>
-Index fft_filter_steps(const FftPlan<T>& plan, int level) {
-  return level + 1 >= plan.stages() ? 0 : 3 + plan.stage(level).radix * fft_filter_steps(plan, level + 1);
+/// Steps that `fft_filter_parts` makes of `parts` parts at a level while there are rows to fetch.
+template <class T, class A>
+Index fft_filter_steps(const FftPlan<T>& plan, int level, Index parts) {
+  if (level >= plan.stages()) return 0;
+  if (level + 1 == plan.stages()) {
+    const Index some = (parts + fft_last_pieces - 1) / fft_last_pieces;
+    return (parts + some - 1) / some;
+  }
+  const FftStage& s = plan.stage(level);
+  const Index together = fft_together<T, A>(s, parts);
+  return parts / together * (2 + fft_filter_steps<T, A>(plan, level + 1, together * s.radix));
 }
 
 /// Gains of a pair whose halves have gains of their own: separates the spectra, applies, joins them again.
@@ -203,7 +291,6 @@ template <class T, class A, class Gains>
 [[gnu::noinline]] void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
                                         const FftGainBlocks& blocks, const Gains& gains, Index first, Index count, bool add, T* z,
                                         Index distance, FftAhead& ahead) {
-  constexpr Index W = lanes<T, A>;
   fft_enter<T, A>(plan, in, first, count, z, distance);
   const FftStage& top = plan.stage(0);
   if (in.a_channels > 0 && in.b_channels > 0 && fft_poisoned<T, A>(z, distance, count, top.span, 1)) {
@@ -217,12 +304,8 @@ template <class T, class A, class Gains>
     const bool paired = fft_channels(in.b_channels, in.step, first + g, 1) > 0;
     if (Gains::shared || a == b || !paired) {
       if (fft_channels(in.a_channels, in.step, first + g, 1) == 0) continue;  // a side done apart that has no such group
-      auto gain = gains(a);
-      const Index at_once = ahead.rows > 0 ? 1 : top.radix;
-      for (Index p = 0; p < top.radix; p += at_once, gain = gain.at(top.span)) {
-        fft_filter_parts<T, A>(plan, 1, tile + p * top.span * 2 * W, at_once, gain, ahead);
-        ahead.step();
-      }
+      fft_filter_parts<T, A>(plan, 1, tile, top.radix, gains(a), ahead);
+      ahead.step();
     } else {
       fft_forward_parts<T, A>(plan, 1, tile, top.radix);
       fft_apply_apart<T, A>(plan, tile, gains(a).g, gains(b).g);
@@ -263,7 +346,7 @@ template <class T, class A, class Gains>
   const auto at = [length](auto m, Index b) { return m.middle_rows(b * length, length); };
   const Index count = x.rows() / length;
   const Index steps =
-      distant ? fft_groups(fft_two<A>(at(x, 0), at(x, 0))) * plan.stage(0).radix * (1 + fft_filter_steps(plan, 1)) : 1;
+      distant ? fft_groups(fft_two<A>(at(x, 0), at(x, 0))) * (1 + fft_filter_steps<T, A>(plan, 1, plan.stage(0).radix)) : 1;
   for (Index b = 0; b < count; b += 2) {
     FftAhead ahead;
     if (distant && b + 2 < count) ahead = FftAhead(at(x, b + 2), at(x, b + 3 < count ? b + 3 : b + 2), steps);

@@ -55,29 +55,30 @@ namespace detail {
 
 inline constexpr int fft_largest_prime = 61, fft_most_stages = 20;
 
-/// Estimated instructions per element of one level; `last` has no twiddles and keeps its data in registers with the filter.
-[[gnu::noinline, gnu::cold]] inline double fft_stage_cost(int radix, bool last) {
-  // Radices 8 and 10 want 16 and 20 registers for their data: where there are 16 in all they spill.
+/// Estimated cost per element of one level; `last` has no twiddles and keeps its data in registers with the filter. Instructions
+/// where there are registers for it; with 16 cycles of a Zen 3, times 2.3: there 8 and 10 spill, and lose to 4 . 4 where the
+/// `size` elements of a transform are many.
+[[gnu::noinline, gnu::cold]] inline double fft_stage_cost(int radix, bool last, Index size) {
   constexpr bool roomy = registers<> >= 32;
   switch (radix) {
     case 1:
       return 4;
     case 2:
-      return last ? 6 : 11;
+      return roomy ? (last ? 6 : 11) : (last ? 4.6 : 8.9);
     case 3:
-      return last ? 8 : 10.7;
+      return roomy ? (last ? 8 : 10.7) : (last ? 5.4 : 10.7);
     case 4:
-      return last ? 8 : 11;
+      return roomy ? (last ? 8 : 11) : (last ? 5.1 : 11);
     case 5:
-      return last ? 9.6 : 12.8;
+      return roomy ? (last ? 9.6 : 12.8) : (last ? 8.3 : 13.1);
     case 6:
-      return (last ? 10.3 : 14) + (roomy ? 0 : 2);
+      return roomy ? (last ? 10.3 : 14) : (last ? 7.5 : 15.2);
     case 7:
       return last ? 16 : 17;
     case 8:
-      return (last ? 11 : 14.5) + (roomy ? 0 : 4);
+      return roomy ? (last ? 11 : 14.5) : (last ? 9.6 : size > 100 ? 17.6 : 17);
     case 10:
-      return (last ? 11.6 : 15.2) + (roomy ? 0 : 6);
+      return roomy ? (last ? 11.6 : 15.2) : (last ? 10.6 : size > 100 ? 20 : 19.5);
     default:
       return 16 + 1.6 * radix;
   }
@@ -86,9 +87,10 @@ inline constexpr int fft_largest_prime = 61, fft_most_stages = 20;
 inline constexpr int fft_radix_list[] = {61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 10, 8, 7, 6, 5, 4, 3, 2};
 inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list));
 
-/// The cheapest way to write n as a product of radices of the list from entry `from` on, smallest first; infinity where there
-/// is none.
-[[gnu::noinline, gnu::cold]] inline double fft_factor(Index n, int from, std::array<int, fft_most_stages>& radices, int& count) {
+/// The cheapest way to write n, a factor of `size`, as a product of radices of the list from entry `from` on, smallest first;
+/// infinity where there is none.
+[[gnu::noinline, gnu::cold]] inline double fft_factor(Index n, int from, Index size, std::array<int, fft_most_stages>& radices,
+                                                      int& count) {
   count = 0;
   double best = std::numeric_limits<double>::infinity();
   for (int i = from; i < fft_radix_count; ++i) {
@@ -96,7 +98,7 @@ inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list
     if (n % r != 0) continue;
     std::array<int, fft_most_stages> rest{};
     int rest_count = 0;
-    const double cost = fft_stage_cost(r, false) + (n == r ? 0 : fft_factor(n / r, i, rest, rest_count));
+    const double cost = fft_stage_cost(r, false, size) + (n == r ? 0 : fft_factor(n / r, i, size, rest, rest_count));
     if (cost < best && rest_count < fft_most_stages) {  // 2^21 in steps of 2 has more levels than a plan
       best = cost;
       radices = rest;
@@ -111,7 +113,7 @@ inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list
 [[gnu::noinline, gnu::cold]] inline double fft_radices(Index n, std::array<int, fft_most_stages>& radices, int& count) {
   radices.fill(1);
   count = 1;
-  if (n <= 1) return fft_stage_cost(1, true);
+  if (n <= 1) return fft_stage_cost(1, true, n);
   double best = std::numeric_limits<double>::infinity();
   for (const int last : fft_radix_list) {
     if (n % last != 0) continue;
@@ -119,8 +121,8 @@ inline constexpr int fft_radix_count = static_cast<int>(std::size(fft_radix_list
     int rest_count = 0;
     // Only 2, 3, 4, 5, 6, 8 and 10 have a last level that is fused with the filter; another one pays for its own pass.
     const bool fused = last <= 10 && last != 7;
-    const double end = fused ? fft_stage_cost(last, true) : fft_stage_cost(last, false) + 2;
-    const double cost = end + (n == last ? 0 : fft_factor(n / last, 0, rest, rest_count));
+    const double end = fused ? fft_stage_cost(last, true, n) : fft_stage_cost(last, false, n) + 2;
+    const double cost = end + (n == last ? 0 : fft_factor(n / last, 0, n, rest, rest_count));
     if (cost < best && rest_count < fft_most_stages) {
       best = cost;
       count = 0;

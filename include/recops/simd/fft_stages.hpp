@@ -242,17 +242,23 @@ template <class T, class A>
                   FftTwist::before);
 }
 
+/// Parts that take a level together: all where they fit the first-level cache beside what goes with them (a call for each would
+/// cost more than short parts do), else one at a time, depth first.
+template <class T, class A>
+RECOPS_INLINE Index fft_together(const FftStage& s, Index parts) {
+  return parts * s.radix * s.span * 2 * lanes<T, A> * static_cast<Index>(sizeof(T)) <= 16 * 1024 ? parts : 1;
+}
+
 /// The forward levels from `level` on, in place, of `parts` consecutive parts that start at `z` (one part at level 0, the radix
 /// of the level above below it).
 template <class T, class A>
 void fft_forward_parts(const FftPlan<T>& plan, int level, T* z, Index parts) {
   if (level >= plan.stages()) return;
   const FftStage& s = plan.stage(level);
-  const Index part = s.radix * s.span * 2 * lanes<T, A>;
-  if (level + 1 == plan.stages()) return fft_forward_level<T, A>(plan, s, z, part, parts);  // all in one call
-  for (Index p = 0; p < parts; ++p, z += part) {
-    fft_forward_level<T, A>(plan, s, z, 0, 1);
-    fft_forward_parts<T, A>(plan, level + 1, z, s.radix);
+  const Index part = s.radix * s.span * 2 * lanes<T, A>, together = s.span == 1 ? parts : fft_together<T, A>(s, parts);
+  for (Index p = 0; p < parts; p += together, z += together * part) {
+    fft_forward_level<T, A>(plan, s, z, part, together);
+    fft_forward_parts<T, A>(plan, level + 1, z, together * s.radix);
   }
 }
 
@@ -261,11 +267,10 @@ template <class T, class A>
 void fft_inverse_parts(const FftPlan<T>& plan, int level, T* z, Index parts) {
   if (level >= plan.stages()) return;
   const FftStage& s = plan.stage(level);
-  const Index part = s.radix * s.span * 2 * lanes<T, A>;
-  if (level + 1 == plan.stages()) return fft_inverse_level<T, A>(plan, s, z, part, parts);
-  for (Index p = 0; p < parts; ++p, z += part) {
-    fft_inverse_parts<T, A>(plan, level + 1, z, s.radix);
-    fft_inverse_level<T, A>(plan, s, z, 0, 1);
+  const Index part = s.radix * s.span * 2 * lanes<T, A>, together = s.span == 1 ? parts : fft_together<T, A>(s, parts);
+  for (Index p = 0; p < parts; p += together, z += together * part) {
+    fft_inverse_parts<T, A>(plan, level + 1, z, together * s.radix);
+    fft_inverse_level<T, A>(plan, s, z, part, together);
   }
 }
 
@@ -428,8 +433,8 @@ template <class T, class A>
   fft_multiply<T, A>(z, plan.chirp(), plan.length());
 }
 
-/// Tiles of one block. As many groups as make 128 bytes of a row where their tiles fit the first-level cache, else 256 bytes
-/// (rows are then read whole more often, which counts when they come from memory), as long as they fit the second.
+/// Tiles of one block: as many groups as make 256 bytes of a row where their tiles fit the first-level cache (rows are then read
+/// whole more often), else 128 where those do, else again 256, as long as they fit the second.
 template <class T, class A>
 struct FftBlock {
   static constexpr Index W = lanes<T, A>;
@@ -438,8 +443,9 @@ struct FftBlock {
   [[gnu::noinline]] FftBlock(const FftPlan<T>& plan, Index all) {
     constexpr Index vector = W * static_cast<Index>(sizeof(T));
     distance = plan.size() * 2 * W + 2 * W;
-    const Index tile = distance * static_cast<Index>(sizeof(T)), half = 128 / vector, fit = 512 * 1024 / tile;
-    groups = half * tile <= 36 * 1024 ? half : fit < 2 * half ? fit : 2 * half;
+    const Index tile = distance * static_cast<Index>(sizeof(T)), whole = 256 / vector, near = 36 * 1024 / tile,
+                fit = 512 * 1024 / tile;
+    groups = near >= whole ? whole : 2 * near >= whole ? whole / 2 : fit < whole ? fit : whole;
     if (groups > all) groups = all;
     if (groups < 1) groups = 1;
   }
