@@ -277,6 +277,19 @@ TEST_CASE("dpp_map with rounded features is dpp_map of the rounded features", "[
   }
 }
 
+TEST_CASE("dpp_map: a duplicate is redundant, however many columns it has", "[diversity][dpp]") {
+  Request<float> q;
+  q.quality = Vector<float>(2, 1.0f);
+  q.features = Matrix<float>(2, 1024, 0.0f);
+  for (Index i = 0; i < 2; ++i) {
+    q.features(i, 0) = 1;
+    for (Index d = 1; d < 1024; d += 2) q.features(i, d) = 0x1p-13f;  // the square of each is lost beside 1, all of them are not
+  }
+  const auto got = run<float>(q.input(), {}, 2);
+  CHECK(got.items.size() == 1);
+  CHECK(got.status == SelectionStatus::rank_exhausted);
+}
+
 TEMPLATE_TEST_CASE("dpp_map: rank, filling, equal lengths, invariance", "[diversity][dpp]", float, double) {
   using T = TestType;
   Random random(recops_test::seed(), 5);

@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("panel_products are dot products, whatever is computed togeth
   auto random = recops_test::random_stream(2);
   recops_test::for_each_architecture([&](auto architecture) {
     using A = decltype(architecture);
-    for (const Index cols : {1, 2, 5, 16, 31}) {
+    for (const Index cols : {1, 2, 5, 16, 31, 64, 131}) {
       const auto x = quarters<T>(P, cols, random), exact = quarters<T>(7, cols + 3, random);
       const auto rough = recops_test::random_matrix<T>(7, cols + 3, random);
       Vector<T> panel(cols * P + 1), squares(P);

@@ -166,6 +166,7 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
                                                      shift + row, l + row, o + of.first * heads * dv + h * dv * G, ahead);
         }
       }
+      ahead.ask(ahead.rows);  // with terms, or where heads are narrow, there are too few tiles to ask for all
     }
     for (Index g = 0; g < groups; ++g) {
       const QueryGroup of = group<T, A>(n, g);

@@ -4,9 +4,9 @@
 ///
 ///     panel[d][l] = row_l[d]          l in [0, panel_width),  d in [0, D)
 ///
-/// A product with a vector then needs no horizontal sum, and every row's dot product runs in one lane, the even d and the odd d
-/// each in order: its bits do not depend on the vector width (given FMA), on how many rows or vectors are processed together, or on
-/// the row's place.
+/// A product with a vector then needs no horizontal sum, and every row's dot product runs in one lane, 64 columns in order (AVX-512:
+/// the even d and the odd d of them), these partial sums in order too: its bits do not depend on how many rows or vectors are
+/// processed together, or on the row's place.
 ///
 /// Panels of floats may be stored as BFloat16 or int8 codes, several to a word, so that one load feeds several vectors by shifts:
 ///
@@ -278,6 +278,9 @@ namespace detail {
 /// to hide the latency of an fma.
 template <class T, class A>
 inline constexpr int panel_sums = panel_width<T> / lanes<T, A> < 8 ? 2 : 1;
+/// Columns that are summed in one chain: what is small beside the sum of a longer one would be lost, and the product of a row with
+/// its own direction be further from its length than the share that selectors take for nothing.
+inline constexpr Index panel_run = 64;
 /// Vectors that one pass over a panel multiplies at most: eight chains, and at least one word vector of each part.
 template <class T, class A, class S>
 inline constexpr int panel_queries = registers<A> / 2 / panel_sums<T, A> / static_cast<int>(panel_parts<T, S>) < 4
@@ -287,8 +290,8 @@ inline constexpr int panel_queries = registers<A> / 2 / panel_sums<T, A> / stati
 }  // namespace detail
 
 /// Products of a panel (of T stored as S) with `Queries` vectors (`queries + q * stride`, `cols` numbers each): calls
-/// use(query, first lane, products) for every register of them. Each product sums the columns in order, whatever goes with it. Where
-/// the panel is not full, `rows` says how many rows it has: registers without any may be left out.
+/// use(query, first lane, products) for every register of them. Each product sums the columns in the same order, whatever goes with
+/// it. Where the panel is not full, `rows` says how many rows it has: registers without any may be left out.
 template <class T, class A, int Queries, class S = T, class F>
 RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, const T* queries, Index stride, F&& use,
                                   Index rows = panel_width<T>) {
@@ -299,12 +302,9 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
   constexpr int V = all < most ? all : most, vectors = V * parts * Queries;  // V: word vectors at once
   static_assert(V > 0 && all % V == 0);
   for (Index v = 0; v < words && v < rows; v += V * W) {
-    B sum[sums][vectors];
+    B total[vectors];
     RECOPS_UNROLL
-    for (int s = 0; s < sums; ++s) {
-      RECOPS_UNROLL
-      for (int i = 0; i < vectors; ++i) sum[s][i] = B(T(0));
-    }
+    for (int i = 0; i < vectors; ++i) total[i] = B(T(0));
     const auto column = [&](Index d, B(&into)[vectors]) RECOPS_LAMBDA_INLINE {
       B factor[Queries];
       RECOPS_UNROLL
@@ -323,20 +323,29 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
         }
       }
     };
-    Index d = 0;
-    for (; d + sums <= cols; d += sums) {
+    for (Index d = 0; d < cols;) {
+      const Index last = cols - d < detail::panel_run ? cols : d + detail::panel_run;
+      B sum[sums][vectors];
       RECOPS_UNROLL
-      for (int s = 0; s < sums; ++s) column(d + s, sum[s]);
+      for (int s = 0; s < sums; ++s) {
+        RECOPS_UNROLL
+        for (int i = 0; i < vectors; ++i) sum[s][i] = B(T(0));
+      }
+      for (; d + sums <= last; d += sums) {
+        RECOPS_UNROLL
+        for (int s = 0; s < sums; ++s) column(d + s, sum[s]);
+      }
+      if (d < last) column(d++, sum[0]);
+      RECOPS_UNROLL
+      for (int i = 0; i < vectors; ++i) total[i] = total[i] + (sums == 1 ? sum[0][i] : sum[0][i] + sum[sums - 1][i]);
     }
-    if (d < cols) column(d, sum[0]);
     RECOPS_UNROLL
     for (int i = 0; i < V; ++i) {
       RECOPS_UNROLL
       for (int part = 0; part < parts; ++part) {
         RECOPS_UNROLL
         for (int q = 0; q < Queries; ++q) {
-          const int at = (i * parts + part) * Queries + q;
-          use(q, v + i * W + part * words, sums == 1 ? sum[0][at] : sum[0][at] + sum[sums - 1][at]);
+          use(q, v + i * W + part * words, total[(i * parts + part) * Queries + q]);
         }
       }
     }
