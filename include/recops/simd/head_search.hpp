@@ -182,7 +182,31 @@ void scan_heads(MatrixView<const T> queries, Index heads, const NamedRows<T>& ke
   T* const scores = ws.take<T>(all * head_block);
   T* const rows = keys.room(head_block, ws);
   HeadColumns<T, A> added(bias, {}, ws);
-  for (Index first = 0; first < keys.count; first += head_block) {
+  Index done = 0;
+  if (keys.far()) {  // Lane r has row r * apart + g: as many streams as lanes come faster from memory than one.
+    constexpr Index W = lanes<T, A>;
+    Index apart = keys.count / W;
+    apart -= (apart + 1) % 16;  // rows of a tile should not all want the same places of L1
+    auto* const names = ws.take<std::int32_t>(head_block);
+    for (Index g = 0, steps; g < apart; g += steps) {
+      steps = apart - g < head_block / W ? apart - g : head_block / W;
+      for (Index s = 0; s < steps; ++s) {
+        for (Index r = 0; r < W; ++r) names[s * W + r] = static_cast<std::int32_t>(r * apart + g + s);
+        head_tiles<T, A>(queries, heads, Following<T>{keys.data + (g + s) * keys.stride, apart * keys.stride}, W, false,
+                         [&](Index q, Index h, Index, Index, Batch<T, A> dots) RECOPS_LAMBDA_INLINE {
+                           if (!bias.empty()) {
+                             alignas(64) T b[W];
+                             for (Index r = 0; r < W; ++r) b[r] = bias(names[s * W + r], bias.cols() == 1 ? 0 : h);
+                             dots = biased(dots, Batch<T, A>::load_aligned(b));
+                           }
+                           dots.store_aligned(scores + (q * heads + h) * head_block + s * W);
+                         });
+      }
+      for (Index l = 0; l < all; ++l) best[l]->add(scores + l * head_block, names, steps * W);
+    }
+    done = apart * W;
+  }
+  for (Index first = done; first < keys.count; first += head_block) {
     const Index height = keys.count - first < head_block ? keys.count - first : head_block;
     added.block(first, height);
     head_tiles<T, A>(queries, heads, keys.block(first, height, rows), height, keys.far(),
