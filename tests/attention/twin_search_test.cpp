@@ -133,6 +133,19 @@ TEST_CASE("a history that comes from memory is read in streams, with the same re
   }
 }
 
+TEST_CASE("a few rows that are as long as a history are searched too", "[attention][twin]") {
+  Random random = random_stream(56);
+  Workspace ws;
+  const Index l = 70, width = simd::detail::distant_bytes / (l * Index{sizeof(float)}) + 1, k = 5;
+  const auto q = random_matrix<float>(1, width, random), keys = random_matrix<float>(l, width, random);
+  const SearchKeys<float> all{JaggedView<const float>(keys.view())};
+  Matrix<float> scores(1, l);
+  Matrix<std::int32_t> indices(1, k);
+  twin_scores<float>(q.view(), all, {}, {.heads = 1}, scores, ws);
+  twin_search<float>(q.view(), all, {}, {.heads = 1}, indices, ws);
+  CHECK(same(indices.row(0), k, expected<float>(scores.view(), 0, 1, k)));
+}
+
 TEST_CASE("copies of keys select what the floats select", "[attention][twin]") {
   Random random = random_stream(51);
   Workspace ws;

@@ -186,7 +186,7 @@ void scan_heads(MatrixView<const T> queries, Index heads, const NamedRows<T>& ke
   if (keys.far()) {  // Lane r has row r * apart + g: as many streams as lanes come faster from memory than one.
     constexpr Index W = lanes<T, A>;
     Index apart = keys.count / W;
-    apart -= (apart + 1) % 16;  // rows of a tile should not all want the same places of L1
+    if (apart > 64) apart -= (apart + 1) % 16;  // rows of a tile should not all want the same places of L1
     auto* const names = ws.take<std::int32_t>(head_block);
     for (Index g = 0, steps; g < apart; g += steps) {
       steps = apart - g < head_block / W ? apart - g : head_block / W;
