@@ -214,6 +214,20 @@ TEST_CASE("few rows are scored again where scores differ", "[simd][certified]") 
   CHECK((again >= 50 && again < 200));
 }
 
+TEST_CASE("rows that come from memory are read in streams, with the same result", "[simd][certified]") {
+  Random random = random_stream(23);
+  const Index most = simd::detail::distant_bytes / Index{sizeof(float)};
+  for (const auto& [count, cols] : {std::pair<Index, Index>{most / 32 + 3, 32},
+                                    {most / 64 + 77, 64},
+                                    {2 * most / 61, 61},
+                                    {5, most / 4},
+                                    {1100, 2 * most / 1100}}) {
+    auto rows = random_matrix<float>(count, cols, random);
+    for (Index l = 3; l < count; l += 7) std::copy_n(rows.row(l / 2), cols, rows.row(l));  // ties, far apart
+    check_all(random_vector<float>(cols, random), rows, 40, 16);
+  }
+}
+
 TEST_CASE("strided views of rows and copy", "[simd][certified]") {
   Random random = random_stream(66);
   const Matrix<float> wide = random_matrix<float>(1500, 40, random);

@@ -193,8 +193,7 @@ Index certified_top_k(MatrixView<const float> queries, MatrixView<const float> r
     detail::score_tiles<detail::tile_dots, float, A>(
         queries.data(), n, queries.stride(), detail::stored_rows(copy), count, detail::InOrder{},
         [&](Index q, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
-          const B norm =
-              height == lanes<float, A> ? B::load_unaligned(norms.data() + i) : load_first<float, A>(norms.data() + i, height);
+          const B norm = detail::beside_rows<float, A>(norms.data(), 1, i, height, detail::InOrder{});
           survivors[q]->add(i, height, dots, mul_add(norm, B(per_norm[q]), B(rest[q])));
         });
   });

@@ -114,19 +114,20 @@ class Survivors {
     if (in_block_ == scan_block) close(i + height);
   }
 
-  /// Drops what a row found later has beaten; `rows()` are then final.
-  void finish(Index rows) {
+  /// Drops what a row found later has beaten; `rows()` are then final. `at`: the order in which rows came.
+  template <class At = InOrder>
+  void finish(Index rows, const At& at = {}) {
     close(rows);
     lower_.tighten();
     raise();
     Index kept = 0;
     for (Index i = 0; i < size_; ++i) {
       if (upper_[i] < threshold_) continue;
-      index_[kept++] = index_[i];
+      index_[kept++] = static_cast<std::int32_t>(at(index_[i]));
     }
     size_ = kept;
   }
-  /// Rows that were kept, in rising order.
+  /// Rows that were kept, in the order in which they came.
   VectorView<const std::int32_t> rows() const { return VectorView<const std::int32_t>(index_, size_); }
 
  private:
@@ -170,23 +171,28 @@ Index select_rows(const T* query, const Source& x, VectorView<const std::int32_t
   const Index count = all ? x.count : names.size();
   TopK<T, A> best(indices.size() < count ? indices.size() : count, Order::descending, ws);
   T* block = ws.take<T>(scan_block);
-  const auto add = [&](Index, Index i, Index height, Batch<T, A> dots, Batch<T, A>) RECOPS_LAMBDA_INLINE {
-    const Index at = i % scan_block, end = i + height;
-    dots.store_aligned(block + at);
-    if (end % scan_block != 0 && end != count) return;
-    if (all) {
-      best.add(block, end - (i - at), i - at);
-    } else {
-      best.add(block, names.data() + (i - at), end - (i - at));
-    }
+  const auto scan = [&](const auto& at, const auto& add) RECOPS_LAMBDA_INLINE {
+    score_tiles<tile_dots, T, A>(query, 1, 0, x, count, at,
+                                 [&](Index, Index i, Index height, Batch<T, A> dots, Batch<T, A>) RECOPS_LAMBDA_INLINE {
+                                   const Index first = i / scan_block * scan_block, end = i + height;
+                                   dots.store_aligned(block + (i - first));
+                                   if (end % scan_block == 0 || end == count) add(first, end - first);
+                                 });
   };
   if (indices.empty()) return 0;
-  if (all) {
-    score_tiles<tile_dots, T, A>(query, 1, 0, x, count, InOrder{}, add);
-  } else {
+  if (!all) {
     const std::int32_t* name = names.data();
-    score_tiles<tile_dots, T, A>(
-        query, 1, 0, x, count, [name](Index i) RECOPS_LAMBDA_INLINE { return Index{name[i]}; }, add);
+    scan([name](Index i) RECOPS_LAMBDA_INLINE { return Index{name[i]}; },
+         [&](Index first, Index height) { best.add(block, name + first, height); });
+  } else if (x.far()) {
+    const InStreams<T, A> at(count);
+    auto* const name = ws.take<std::int32_t>(scan_block);
+    scan(at, [&](Index first, Index height) {
+      for (Index i = 0; i < height; ++i) name[i] = static_cast<std::int32_t>(at(first + i));
+      best.add(block, name, height);
+    });
+  } else {
+    scan(InOrder{}, [&](Index first, Index height) { best.add(block, height, first); });
   }
   return finish_selection(best, indices, scores);
 }
@@ -204,13 +210,13 @@ void check_selection(const char* operation, VectorView<const T> query, Index row
 /// Whether reading a copy first can pay.
 inline bool worth_a_copy(Index k, Index rows) { return k > 0 && rows >= 1024 && 4 * k < rows; }
 
-/// Scans the copy with `scan(survivors)`, then scores what is left by its floats.
-template <class A, class Scan>
-CertifiedSelection certify(VectorView<const float> query, MatrixView<const float> rows, VectorView<std::int32_t> indices,
-                           VectorView<float> scores, Workspace& ws, const Scan& scan) {
+/// Scans the copy with `scan(survivors)`, in the order `at`, then scores what is left by its floats.
+template <class A, class At, class Scan>
+CertifiedSelection certify(VectorView<const float> query, MatrixView<const float> rows, const At& at,
+                           VectorView<std::int32_t> indices, VectorView<float> scores, Workspace& ws, const Scan& scan) {
   Survivors<A> survivors(indices.size(), rows.rows(), ws);
   scan(survivors);
-  survivors.finish(rows.rows());
+  survivors.finish(rows.rows(), at);
   const auto left = survivors.rows();
   const Index count = select_rows<float, A>(query.data(), PlainRows<float>(rows), left, /*all=*/false, indices, scores, ws);
   return {count, left.size()};
@@ -247,7 +253,8 @@ CertifiedSelection certified_top_k(VectorView<const float> query, MatrixView<con
   const float* q = query.data();
   const double absolute = detail::sums_of(q, cols).absolute;
   const B rest(detail::at_least(detail::underflow(cols, absolute)));
-  return detail::certify<A>(query, rows, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
+  const detail::InOrder in_order;  // streams are no faster: one of bytes is as fast as their arithmetic
+  return detail::certify<A>(query, rows, in_order, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
     if (x.blocks == 1) {
       auto* codes = ws.take<std::int16_t>(query_codes_size(cols));
       const QuantizedQuery words = quantize_query(q, cols, codes);
@@ -256,7 +263,7 @@ CertifiedSelection certified_top_k(VectorView<const float> query, MatrixView<con
         lost += std::abs(static_cast<double>(q[d]) - static_cast<double>(words.scale) * static_cast<double>(codes[d]));
       const B per_scale(detail::at_least(detail::code_error(q, cols, cols, lost)));
       detail::int_products<A>(words, x, [&](Index i, Index height, B products) RECOPS_LAMBDA_INLINE {
-        const B scale = detail::row_scales<float, A>(x, i, height, detail::InOrder{});
+        const B scale = detail::row_scales<float, A>(x, i, height, in_order);
         survivors.add(i, height, scale * products, mul_add(scale, per_scale, rest));
       });
     } else {
@@ -301,14 +308,16 @@ requires(std::is_same_v<std::remove_const_t<S>, BFloat16> || std::is_same_v<std:
   const auto x = detail::stored_rows(copy);
   const detail::RoundedError error = detail::rounded_error(detail::sums_of(query.data(), cols), cols, half);
   const B per_norm(error.per_norm), rest(error.rest);
-  return detail::certify<A>(query, rows, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
-    detail::score_tiles<detail::tile_dots, float, A>(
-        query.data(), 1, 0, x, x.count, detail::InOrder{}, [&](Index, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
-          const B norm =
-              height == lanes<float, A> ? B::load_unaligned(norms.data() + i) : load_first<float, A>(norms.data() + i, height);
-          survivors.add(i, height, dots, mul_add(norm, per_norm, rest));
-        });
-  });
+  const auto pass = [&](const auto& at) {
+    return detail::certify<A>(query, rows, at, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
+      detail::score_tiles<detail::tile_dots, float, A>(
+          query.data(), 1, 0, x, x.count, at, [&](Index, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
+            survivors.add(i, height, dots,
+                          mul_add(detail::beside_rows<float, A>(norms.data(), 1, i, height, at), per_norm, rest));
+          });
+    });
+  };
+  return x.far() ? pass(detail::InStreams<float, A>(x.count)) : pass(detail::InOrder{});
 }
 
 }  // namespace simd

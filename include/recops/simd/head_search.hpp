@@ -183,10 +183,9 @@ void scan_heads(MatrixView<const T> queries, Index heads, const NamedRows<T>& ke
   T* const rows = keys.room(head_block, ws);
   HeadColumns<T, A> added(bias, {}, ws);
   Index done = 0;
-  if (keys.far()) {  // Lane r has row r * apart + g: as many streams as lanes come faster from memory than one.
+  if (keys.far()) {
     constexpr Index W = lanes<T, A>;
-    Index apart = keys.count / W;
-    if (apart > 64) apart -= (apart + 1) % 16;  // rows of a tile should not all want the same places of L1
+    const Index apart = InStreams<T, A>(keys.count).apart;
     auto* const names = ws.take<std::int32_t>(head_block);
     for (Index g = 0, steps; g < apart; g += steps) {
       steps = apart - g < head_block / W ? apart - g : head_block / W;

@@ -42,6 +42,7 @@ struct PlainRows {
   Index count, cols, stride;
 
   explicit PlainRows(MatrixView<const S> x) : data(x.data()), count(x.rows()), cols(x.cols()), stride(x.stride()) {}
+  bool far() const { return count * cols * Index{sizeof(S)} >= distant_bytes; }
 };
 
 /// Rows of int8 codes.
@@ -182,16 +183,54 @@ struct InOrder {
   RECOPS_INLINE Index operator()(Index i) const { return i; }
 };
 
-/// The only scales of the rows at(i) .. at(i + height - 1), in lanes.
-template <class T, class A, class At>
-RECOPS_INLINE Batch<T, A> row_scales(const CodeRows& x, Index i, Index height, const At& at) {
+/// The places of a scan that reads `count` rows as `lanes` streams, which come faster from memory than one: lane r of tile g holds
+/// row r * apart + g. The rows left over come last.
+template <class T, class A>
+struct InStreams {
+  static constexpr Index W = lanes<T, A>;
+  Index apart;
+
+  explicit InStreams(Index count) : apart(count / W) {
+    if (apart > 64) apart -= (apart + 1) % 16;  // rows of a tile should not all want the same places of L1
+  }
+  RECOPS_INLINE Index operator()(Index i) const { return i < apart * W ? i % W * apart + i / W : i; }
+};
+
+template <class At>
+inline constexpr bool in_streams = false;
+template <class T, class A>
+inline constexpr bool in_streams<InStreams<T, A>> = true;
+
+/// Tiles whose rows are a stride apart: how many of the places that `at` has begin with such, and the rows of the tile at place i.
+template <class At>
+RECOPS_INLINE Index regular_places(const At& at, Index count) {
+  if constexpr (in_streams<At>) return at.apart * At::W;
+  return count;
+}
+template <class Source, class At>
+RECOPS_INLINE auto regular_tile(const Source& x, const At& at, Index i) {
+  using Rows = Following<typename Source::Stored>;
+  if constexpr (in_streams<At>) {
+    return Rows{x.data + i / At::W * x.stride, at.apart * x.stride};
+  } else {
+    return Rows{x.data + i * x.stride, x.stride};
+  }
+}
+
+/// What stands beside the rows at(i) .. at(i + height - 1), e.g. their only scales, in lanes.
+template <class T, class A, class S, class At>
+RECOPS_INLINE Batch<T, A> beside_rows(const S* x, Index stride, Index i, Index height, const At& at) {
   constexpr Index W = lanes<T, A>;
-  if constexpr (std::is_same_v<At, InOrder> && std::is_same_v<T, float>) {
-    if (x.scale_stride == 1 && height == W) return Batch<float, A>::load_unaligned(x.scales + i);
+  if constexpr (std::is_same_v<At, InOrder> && std::is_same_v<T, S>) {
+    if (stride == 1 && height == W) return Batch<T, A>::load_unaligned(x + i);
   }
   alignas(64) T lane[W] = {};
-  for (Index r = 0; r < height; ++r) lane[r] = static_cast<T>(x.scales[at(i + r) * x.scale_stride]);
+  for (Index r = 0; r < height; ++r) lane[r] = static_cast<T>(x[at(i + r) * stride]);
   return Batch<T, A>::load_aligned(lane);
+}
+template <class T, class A, class At>
+RECOPS_INLINE Batch<T, A> row_scales(const CodeRows& x, Index i, Index height, const At& at) {
+  return beside_rows<T, A>(x.scales, x.scale_stride, i, height, at);
 }
 
 /// Scores of rows at(i) .. at(i + height - 1), whatever their place.
@@ -220,8 +259,9 @@ RECOPS_INLINE void score_tiles(const T* queries, Index n_queries, Index query_st
   using S = typename Source::Stored;
   using B = Batch<T, A>;
   constexpr int W = static_cast<int>(lanes<T, A>), R = rows_at_once<T, A>;
-  constexpr bool coded = std::is_same_v<Source, CodeRows>, in_order = std::is_same_v<At, InOrder>;
-  const bool far = x.count * x.cols * Index{sizeof(S)} >= distant_bytes;
+  constexpr bool coded = std::is_same_v<Source, CodeRows>, streams = in_streams<At>,
+                 regular = streams || std::is_same_v<At, InOrder>;
+  const bool far = !streams && x.far();  // what asks for streams is the processor
   bool blocks = false;
   if constexpr (coded) blocks = x.blocks > 1;
   const auto scaled = [&](Index i, Index height, B& dots, B& squares) RECOPS_LAMBDA_INLINE {
@@ -234,14 +274,15 @@ RECOPS_INLINE void score_tiles(const T* queries, Index n_queries, Index query_st
   };
   Index i = 0;
   B dots(T(0)), squares(T(0));
-  if constexpr (in_order) {
+  if constexpr (regular) {
+    const Index whole = regular_places(at, count);
     if constexpr (Sums == tile_dots) {
       const auto few_vectors = [&]<int Vectors, bool Far>() RECOPS_LAMBDA_INLINE {
         B q[Vectors];
         RECOPS_UNROLL
         for (int v = 0; v < Vectors; ++v) q[v] = B::load_unaligned(queries + v * W);
-        for (; i + W <= count; i += W) {
-          const Following<S> rows{x.data + i * x.stride, x.stride};
+        for (; i + W <= whole; i += W) {
+          const Following<S> rows = regular_tile(x, at, i);
           dots = short_tile<Vectors, Far, T, A>(q, rows, reinterpret_cast<std::uintptr_t>(rows.first) + 4096);
           scaled(i, W, dots, squares);
           emit(0, i, W, dots, squares);
@@ -257,8 +298,8 @@ RECOPS_INLINE void score_tiles(const T* queries, Index n_queries, Index query_st
         }
       }
     }
-    for (; i + W <= count && !blocks; i += W) {
-      const Following<S> rows{x.data + i * x.stride, x.stride};
+    for (; i + W <= whole && !blocks; i += W) {
+      const Following<S> rows = regular_tile(x, at, i);
       Ahead ahead = far ? look_ahead(rows.first, x.cols, x.stride, W * sizeof(S), R) : Ahead{};
       for (Index n = 0; n < n_queries; ++n) {
         score_tile<T, A, Sums, false>(queries + n * query_stride, rows, nullptr, x.cols, x.cols, ahead, dots, squares);
@@ -466,7 +507,6 @@ RECOPS_INLINE Batch<T, A> cosine_of(Batch<T, A> dot, Batch<T, A> inverse, Batch<
 template <class T, class A, class Source, class At>
 void cosine_scores(const T* queries, Index n_queries, Index query_stride, const Source& x, Index count, const At& at,
                    const T* norms, T* scores, Index score_stride) {
-  constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   const auto put = [=](Index n, Index i, Index height, B dots, B lengths) RECOPS_LAMBDA_INLINE {
     const T* q = queries + n * query_stride;
@@ -475,9 +515,7 @@ void cosine_scores(const T* queries, Index n_queries, Index query_stride, const 
   if (norms != nullptr) {
     score_tiles<tile_dots, T, A>(queries, n_queries, query_stride, x, count, at,
                                  [=](Index n, Index i, Index height, B dots, B) RECOPS_LAMBDA_INLINE {
-                                   alignas(64) T lengths[W] = {};
-                                   for (Index r = 0; r < height; ++r) lengths[r] = norms[at(i + r)];
-                                   put(n, i, height, dots, B::load_aligned(lengths));
+                                   put(n, i, height, dots, beside_rows<T, A>(norms, 1, i, height, at));
                                  });
   } else {
     score_tiles<tile_dots | tile_squares, T, A>(queries, n_queries, query_stride, x, count, at,
@@ -499,7 +537,7 @@ template <class A>
 template <class A, class Emit>
 RECOPS_INLINE void int_products(const QuantizedQuery& q, const CodeRows& x, const Emit& emit) {
   constexpr int W = int_lanes<A>;
-  const bool far = x.count * x.cols >= distant_bytes;
+  const bool far = x.far();
   const Batch<float, A> scale(q.scale);
   Index i = 0;
   for (; i + W <= x.count; i += W) {
