@@ -44,6 +44,29 @@ struct FftComplexGain {
   }
 };
 
+/// The same conjugated; with `x` and `sum` gathers sum += conj(x) z first. For gradients.
+template <class T, class A, bool gathers>
+struct FftConjugateGain {
+  const T* g;
+  const T* x = nullptr;
+  T* sum = nullptr;
+  FftConjugateGain at(Index element) const {
+    const Index n = element * 2 * lanes<T, A>;
+    return gathers ? FftConjugateGain{g + n, x + n, sum + n} : FftConjugateGain{g + n};
+  }
+  RECOPS_INLINE void apply(Index n, Batch<T, A>& re, Batch<T, A>& im) const {
+    using B = Batch<T, A>;
+    constexpr Index W = lanes<T, A>;
+    const Index i = n * 2 * W;
+    if constexpr (gathers) {
+      const B xr = B::load_aligned(x + i), xi = B::load_aligned(x + i + W);
+      mul_add(xi, im, mul_add(xr, re, B::load_aligned(sum + i))).store_aligned(sum + i);
+      minus_product(xi, re, mul_add(xr, im, B::load_aligned(sum + i + W))).store_aligned(sum + i + W);
+    }
+    complex_scale(im, re, B::load_aligned(g + i), B::load_aligned(g + i + W));  // exchanging the planes conjugates the factor
+  }
+};
+
 /// Real gains shared by all channels, `[size]`.
 template <class T, class A>
 struct FftRealGain {
@@ -265,19 +288,6 @@ template <class T, class A>
     const B xr = B::load_aligned(x), xi = B::load_aligned(x + W), fr = B::load_aligned(f), fi = B::load_aligned(f + W);
     mul_add(xi, fi, mul_add(xr, fr, B::load_aligned(sum))).store_aligned(sum);
     minus_product(xi, fr, mul_add(xr, fi, B::load_aligned(sum + W))).store_aligned(sum + W);
-  }
-}
-
-/// z <- z conj(gain)
-template <class T, class A>
-[[gnu::noinline]] void fft_apply_conjugate(T* z, const T* gain, Index count) {
-  using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>;
-  for (Index n = 0; n < count; ++n, z += 2 * W, gain += 2 * W) {
-    B re = B::load_aligned(z), im = B::load_aligned(z + W);
-    complex_scale(im, re, B::load_aligned(gain), B::load_aligned(gain + W));  // exchanging the planes conjugates the factor
-    re.store_aligned(z);
-    im.store_aligned(z + W);
   }
 }
 
@@ -644,26 +654,29 @@ template <class T, class A>
 [[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, const FftRows<const T>& x,
                                            const FftRows<const T>& dy, const FftRows<T>& dx, FftFilterGradient<T, A>& gradient,
                                            Workspace& ws) {
-  const Index groups = fft_groups(dy);
+  const Index groups = fft_groups(dy), size = plan.size();
   if (plan.length() == 0 || groups == 0) return;
   const auto mark = ws.mark();
-  const FftBlock<T, A> block(plan, groups);
+  const FftBlock<T, A> block(plan, groups, 2);
   T* const zx = block.take(ws);
   T* const zf = block.take(ws);
   const FftStage& top = plan.stage(0);
+  FftAhead nothing;
   for (Index first = 0; first < groups; first += block.groups) {
     const Index count = groups - first < block.groups ? groups - first : block.groups;
     fft_enter<T, A>(plan, x, first, count, zx, block.distance);
     fft_enter<T, A>(plan, dy, first, count, zf, block.distance);
     const bool apart = dx.a && dy.b_channels > 0 && fft_poisoned<T, A>(zf, block.distance, count, top.span, 1);
     for (Index g = 0; g < count; ++g) {
-      T *const tx = zx + g * block.distance, *const tf = zf + g * block.distance;
+      T *const tx = zx + g * block.distance, *const tf = zf + g * block.distance, *const sum = gradient.block(first + g, size);
       fft_forward_parts<T, A>(plan, 1, tx, top.radix);
-      fft_forward_parts<T, A>(plan, 1, tf, top.radix);
-      fft_accumulate<T, A>(tx, tf, gradient.block(first + g, plan.size()), plan.size());
-      if (!dx.a || apart) continue;
-      fft_apply_conjugate<T, A>(tf, filter.block(first + g), plan.size());
-      fft_inverse_parts<T, A>(plan, 1, tf, top.radix);
+      if (dx.a && !apart) {
+        const FftConjugateGain<T, A, true> gain{filter.block(first + g), tx, sum};
+        fft_filter_parts<T, A>(plan, 1, tf, top.radix, gain, nothing);
+      } else {
+        fft_forward_parts<T, A>(plan, 1, tf, top.radix);
+        fft_accumulate<T, A>(tx, tf, sum, size);
+      }
     }
     if (!dx.a) continue;
     if (!apart) {
@@ -671,15 +684,11 @@ template <class T, class A>
       continue;
     }
     for (int side = 0; side < 2; ++side) {  // a NaN in one upstream gradient: each by itself
-      const FftRows<T> out = fft_side(dx, side);
       fft_enter<T, A>(plan, fft_side(dy, side), first, count, zf, block.distance);
-      for (Index g = 0; g < count; ++g) {
-        T* const tf = zf + g * block.distance;
-        fft_forward_parts<T, A>(plan, 1, tf, top.radix);
-        fft_apply_conjugate<T, A>(tf, filter.block(first + g), plan.size());
-        fft_inverse_parts<T, A>(plan, 1, tf, top.radix);
-      }
-      fft_leave<T, A>(plan, out, first, count, zf, block.distance, true);
+      for (Index g = 0; g < count; ++g)
+        fft_filter_parts<T, A>(plan, 1, zf + g * block.distance, top.radix, FftConjugateGain<T, A, false>{filter.block(first + g)},
+                               nothing);
+      fft_leave<T, A>(plan, fft_side(dx, side), first, count, zf, block.distance, true);
     }
   }
 }

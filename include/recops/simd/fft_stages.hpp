@@ -15,13 +15,14 @@ inline namespace RECOPS_ABI {
 namespace simd::detail {
 
 /// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles. `far`: written around the
-/// caches.
+/// caches; `add`: what is written is added to what is there.
 template <class T>
 struct FftSide {
   T* re;
   T* im;
   Index element, group;
   bool far = false;
+  bool add = false;
 };
 
 // Compilers would keep all multiples of a stride in registers, of which there are not enough, and spill them; the same with the
@@ -103,6 +104,14 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
           fft_store_far(fft_imaginary(y, out_plane), im[q]);
           y = fft_opaque(y + out_step);
         }
+      } else if (out.add) {
+        RECOPS_UNROLL
+        for (int q = 0; q < R; ++q) {
+          T* const i = fft_imaginary(y, out_plane);
+          (re[q] + B::load_unaligned(y)).store_unaligned(y);
+          (im[q] + B::load_unaligned(i)).store_unaligned(i);
+          y = fft_opaque(y + out_step);
+        }
       } else {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
@@ -136,8 +145,13 @@ template <class T, class A>
       };
       const auto store = [&](Index p, B re, B im) RECOPS_LAMBDA_INLINE {
         if (twist == FftTwist::after && p > 0) complex_scale(re, im, B(w[2 * p - 2]), B(w[2 * p - 1]));
-        re.store_unaligned(hr + p * span * out.element);
-        im.store_unaligned(hi + p * span * out.element);
+        T *const r = hr + p * span * out.element, *const i = hi + p * span * out.element;
+        if (out.add) {
+          re += B::load_unaligned(r);
+          im += B::load_unaligned(i);
+        }
+        re.store_unaligned(r);
+        im.store_unaligned(i);
       };
       B zr, zi;
       load(0, zr, zi);
@@ -227,7 +241,7 @@ RECOPS_INLINE FftSide<T> fft_tiles(T* z, Index distance) {
 }
 template <class T>
 RECOPS_INLINE FftSide<T> fft_exchanged(const FftSide<T>& s) {
-  return {s.im, s.re, s.element, s.group, s.far};
+  return {s.im, s.re, s.element, s.group, s.far, s.add};
 }
 
 /// A forward level of tiles in place.
@@ -440,10 +454,11 @@ struct FftBlock {
   static constexpr Index W = lanes<T, A>;
   Index groups, distance;  // the distance of tiles is no power of two, or they would share cache sets
 
-  [[gnu::noinline]] FftBlock(const FftPlan<T>& plan, Index all) {
+  /// For `tiles` tiles a group.
+  [[gnu::noinline]] FftBlock(const FftPlan<T>& plan, Index all, Index tiles = 1) {
     constexpr Index vector = W * static_cast<Index>(sizeof(T));
     distance = plan.size() * 2 * W + 2 * W;
-    const Index tile = distance * static_cast<Index>(sizeof(T)), whole = 256 / vector, near = 36 * 1024 / tile,
+    const Index tile = tiles * distance * static_cast<Index>(sizeof(T)), whole = 256 / vector, near = 36 * 1024 / tile,
                 fit = 512 * 1024 / tile;
     groups = near >= whole ? whole : 2 * near >= whole ? whole / 2 : fit < whole ? fit : whole;
     if (groups > all) groups = all;
@@ -485,15 +500,15 @@ template <class T, class A>
   }
 }
 
-/// The last inverse level of groups [first, first + count), from tiles to rows. Where it must add, or a group is not direct,
-/// the tile is done in place first.
+/// The last inverse level of groups [first, first + count), from tiles to rows, or added to them. Where a group is not direct, the
+/// tile is done in place first.
 template <class T, class A>
 [[gnu::noinline]] void fft_leave(const FftPlan<T>& plan, const FftRows<T>& rows, Index first, Index count, T* z, Index distance,
                                  bool add) {
   const FftStage& top = plan.stage(0);
-  const Index direct = add ? 0 : fft_direct<T, A>(plan, rows, first, count);
+  const Index direct = fft_direct<T, A>(plan, rows, first, count);
   if (direct > 0) {
-    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step, rows.far};
+    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step, rows.far, add};
     fft_level<T, A>(plan, top, fft_exchanged(fft_tiles<const T, A>(z, distance)), fft_exchanged(to), direct, FftTwist::before);
   }
   for (Index g = direct; g < count; ++g) {
