@@ -86,12 +86,13 @@ template <class T, class S = T>
   const Index row = keys.begin(b), n = queries.length(b), width = queries.cols() / o.heads;
   const MatrixView<const T> q = queries.values();
   const MatrixView<const S> k = keys.values(), v = values.values();
-  simd::AttentionOperands<T> x{};
+  simd::AttentionOperands<T> x;  // not {}: every field is set here, and clearing them all took longer than setting them
   x.q = q.data() + queries.begin(b) * q.stride();
   if constexpr (std::is_same_v<S, T>) {
     x.k = k.data() + row * k.stride();
     x.v = v.data() + row * v.stride();
   } else {
+    x.k = x.v = nullptr;
     x.stored_row = row;
   }
   x.q_stride = q.stride();

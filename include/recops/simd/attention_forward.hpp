@@ -188,6 +188,13 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
   });
 }
 
+/// Whether keys fit L1: streams gain nothing there, and rows of four vectors and more are faster one after the other (0.55 against 0.65 us
+/// for 100 keys of 8 vectors).
+template <class T>
+bool short_history(Index keys, Index width) {
+  return keys * width <= 32768 / Index{sizeof(T)};
+}
+
 template <class T, class A>
 void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, Index k1, MatrixView<T> out, MatrixView<T> lse,
                  Workspace& ws) {
@@ -222,7 +229,7 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
       bool done = false;
       if (seen && last - first >= W && x.stored != nullptr) {
         done = x.stored->few(*x.stored, x.stored_row + first, last - first, h0, together, heads, dk, dv, q, all_sums, all_scores);
-      } else if (seen && last - first >= W) {
+      } else if (seen && last - first >= W && !(dk >= 4 * W && short_history<T>(last - first, heads * dk))) {
         const HistoryRows<T> k{x.k + first * x.k_stride + h0 * dk, x.k_stride}, v{x.v + first * x.v_stride + h0 * dv, x.v_stride};
         done = stream_keys<T, A>(last - first, k, v, together, heads, dk, dv, q, all_sums, all_scores);
       }

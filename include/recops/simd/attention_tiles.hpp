@@ -344,27 +344,11 @@ inline constexpr Index row_block = 128;  // keys at once where queries are few, 
 /// As many of `keys` as leave room in L1, so that values which are the keys are found there; blocks are about equally long.
 template <class T>
 Index rows_at_once(Index width, Index keys) {
-  const Index bytes = width * Index{sizeof(T)}, room = keys * bytes <= 32768 ? row_block : 24576 / bytes / 16 * 16;
+  const Index bytes = width * Index{sizeof(T)};
+  if (keys <= row_block && keys * bytes <= 32768) return row_block;
+  const Index room = keys * bytes <= 32768 ? row_block : 24576 / bytes / 16 * 16;
   const Index most = room < 16 ? 16 : room > row_block ? row_block : room, blocks = (keys + most - 1) / most;
   return blocks <= 1 ? most : ((keys + blocks - 1) / blocks + 15) / 16 * 16;
-}
-
-/// acc[i] <- (or += unless `first`) the products of C vectors of row i with z, row by row.
-template <class T, class A, int C, bool first>
-RECOPS_INLINE void row_products(const T* rows, Index stride, const T* z, Batch<T, A>* acc) {
-  constexpr Index W = lanes<T, A>;
-  using B = Batch<T, A>;
-  B y[C];
-  RECOPS_UNROLL
-  for (int c = 0; c < C; ++c) y[c] = B::load_unaligned(z + c * W);
-  RECOPS_UNROLL
-  for (Index i = 0; i < W; ++i) {
-    B sum = first ? B(B::load_unaligned(rows) * y[0]) : mul_add(B::load_unaligned(rows), y[0], acc[i]);
-    RECOPS_UNROLL
-    for (int c = 1; c < C; ++c) sum = mul_add(B::load_unaligned(rows + c * W), y[c], sum);
-    acc[i] = sum;
-    rows += stride;
-  }
 }
 
 /// s[h][j] = sum_d x[h][d] rows[j][h * width + d] for j < n, -infinity from there to the next whole vector. Row h of x begins at
@@ -373,40 +357,48 @@ template <class T, class A>
 [[gnu::noinline]] void row_dots(Index n, const T* rows, Index stride, Index heads, const T* x, Index x_stride, Index width,
                                 T* s) {
   constexpr Index W = lanes<T, A>;
+  constexpr int groups = static_cast<int>((W + 3) / 4);
   using B = Batch<T, A>;
   const Index whole = width / W * W, tail = width - whole;
   for (Index j = 0; n >= W && j < n; j += W) {
     const Index first = j + W <= n ? j : n - W;  // the last vector overlaps the one before
     for (Index h = 0; h < heads; ++h) {
       const T *row = rows + first * stride + h * width, *y = x + h * x_stride;
+      // A pointer to every fourth row, and hidden from the compiler: addresses of all rows would not fit the integer registers.
+      const T* at[groups];
+      RECOPS_UNROLL
+      for (int g = 0; g < groups; ++g) at[g] = row + 4 * g * stride;
       B acc[W];
-      Index d = 0;
-      if (whole >= 4 * W) {
-        row_products<T, A, 4, true>(row, stride, y, acc);
-        for (d = 4 * W; d + 4 * W <= whole; d += 4 * W) row_products<T, A, 4, false>(row + d, stride, y + d, acc);
-      } else if (whole >= 2 * W) {
-        row_products<T, A, 2, true>(row, stride, y, acc);
-        d = 2 * W;
-      } else if (whole >= W) {
-        row_products<T, A, 1, true>(row, stride, y, acc);
-        d = W;
-      } else {
+      RECOPS_UNROLL
+      for (Index i = 0; i < W; ++i) acc[i] = B(T(0));
+      for (Index d = 0; d < whole; d += W) {
+        const B z = B::load_unaligned(y + d);
         RECOPS_UNROLL
-        for (Index i = 0; i < W; ++i) acc[i] = B(T(0));
+        for (int g = 0; g < groups; ++g) asm("" : "+r"(at[g]));
+        RECOPS_UNROLL
+        for (Index i = 0; i < W; ++i) acc[i] = mul_add(B::load_unaligned(at[i / 4] + i % 4 * stride), z, acc[i]);
+        RECOPS_UNROLL
+        for (int g = 0; g < groups; ++g) at[g] += W;
       }
-      for (; d < whole; d += W) row_products<T, A, 1, false>(row + d, stride, y + d, acc);
       if (tail > 0) {
+        alignas(64) T ends[W][W] = {};
+        for (Index i = 0; i < W; ++i) std::copy_n(row + i * stride + whole, tail, ends[i]);
         const B z = load_first<T, A>(y + whole, tail);
-        const T* at = row + whole;
         RECOPS_UNROLL
-        for (Index i = 0; i < W; ++i, at += stride) acc[i] = mul_add(load_first<T, A>(at, tail), z, acc[i]);
+        for (Index i = 0; i < W; ++i) acc[i] = mul_add(B::load_aligned(ends[i]), z, acc[i]);
       }
       sum_each<T, A>(acc).store_unaligned(s + h * row_block + first);
     }
   }
   for (Index h = 0; h < heads; ++h) {
-    for (Index j = 0; n < W && j < n; ++j)
-      s[h * row_block + j] = simd::dot<T, A>(rows + j * stride + h * width, x + h * x_stride, width);
+    for (Index j = 0; n < W && j < n; ++j) {
+      const T *row = rows + j * stride + h * width, *y = x + h * x_stride;
+      B sum(T(0));
+      for (Index d = 0; d < whole; d += W) sum = mul_add(B::load_unaligned(row + d), B::load_unaligned(y + d), sum);
+      T end = T(0);
+      for (Index d = whole; d < width; ++d) end += row[d] * y[d];
+      s[h * row_block + j] = sum_lanes(sum) + end;
+    }
     for (Index j = n; j % W != 0; ++j) s[h * row_block + j] = -infinity<T>;
   }
 }
