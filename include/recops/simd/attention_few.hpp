@@ -51,27 +51,40 @@ template <class T, class A>
   for (Index d = 0; d < padded; d += W) (B::load_aligned(o + d) * f).store_aligned(o + d);
 }
 
-/// A vector of stored numbers, times 1 / unit<S, A>.
-template <class T, class A, class S>
-RECOPS_INLINE Batch<T, A> load_stored(const S* p) {
+/// Whole vectors of stored numbers, times 1 / unit<S, A>.
+template <class T, class A, int C, class S>
+RECOPS_INLINE void load_stored(const S* p, Batch<T, A>* x) {
 #if defined(__AVX2__)
   if constexpr (std::is_same_v<S, std::int8_t> && detail::has_avx2<A> && !detail::has_avx512<A>) {
     // Codes as the high bytes of 32 bits: one shuffle, where widening takes two operations.
-    long long eight;
-    __builtin_memcpy(&eight, p, 8);
     const __m256i to = _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 4, -1, -1, -1, 5,
                                         -1, -1, -1, 6, -1, -1, -1, 7);
-    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), to));
+    if constexpr (C == 1) {
+      long long eight;
+      __builtin_memcpy(&eight, p, 8);
+      x[0] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), to));
+    } else {
+      const __m256i next = _mm256_or_si256(to, _mm256_set1_epi8(8));  // of two vectors that are loaded at once
+      RECOPS_UNROLL
+      for (int c = 0; c < C; c += 2) {
+        const __m256i codes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + c * 8)));
+        x[c] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(codes, to));
+        x[c + 1] = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(codes, next));
+      }
+    }
   } else
 #endif
-    return load_as<T, A>(p);
+  {
+    RECOPS_UNROLL
+    for (int c = 0; c < C; ++c) x[c] = load_as<T, A>(p + c * lanes<T, A>);
+  }
 }
 template <class S, class A>
 inline constexpr float unit = std::is_same_v<S, std::int8_t>&& detail::has_avx2<A> && !detail::has_avx512<A> ? 0x1p-24f : 1.0f;
 
-/// acc[i] = (or += unless `first`) the products of C vectors of row i with z.
+/// acc[i] = (or += unless `first`) the products of C vectors of row i with z. What was not stored as T is left in `room`.
 template <class T, class A, int C, bool first, class S>
-RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, Batch<T, A>* acc) {
+RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, T* room, Index room_stride, Batch<T, A>* acc) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   B y[C];
@@ -79,12 +92,49 @@ RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, Batc
   for (int c = 0; c < C; ++c) y[c] = B::load_aligned(z + c * W);
   RECOPS_UNROLL
   for (Index i = 0; i < W; ++i) {
-    const B x = load_stored<T, A>(rows);
-    B sum = first ? B(x * y[0]) : mul_add(x, y[0], acc[i]);
+    B x[C];
+    load_stored<T, A, C>(rows, x);
+    if constexpr (!std::is_same_v<S, T>) {
+      RECOPS_UNROLL
+      for (int c = 0; c < C; ++c) x[c].store_aligned(room + c * W);
+      room += room_stride;
+    }
+    B sum = first ? B(x[0] * y[0]) : mul_add(x[0], y[0], acc[i]);
     RECOPS_UNROLL
-    for (int c = 1; c < C; ++c) sum = mul_add(load_stored<T, A>(rows + c * W), y[c], sum);
+    for (int c = 1; c < C; ++c) sum = mul_add(x[c], y[c], sum);
     acc[i] = sum;
     rows += stride;
+  }
+}
+
+/// o += the rows of `count` steps, times their weights p.
+template <class T, class A, int C, class S>
+RECOPS_INLINE void add_weighted(const T* p, const S* rows, Index apart, Index stride, Index count, T* o) {
+  constexpr Index W = lanes<T, A>;
+  constexpr int sets = C < 8 ? 8 / C : 1;  // eight chains
+  using B = Batch<T, A>;
+  B acc[sets][C];
+  RECOPS_UNROLL
+  for (int k = 0; k < sets; ++k) {
+    RECOPS_UNROLL
+    for (int c = 0; c < C; ++c) acc[k][c] = B(T(0));
+  }
+  for (Index u = 0; u < count; ++u) {
+    const S* row = rows + u * stride;
+    RECOPS_UNROLL
+    for (Index j = 0; j < W; ++j, row += apart) {
+      const B w(p[u * W + j]);
+      B x[C];
+      load_stored<T, A, C>(row, x);
+      RECOPS_UNROLL
+      for (int c = 0; c < C; ++c) acc[j % sets][c] = mul_add(w, x[c], acc[j % sets][c]);
+    }
+  }
+  RECOPS_UNROLL
+  for (int c = 0; c < C; ++c) {
+    RECOPS_UNROLL
+    for (int k = 1; k < sets; ++k) acc[0][c] = acc[0][c] + acc[k][c];
+    (acc[0][c] + B::load_aligned(o + c * W)).store_aligned(o + c * W);
   }
 }
 
@@ -93,12 +143,39 @@ template <class T, class A, class S>
 RECOPS_INLINE void gather_scales(const HistoryRows<S>& x, Index row, Index apart, Index heads, T* to) {
   constexpr Index W = lanes<T, A>;
   const float* from = x.scales + row * x.scale_stride;
-  for (Index i = 0; i < W; ++i, from += apart * x.scale_stride)
-    for (Index h = 0; h < (x.scale_head ? heads : 1); ++h) to[h * W + i] = from[h] * unit<S, A>;
+  const Index stride = apart * x.scale_stride;
+#if defined(__AVX__)
+  if constexpr (W == 8 && std::is_same_v<T, float>) {
+    if (x.scale_head && heads == 4) {  // stored number by number they would not be there when they are asked for as vectors
+      __m256 t[4], z[4];
+      RECOPS_UNROLL
+      for (int i = 0; i < 4; ++i)
+        t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + i * stride)),
+                                    _mm_loadu_ps(from + (i + 4) * stride), 1);
+      RECOPS_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        z[2 * i] = _mm256_unpacklo_ps(t[2 * i], t[2 * i + 1]);
+        z[2 * i + 1] = _mm256_unpackhi_ps(t[2 * i], t[2 * i + 1]);
+      }
+      const __m256 by = _mm256_set1_ps(unit<S, A>);
+      RECOPS_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        _mm256_store_ps(to + 16 * i, by * _mm256_shuffle_ps(z[i], z[i + 2], 0x44));
+        _mm256_store_ps(to + 16 * i + 8, by * _mm256_shuffle_ps(z[i], z[i + 2], 0xee));
+      }
+      return;
+    }
+  }
+#endif
+  for (Index h = 0; h < (x.scale_head ? heads : 1); ++h, ++from, to += W) {
+    RECOPS_UNROLL
+    for (Index i = 0; i < W; ++i) to[i] = from[i * stride] * unit<S, A>;
+  }
 }
 
 inline constexpr Index most_scaled_heads = 16;  // whose scales a block of steps holds
 inline constexpr Index most_steps = 4;          // at once
+inline constexpr Index most_shared = 64;        // numbers of a row that is kept as T from the products with queries to the sums
 
 /// Queries whose heads have C whole vectors of keys and of values, over steps of one row per lane: lane i of step g is row
 /// i * apart + g. The first `skip` lanes were seen before. q [queries][heads][C vectors], s [queries][heads][most_steps][lanes].
@@ -107,22 +184,29 @@ template <class T, class A, int C, class S>
                                    Index queries, Index heads, const T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>, width = C * W, step = most_steps * W;
   constexpr bool scaled = std::is_same_v<S, std::int8_t>;
-  constexpr int sets = C < 8 ? 8 / C : 1;  // eight chains
+  constexpr bool converted = !std::is_same_v<S, T>;
   using B = Batch<T, A>;
   const Index all = queries * heads, k_apart = apart * keys.stride, v_apart = apart * values.stride;
+  // Rows that are keys and values are converted once.
+  const bool shared = converted && keys.rows == values.rows && keys.stride == values.stride && heads * width <= most_shared;
+  alignas(64) T room[converted ? step * most_shared : W];
+  const Index room_stride = shared ? width : 0;
   alignas(64) T scales[scaled ? most_steps * most_scaled_heads * W : W];
   for (Index g = 0, count; g < steps; g += count) {
     count = steps - g < most_steps ? steps - g : most_steps;
+    for (Index u = 0; u < count && scaled; ++u)
+      gather_scales<T, A>(keys, g + u, apart, heads, scales + u * most_scaled_heads * W);
     for (Index u = 0; u < count; ++u) {
       const S* rows = keys.rows + (g + u) * keys.stride;
       const T* x = q;
       T *to = s + u * W, *scale = scaled ? scales + u * most_scaled_heads * W : scales;
-      if constexpr (scaled) gather_scales<T, A>(keys, g + u, apart, heads, scale);
       for (Index i = 0; i < queries; ++i) {
         for (Index h = 0; h < heads; ++h, x += width, to += step) {
           B acc[W];
-          stored_products < T, A, C<4 ? C : 4, true>(rows + h * width, k_apart, x, acc);
-          if constexpr (C > 4) stored_products<T, A, 4, false>(rows + h * width + 4 * W, k_apart, x + 4 * W, acc);
+          T* const kept = room + (shared ? (h * step + u * W) * width : 0);
+          stored_products < T, A, C<4 ? C : 4, true>(rows + h * width, k_apart, x, kept, room_stride, acc);
+          if constexpr (C > 4)
+            stored_products<T, A, 4, false>(rows + h * width + 4 * W, k_apart, x + 4 * W, kept + 4 * W, room_stride, acc);
           B dots = sum_each<T, A>(acc);
           if constexpr (scaled) dots = dots * B::load_aligned(scale + (keys.scale_head ? h * W : 0));
           dots.store_aligned(to);
@@ -165,26 +249,10 @@ template <class T, class A, int C, class S>
     T* o = r.o;
     for (Index i = 0; i < queries; ++i) {
       for (Index h = 0; h < heads; ++h, p += step, o += width) {
-        B acc[sets][C];
-        RECOPS_UNROLL
-        for (int k = 0; k < sets; ++k) {
-          RECOPS_UNROLL
-          for (int c = 0; c < C; ++c) acc[k][c] = B(T(0));
-        }
-        for (Index u = 0; u < count; ++u) {
-          const S* row = values.rows + (g + u) * values.stride + h * width;
-          RECOPS_UNROLL
-          for (Index j = 0; j < W; ++j, row += v_apart) {
-            const B w(p[u * W + j]);
-            RECOPS_UNROLL
-            for (int c = 0; c < C; ++c) acc[j % sets][c] = mul_add(w, load_stored<T, A>(row + c * W), acc[j % sets][c]);
-          }
-        }
-        RECOPS_UNROLL
-        for (int c = 0; c < C; ++c) {
-          RECOPS_UNROLL
-          for (int k = 1; k < sets; ++k) acc[0][c] = acc[0][c] + acc[k][c];
-          (acc[0][c] + B::load_aligned(o + c * W)).store_aligned(o + c * W);
+        if (shared) {
+          add_weighted<T, A, C>(p, room + h * step * width, width, W * width, count, o);
+        } else {
+          add_weighted<T, A, C>(p, values.rows + g * values.stride + h * width, v_apart, values.stride, count, o);
         }
       }
     }
