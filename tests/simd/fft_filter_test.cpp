@@ -401,6 +401,44 @@ TEMPLATE_TEST_CASE("gradients of pairs, of odd batches, gathered and merged", "[
   });
 }
 
+TEMPLATE_TEST_CASE("gradients of a batch are those of its pairs, from memory too", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(127);
+  Workspace ws;
+  for (const Index count : {1, 2, 5, 177}) {  // the last is more than 4 MB
+    const Index length = 50, cols = 40;
+    const FftPlan<T> plan(length);
+    const Gains<T> w(plan.bins(), cols, random);
+    FftFilter<T> filter;
+    filter.prepare(plan, w.view(), ws);
+    const Matrix<T> x = random_matrix<T>(count * length, cols, random), dy = random_matrix<T>(count * length, cols, random);
+    Matrix<T> dx(count * length, cols, T(1)), expected = dx;
+    FftFilterGradient<T> sums, pairs, learned;
+    for (auto* s : {&sums, &pairs, &learned}) s->reset(plan, cols);
+    simd::fft_filter_backward<T>(plan, filter, x.view(), dy.view(), dx, sums, ws);
+    simd::fft_filter_backward<T>(plan, filter, x.view(), dy.view(), MatrixView<T>(), learned, ws);
+    const auto at = [&](auto m, Index b) { return m.middle_rows(b * length, length); };
+    for (Index b = 0; b < count; b += 2) {
+      if (b + 1 == count) {
+        simd::fft_filter_backward<T>(plan, filter, at(x.view(), b), at(dy.view(), b), at(expected.view(), b), pairs, ws);
+      } else {
+        simd::fft_filter_backward<T>(plan, filter, at(x.view(), b), at(x.view(), b + 1), at(dy.view(), b), at(dy.view(), b + 1),
+                                     at(expected.view(), b), at(expected.view(), b + 1), pairs, ws);
+      }
+    }
+    CAPTURE(count);
+    REQUIRE(max_difference(dx.view(), expected.view()) == 0);
+    Gains<T> a(plan.bins(), cols), b(plan.bins(), cols), c(plan.bins(), cols);
+    sums.add_to(plan, a.planes(), ws);
+    pairs.add_to(plan, b.planes(), ws);
+    learned.add_to(plan, c.planes(), ws);
+    REQUIRE(max_difference(a.re.view(), b.re.view()) == 0);
+    REQUIRE(max_difference(a.im.view(), b.im.view()) == 0);
+    REQUIRE(distance<T>(c.re.view(), b.re.view()) <= 8 * bound<T>(length));
+    REQUIRE(distance<T>(c.im.view(), b.im.view()) <= 8 * bound<T>(length));
+  }
+}
+
 TEMPLATE_TEST_CASE("a NaN or infinity stays in its sequence", "[simd][fft]", float, double) {
   using T = TestType;
   Random random = random_stream(125);

@@ -133,7 +133,7 @@ TEST_CASE("scratch stays within its bounds", "[simd][fft]") {
     const FftBlock<float, simd::DefaultArch> block(plan, 1000);
     const Index bytes = block.groups * block.distance * Index{sizeof(float)};
     CAPTURE(length);
-    CHECK((block.groups >= 1 && (bytes <= 512 * 1024 || block.groups == 1)));
+    CHECK((block.groups >= 1 && (bytes <= 2048 * 1024 || block.groups == 1)));
     const FftBlock<float, simd::DefaultArch> one(plan, 1);
     CHECK(one.groups == 1);
   }
@@ -142,7 +142,7 @@ TEST_CASE("scratch stays within its bounds", "[simd][fft]") {
 TEST_CASE("rows are fetched in as many steps as were announced", "[simd][fft]") {
   const Matrix<float> x(23, 40);
   for (const Index steps : {1, 4, 23, 60}) {
-    FftAhead ahead(x.view(), x.view(), steps);
+    FftAhead ahead(steps, x.view(), x.view());
     Index taken = 0;
     for (; ahead.rows > 0; ++taken) {
       const Index before = ahead.rows;
@@ -151,7 +151,8 @@ TEST_CASE("rows are fetched in as many steps as were announced", "[simd][fft]") 
     }
     CAPTURE(steps);
     CHECK((taken <= steps && taken * (ahead.each) >= 23));
-    CHECK(ahead.a == reinterpret_cast<const char*>(x.data() + 23 * x.view().stride()));
+    for (int i = 0; i < 2; ++i)
+      CHECK(ahead.sequences[static_cast<std::size_t>(i)].at == reinterpret_cast<const char*>(x.data() + 23 * x.view().stride()));
     ahead.step();  // nothing is left
     CHECK(ahead.rows == 0);
   }

@@ -204,9 +204,22 @@ void filter_sequences_backward(JaggedView<const T> x, SpectrumView<const T> gain
         std::fill_n(to.re.data(), bins * n, T(0));
         std::fill_n(to.im.data(), bins * n, T(0));
       }
+      constexpr Index exact = 4096;  // sums in T are exact enough for so many pairs
+      if (groups.groups == 1) {      // then they lie one below the other
+        const auto part = [&](auto m, Index first) {
+          return m.empty() ? m : m.middle_rows(first, std::min(2 * exact * length, m.rows() - first)).middle_cols(at, n);
+        };
+        for (Index first = 0; first < x.values().rows(); first += 2 * exact * length) {
+          simd::fft_filter_backward<T>(plan, filter, part(x.values(), first), part(dy, first), part(dx, first), sums, scratch);
+          sums.add_to(plan, to, scratch);
+          sums.clear();
+        }
+        if (fitted) fit_gains_backward<T>({to.re, to.im}, o, length, down);
+        continue;
+      }
       Index pairs = 0;
       groups.for_pairs(g, [&](Index b, Index c) {
-        if (++pairs % 4096 == 0) {  // sums in T are exact enough for so many
+        if (++pairs % exact == 0) {
           sums.add_to(plan, to, scratch);
           sums.clear();
         }

@@ -11,7 +11,7 @@
 /// Edge cases  Im of DC and (even L) Nyquist is exactly 0 in rfft, ignored in irfft. L = 0 or D = 0: nothing happens. A NaN or
 ///             infinity stays in its sequence, and in its channel.
 /// Precision   In float a round trip is within 5e-7 (1 + log2(L) / 10) of |x|, in double within 1e-15 (1 + log2(L) / 10).
-/// Cost        About 2.5 L log2 L operations per real channel and direction. Scratch: at most 512 KB, or one vector of channels
+/// Cost        About 2.5 L log2 L operations per real channel and direction. Scratch: at most 2 MB, or one vector of channels
 ///             where L is longer. No allocation once the workspace has grown.
 /// Gradient    Backward functions *add*. rfft and irfft are not each other's adjoints, in no normalisation: interior bins count
 ///             twice.

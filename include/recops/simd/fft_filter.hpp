@@ -18,8 +18,8 @@
 /// Edge cases  L = 0 or D = 0: nothing happens. A NaN or infinity stays in its sequence and channel.
 /// Precision   |y - exact| <= 5e-7 (1 + log2(L) / 10) max|W| |x| in float (Euclidean norms); a pair's errors relate to its
 ///             larger one.
-/// Cost        about 5 L log2 L + 6 L operations per real channel. Scratch at most 512 KB (backward 1 MB), or two vectors of
-///             channels where L is longer. Prepared gains take 2 size() scalars per channel. No allocation once they and the
+/// Cost        about 5 L log2 L + 6 L operations per real channel. Scratch at most 2 MB, or two vectors of channels (backward
+///             four) where L is longer. Prepared gains take 2 size() scalars per channel. No allocation once they and the
 ///             workspace have grown.
 /// Gradient    with X, F the unscaled transforms of x and dy:  dx += irfft(conj W . rfft(dy)),  dW_k += m_k / L sum conj(X_k)
 ///             F_k.
@@ -249,6 +249,12 @@ Index fft_filter_steps(const FftPlan<T>& plan, int level, Index parts) {
   return parts / together * (2 + fft_filter_steps<T, A>(plan, level + 1, together * s.radix));
 }
 
+/// Steps while a pair of sequences of so many channels is done.
+template <class T, class A>
+Index fft_pair_steps(const FftPlan<T>& plan, Index channels) {
+  return (channels + lanes<T, A> - 1) / lanes<T, A> * (1 + fft_filter_steps<T, A>(plan, 1, plan.stage(0).radix));
+}
+
 /// Gains of a pair whose halves have gains of their own: separates the spectra, applies, joins them again.
 template <class T, class A>
 [[gnu::noinline]] void fft_apply_apart(const FftPlan<T>& plan, T* z, const T* gain_a, const T* gain_b) {
@@ -355,11 +361,10 @@ template <class T, class A, class Gains>
   const bool around = distant && !add && lines && x.data() != y.data() && lanes<T, A> * sizeof(T) == 64;
   const auto at = [length](auto m, Index b) { return m.middle_rows(b * length, length); };
   const Index count = x.rows() / length;
-  const Index steps =
-      distant ? fft_groups(fft_two<A>(at(x, 0), at(x, 0))) * (1 + fft_filter_steps<T, A>(plan, 1, plan.stage(0).radix)) : 1;
+  const Index steps = distant ? fft_pair_steps<T, A>(plan, row / static_cast<Index>(sizeof(T))) : 1;
   for (Index b = 0; b < count; b += 2) {
     FftAhead ahead;
-    if (distant && b + 2 < count) ahead = FftAhead(at(x, b + 2), at(x, b + 3 < count ? b + 3 : b + 2), steps);
+    if (distant && b + 2 < count) ahead = FftAhead(steps, at(x, b + 2), at(x, b + 3 < count ? b + 3 : b + 2));
     FftRows<T> out = b + 1 < count ? fft_two<A>(at(y, b), at(y, b + 1)) : fft_one<A>(at(y, b));
     out.far = around;
     const FftRows<const T> in = b + 1 < count ? fft_two<A>(at(x, b), at(x, b + 1)) : fft_one<A>(at(x, b));
@@ -653,7 +658,7 @@ namespace detail {
 template <class T, class A>
 [[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, const FftRows<const T>& x,
                                            const FftRows<const T>& dy, const FftRows<T>& dx, FftFilterGradient<T, A>& gradient,
-                                           Workspace& ws) {
+                                           FftAhead& ahead, Workspace& ws) {
   const Index groups = fft_groups(dy), size = plan.size();
   if (plan.length() == 0 || groups == 0) return;
   const auto mark = ws.mark();
@@ -672,7 +677,8 @@ template <class T, class A>
       fft_forward_parts<T, A>(plan, 1, tx, top.radix);
       if (dx.a && !apart) {
         const FftConjugateGain<T, A, true> gain{filter.block(first + g), tx, sum};
-        fft_filter_parts<T, A>(plan, 1, tf, top.radix, gain, nothing);
+        fft_filter_parts<T, A>(plan, 1, tf, top.radix, gain, ahead);
+        ahead.step();
       } else {
         fft_forward_parts<T, A>(plan, 1, tf, top.radix);
         fft_accumulate<T, A>(tx, tf, sum, size);
@@ -686,8 +692,8 @@ template <class T, class A>
     for (int side = 0; side < 2; ++side) {  // a NaN in one upstream gradient: each by itself
       fft_enter<T, A>(plan, fft_side(dy, side), first, count, zf, block.distance);
       for (Index g = 0; g < count; ++g)
-        fft_filter_parts<T, A>(plan, 1, zf + g * block.distance, top.radix, FftConjugateGain<T, A, false>{filter.block(first + g)},
-                               nothing);
+        fft_filter_parts<T, A>(plan, 1, zf + g * block.distance, top.radix,
+                               FftConjugateGain<T, A, false>{filter.block(first + g)}, nothing);
       fft_leave<T, A>(plan, fft_side(dx, side), first, count, zf, block.distance, true);
     }
   }
@@ -695,17 +701,32 @@ template <class T, class A>
 
 }  // namespace detail
 
-/// Backward of `fft_filter` with complex gains, from x and dy [L, D]: dx += (an empty view: not wanted), and dW gathered in
-/// `gradient`. `filter` is the forward one. A NaN in x or dy reaches all of dW of its channel.
+/// Backward of `fft_filter` with complex gains, of sequences one below the other, two at a time; x and dy [B L, D]: dx += (an empty
+/// view: not wanted), and dW gathered in `gradient`. `filter` is the forward one. A NaN in x or dy reaches all of dW of its channel.
 template <Real T, class A = DefaultArch>
 void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x, MatrixView<const T> dy,
                          MatrixView<T> dx, FftFilterGradient<T, A>& gradient, Workspace& ws) {
-  assert(x.rows() == plan.length() && dy.rows() == plan.length() && gradient.length() == plan.length());
+  const Index length = plan.length();
+  assert(x.rows() == dy.rows() && (length == 0 ? x.rows() == 0 : x.rows() % length == 0) && gradient.length() == length);
   assert(x.cols() == gradient.cols() && dy.cols() == gradient.cols());
-  detail::fft_filter_backward<T, A>(plan, filter, detail::fft_alone<A>(x), detail::fft_alone<A>(dy), detail::fft_alone<A>(dx),
-                                    gradient, ws);
+  if (length == 0 || x.empty()) return;
+  const auto at = [length](auto m, Index b) { return m.empty() ? m : m.middle_rows(b * length, length); };
+  const bool distant = 3 * x.rows() * x.cols() * static_cast<Index>(sizeof(T)) > detail::fft_near_bytes;
+  const Index count = x.rows() / length, steps = distant ? detail::fft_pair_steps<T, A>(plan, x.cols()) : 1;
+  for (Index b = 0; b + 1 < count; b += 2) {
+    detail::FftAhead ahead;
+    if (const Index c = b + 2, d = b + 3 < count ? b + 3 : c; distant && c < count)
+      ahead = detail::FftAhead(steps, at(x, c), at(x, d), at(dy, c), at(dy, d));
+    detail::fft_filter_backward<T, A>(plan, filter, detail::fft_two<A>(at(x, b), at(x, b + 1)),
+                                      detail::fft_two<A>(at(dy, b), at(dy, b + 1)), detail::fft_two<A>(at(dx, b), at(dx, b + 1)),
+                                      gradient, ahead, ws);
+  }
+  if (count % 2 == 0) return;
+  detail::FftAhead nothing;
+  detail::fft_filter_backward<T, A>(plan, filter, detail::fft_alone<A>(at(x, count - 1)), detail::fft_alone<A>(at(dy, count - 1)),
+                                    detail::fft_alone<A>(at(dx, count - 1)), gradient, nothing, ws);
 }
-/// The same of two sequences at once; both of dx0, dx1 are given or neither.
+/// The same of two sequences [L, D] that lie anywhere; both of dx0, dx1 are given or neither.
 template <Real T, class A = DefaultArch>
 void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x0, MatrixView<const T> x1,
                          MatrixView<const T> dy0, MatrixView<const T> dy1, MatrixView<T> dx0, MatrixView<T> dx1,
@@ -713,8 +734,9 @@ void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, 
   assert(x0.rows() == plan.length() && dy0.rows() == plan.length() && gradient.length() == plan.length());
   assert(x0.cols() == gradient.cols() && dy0.cols() == gradient.cols());
   assert(dx0.empty() == dx1.empty());
+  detail::FftAhead nothing;
   detail::fft_filter_backward<T, A>(plan, filter, detail::fft_two<A>(x0, x1), detail::fft_two<A>(dy0, dy1),
-                                    detail::fft_two<A>(dx0, dx1), gradient, ws);
+                                    detail::fft_two<A>(dx0, dx1), gradient, nothing, ws);
 }
 
 }  // namespace simd
