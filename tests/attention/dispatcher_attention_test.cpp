@@ -426,6 +426,36 @@ TEST_CASE("kernel for few keys on every instruction set", "[attention][dispatche
   });
 }
 
+TEST_CASE("values near the largest number do not overflow under large scores", "[attention][dispatcher_attention]") {
+  for_each_architecture([](auto arch) {
+    using A = decltype(arch);
+    Workspace ws;
+    const Index keys = 5, depth = 7, width = 9, rows = 20;
+    Matrix<float> x(rows, depth), k(keys, depth), v(keys, width), y(rows, width);
+    for (float& value : leaf_values(x)) value = 1.0f;
+    for (float& value : leaf_values(k)) value = 3.0f;  // weights e^12.6 before they are divided
+    for (const float large : {1e29f, 3e38f}) {
+      for (Index j = 0; j < keys; ++j)
+        for (Index d = 0; d < width; ++d) v(j, d) = j < 3 || d == 0 ? large : -large;
+      simd::FewKeys<float, A> few({.k = k.data(),
+                                   .v = v.data(),
+                                   .segments = 1,
+                                   .keys = keys,
+                                   .depth = depth,
+                                   .width = width,
+                                   .k_stride = depth,
+                                   .k_segment = 0,
+                                   .v_stride = width,
+                                   .v_segment = 0,
+                                   .scale = 0.6f},
+                                  false, ws);
+      few.attend(x, nullptr, y);
+      for (Index i = 0; i < rows; ++i)
+        for (Index d = 0; d < width; ++d) CHECK(std::abs(y(i, d) / large - (d == 0 ? 1.0f : 0.2f)) < 1e-6f);
+    }
+  });
+}
+
 TEST_CASE("what dispatcher attention does not depend on", "[attention][dispatcher_attention]") {
   Random random = random_stream(76);
   Workspace ws;
