@@ -44,6 +44,17 @@ TEMPLATE_TEST_CASE("every tile sums k in order", "[simd][gemm]", float, double) 
             }
             right = right && sums(i, covers * P) == T(5);
           }
+          // What is done in registers has the bits of the same done afterwards.
+          const Vector<T> bias = random_vector<T>(covers * P, random);
+          simd::detail::TileInput<T, T> all = in;
+          all.add = true;
+          all.bias = bias.data();
+          all.relu = true;
+          Matrix<T> done(rows, covers * P + 1, T(-0.5));
+          simd::detail::tile_for<T, A, T>(rows, wide)(all, done.data(), covers * P + 1);
+          for (Index i = 0; i < rows; ++i)
+            for (Index j = 0; j <= covers * P; ++j)
+              right = right && done(i, j) == (j == covers * P ? T(-0.5) : std::max(sums(i, j) + T(-0.5) + bias[j], T(0)));
           CAPTURE(rows, wide, there);
           REQUIRE(right);
         }

@@ -81,7 +81,7 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   alignas(64) T sums[most * P];  // where a tile is formed that is not yet C: all have at most so many elements
   for (Index p0 = 0; p0 == 0 || p0 < k; p0 += k_block) {
     const Index depth = k - p0 < k_block ? k - p0 : k_block;
-    const bool add = p0 > 0 || e.accumulate, final = p0 + k_block >= k, plain = is_plain(e, final);
+    const bool add = p0 > 0 || e.accumulate, final = p0 + k_block >= k, fits = fits_tile(e, final);
     const T* const at = a.data + p0 * a.col_stride;
     if (copy) copy_rows<T, A>(at, a.row_stride, a.col_stride, m, tiles, depth, copied);
     for (Index j = first, count; j < last; j += count) {
@@ -105,8 +105,14 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
           in.next_step = next_step;
           next += depth * next_step;
           T* const out = c + row * c_stride + col;
-          const bool direct = plain && cols == width;
-          in.add = direct && add;
+          const bool direct = fits && cols == width;
+          if (direct) {
+            in.add = add;
+            in.bias = final && e.bias ? e.bias + col : nullptr;
+            in.relu = final && e.activation == Activation::relu;
+          } else {
+            for (Index r = 0; r < rows; ++r) __builtin_prefetch(out + r * c_stride, 1);
+          }
           tile_for<T, A, S>(rows, taken > narrow)(in, direct ? out : sums, direct ? c_stride : width);
           if (!direct) finish<T, A>(sums, width, out, c_stride, rows, cols, add, final, part_of(e, row, col));
         }

@@ -38,37 +38,18 @@ template <class T>
 bool is_plain(const Epilogue<T>& e, bool final) {
   return !e.column_scale && !e.row_scale && !(final && (e.bias || e.residual || e.activation != Activation::none));
 }
+/// Whether a tile can make C of its sums in registers: they are C, but for a bias and a relu.
+template <class T>
+bool fits_tile(const Epilogue<T>& e, bool final) {
+  return !e.column_scale && !e.row_scale &&
+         !(final && (e.residual || (e.activation != Activation::none && e.activation != Activation::relu)));
+}
 
 /// C `[rows, cols]` from the sums of a tile; `add`: C holds what they are added to. All but the scales waits for the final sums.
 template <class T, class A>
 [[gnu::noinline]] void finish(const T* sums, Index sums_stride, T* c, Index c_stride, Index rows, Index cols, bool add,
                               bool final, const Epilogue<T>& e) {
   using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>;
-  const bool scaled = e.row_scale || e.column_scale || e.residual;
-  if (cols == 2 * W && !scaled &&
-      (!final || e.activation == Activation::none || e.activation == Activation::relu)) {  // the usual
-    const bool bias = final && e.bias, relu = final && e.activation == Activation::relu;
-    const B b0 = bias ? B::load_unaligned(e.bias) : B(T(0)), b1 = bias ? B::load_unaligned(e.bias + W) : B(T(0));
-    for (Index r = 0; r < rows; ++r, sums += sums_stride, c += c_stride) {
-      B x0 = B::load_unaligned(sums), x1 = B::load_unaligned(sums + W);
-      if (add) {
-        x0 = x0 + B::load_unaligned(c);
-        x1 = x1 + B::load_unaligned(c + W);
-      }
-      if (bias) {  // -0 + 0 would be 0
-        x0 = x0 + b0;
-        x1 = x1 + b1;
-      }
-      if (relu) {
-        x0 = activate(Activation::relu, x0);
-        x1 = activate(Activation::relu, x1);
-      }
-      x0.store_unaligned(c);
-      x1.store_unaligned(c + W);
-    }
-    return;
-  }
   const T* residual = e.residual;
   for (Index r = 0; r < rows; ++r, sums += sums_stride, c += c_stride, residual += residual ? e.residual_stride : 0) {
     const B row_scale(e.row_scale ? e.row_scale[r] : T(1));

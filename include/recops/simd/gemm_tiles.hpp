@@ -4,6 +4,7 @@
 /// Every tile sums one element of C in one register lane from the first k to the last, so that the result of a row depends on
 /// neither the tile nor its place in it.
 #pragma once
+#include <recops/simd/activation.hpp>
 #include <recops/simd/gemm_pack.hpp>
 
 namespace recops {
@@ -78,9 +79,12 @@ struct TileInput {
   const S* next = nullptr;             // what other tiles will want, to be fetched along with k
   Index next_step = 0;
   bool add = false;
+  const T* bias = nullptr;  // of these columns, or none
+  bool relu = false;
 };
 
-/// sums[r * sums_stride + j] = sum over k of a(r, k) b(k, j), plus what is there with `add`, for whole panels.
+/// sums[r * sums_stride + j] = sum over k of a(r, k) b(k, j), plus what is there with `add`, plus a bias, through relu, for whole
+/// panels: what most products want, done while the sums are in registers.
 template <class T, class A, class S, int Rows, int Panels>
 [[gnu::noinline]] void tile(const TileInput<T, S>& in, T* sums, Index sums_stride) {
   constexpr int W = static_cast<int>(lanes<T, A>), V = 2 * Panels;
@@ -166,6 +170,21 @@ template <class T, class A, class S, int Rows, int Panels>
     for (int r = 0; r < Rows; ++r) {
       RECOPS_UNROLL
       for (int v = 0; v < V; ++v) acc[r][v] = acc[r][v] + B::load_unaligned(sums + r * sums_stride + v * W);
+    }
+  }
+  if (in.bias) {
+    RECOPS_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const B bias = B::load_unaligned(in.bias + v * W);
+      RECOPS_UNROLL
+      for (int r = 0; r < Rows; ++r) acc[r][v] = acc[r][v] + bias;
+    }
+  }
+  if (in.relu) {
+    RECOPS_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = activate(Activation::relu, acc[r][v]);
     }
   }
   RECOPS_UNROLL
