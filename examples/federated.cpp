@@ -7,11 +7,16 @@
 ///      group's adapters over its group. What leaves a client is counted.
 ///   3. Compared on each client's last impressions: the backbone as it is; every client on its own; adapters of groups, without and
 ///      with one's own; federated averaging of the whole backbone, without adapters; and the same with all data in one place. The truth's
-///      own AUC is the ceiling.
+///      own AUC is the ceiling. Of clients on their own there are two more, which learn nothing but the layer: its weights, or a
+///      low-rank adapter on them (LoRA), merged once it has learned.
+///   4. Groups that nobody was told (after arXiv 2412.16969): from what users clicked before, a network that all share, one twice as
+///      wide, and one beside which a gate picks a network for each user. Do its picks find the groups?
 ///
 /// --seeds 5 repeats it in other worlds, with intervals of the paired differences; --rounds 40 shows own adapters overfit: each has 184
 /// numbers to learn from some 110 impressions.
 #include <recops/gating/gated_adapters.hpp>
+#include <recops/gating/group_gated_ffn.hpp>
+#include <recops/gating/lora_linear.hpp>
 #include <recops/metrics/gauc.hpp>
 #include <recops/nn/embedding_bag.hpp>
 #include <recops/nn/loss.hpp>
@@ -230,9 +235,222 @@ struct Scores {
 };
 
 /// One of the systems: its scores, and what left a client in a round.
-enum class System { backbone, alone, group, adapters, whole, central, truth };
-constexpr std::array<const char*, 7> names{
-    "backbone", "each on its own", "federated groups", "federated groups + own", "federated backbone", "central", "truth"};
+enum class System { backbone, alone, layer, lora, group, adapters, whole, central, truth };
+constexpr std::array<const char*, 9> names{"backbone",           "each on its own",  "each its own layer",
+                                           "each its own LoRA",  "federated groups", "federated groups + own",
+                                           "federated backbone", "central",          "truth"};
+
+/// A layer of one's own between the backbone's embeddings and its head.
+struct Personal {
+  recops::LoraLinear<float> layer;
+  static constexpr auto fields() { return std::tuple{recops::layer("layer", &Personal::layer)}; }
+};
+
+/// Logits of rows: the backbone with its layer replaced by `layer`. Fills s as the backbone's forward does; z is the layer's output.
+template <class L>
+void forward_with(const L& layer, const Net& backbone, const Rows& rows, const Index* which, Index n, Matrix<float>& z,
+                  recops::LoraLinear<float>::Saved* saved, Net::Scratch& s) {
+  backbone.forward(rows, which, n, {Adapters::none, false}, s);
+  z.resize(n, width);
+  if constexpr (std::is_same_v<L, recops::LoraLinear<float>>) {
+    layer.forward(s.x, z, *saved, {}, s.ws);
+  } else {
+    layer.forward(s.x, z, s.ws);
+  }
+  for (Index r = 0; r < n; ++r)
+    for (Index j = 0; j < width; ++j) s.h(r, j) = s.saved.gates(r, 0) * std::max(z(r, j), 0.0f);
+  backbone.head.forward(s.h, s.logits, s.ws);
+}
+
+/// Trains the layer's weights (`whole`) or a low-rank adapter on them; what serves is one layer either way.
+recops::Linear<float> own_layer(const Net& backbone, const Rows& rows, std::vector<Index> which, bool whole, Index rank,
+                                Index epochs, Index batch, double rate, std::uint64_t seed, Net::Scratch& s) {
+  Random random(seed, 37);
+  Personal own{recops::LoraLinear<float>(backbone.layer.base, rank, static_cast<double>(rank), random)};
+  Personal gradient = recops::make_gradient(own);
+  if (whole) {
+    gradient.layer.down = {};
+    gradient.layer.up = {};
+  } else {
+    gradient.layer.base_layer = {};  // not wanted: it stays as it is
+  }
+  recops::Adam adam(own, {.learning_rate = rate});
+  recops::LoraLinear<float>::Saved saved;
+  Matrix<float> z, dz;
+  for (Index epoch = 0; epoch < epochs; ++epoch) {
+    for (std::size_t i = which.size(); i > 1; --i) std::swap(which[i - 1], which[at(random.below(static_cast<Index>(i)))]);
+    for (Index first = 0; first < static_cast<Index>(which.size()); first += batch) {
+      const Index n = std::min(batch, static_cast<Index>(which.size()) - first);
+      forward_with(own.layer, backbone, rows, which.data() + first, n, z, &saved, s);
+      s.labels.resize(n, 1);
+      for (Index k = 0; k < n; ++k) s.labels(k, 0) = rows.click[at(which[at(first + k)])];
+      s.dlogits = Matrix<float>(n, 1, 0.0f);
+      recops::bce_with_logits_value_and_grad<float>(s.logits, s.labels, {}, {}, s.dlogits);
+      dz.resize(n, width);
+      for (Index r = 0; r < n; ++r)
+        for (Index j = 0; j < width; ++j)
+          dz(r, j) = z(r, j) > 0 ? s.dlogits(r, 0) * backbone.head.weight(0, j) * s.saved.gates(r, 0) : 0.0f;
+      recops::zero_gradient(gradient);
+      own.layer.backward(s.x, dz, saved, {}, gradient.layer, s.ws);
+      adam.step(own, gradient);
+    }
+  }
+  return own.layer.merged();
+}
+
+/// Section 4: a user's vector is the mean of what was clicked, each item once more through a network; its product with an item's
+/// embedding says whether it is clicked.
+constexpr Index taste = item_width + category_width;
+using Plain = recops::Mlp<float>;
+using Grouped = recops::GroupGatedFfn<float>;
+template <class Network>
+struct Taste {
+  recops::EmbeddingBag<float> item, category;
+  Network network;
+  recops::Linear<float> own;  ///< of what else the client knows
+  static constexpr auto fields() {
+    return std::tuple{recops::layer("item", &Taste::item), recops::layer("category", &Taste::category),
+                      recops::layer("network", &Taste::network), recops::layer("own", &Taste::own)};
+  }
+};
+
+struct Tasted {
+  double auc = 0;
+  double purity = 0, chance = 0;  ///< users whose group is the commonest of their pick; the same if all were in one
+  std::array<std::array<Index, groups>, groups> picked{};  ///< users by pick and group
+};
+
+/// Half of a user's impressions give the sequence of clicks, a quarter is learned from, the last is judged.
+template <class Network>
+Tasted learn_tastes(const Rows& rows, Network network, Index epochs, double rate, std::uint64_t seed) {
+  constexpr bool grouped = std::is_same_v<Network, Grouped>;
+  Random random(seed, 41);
+  Taste<Network> model{{rows.items, item_width, 0.3, random},
+                       {rows.categories, category_width, 0.3, random},
+                       std::move(network),
+                       recops::Linear<float>(own_width, 1, random)};
+  Taste<Network> gradient = recops::make_gradient(model);
+  recops::Adam adam(model, {.learning_rate = rate});
+  Tasted out;
+  Workspace ws;
+  typename Network::Saved saved;
+  Matrix<float> x, y, dx, e, de, own, logits, labels, dlogits, dgates, u, du;
+  std::vector<std::int32_t> offsets, items, categories, row_items, row_categories, of_row;
+  Vector<float> fraction(groups, 1.0f / groups);
+  std::vector<Index> order(at(rows.users));
+  std::iota(order.begin(), order.end(), Index{0});
+  Vector<float> score;
+  Vector<std::uint8_t> click;
+  for (Index epoch = 0; epoch <= epochs; ++epoch) {
+    const bool judging = epoch == epochs;
+    for (std::size_t i = order.size(); !judging && i > 1; --i)
+      std::swap(order[i - 1], order[at(random.below(static_cast<Index>(i)))]);
+    Vector<float> counts(groups, 0.0f);
+    for (std::size_t first = 0; first < order.size(); first += 16) {
+      offsets.assign(1, 0);
+      items.clear(), categories.clear(), row_items.clear(), row_categories.clear(), of_row.clear();
+      std::vector<std::size_t> which;
+      const std::size_t users = std::min<std::size_t>(16, order.size() - first);
+      for (std::size_t b = 0; b < users; ++b) {
+        const auto& all = rows.of_user[at(order[first + b])];
+        const std::size_t half = all.size() / 2, cut = all.size() * 3 / 4;
+        for (std::size_t k = 0; k < half; ++k)
+          if (rows.click[at(all[k])]) items.push_back(rows.item[at(all[k])]), categories.push_back(rows.category[at(all[k])]);
+        offsets.push_back(static_cast<std::int32_t>(items.size()));
+        for (std::size_t k = judging ? cut : half; k < (judging ? all.size() : cut); ++k) {
+          which.push_back(at(all[k]));
+          of_row.push_back(static_cast<std::int32_t>(b));
+          row_items.push_back(rows.item[at(all[k])]);
+          row_categories.push_back(rows.category[at(all[k])]);
+        }
+      }
+      const auto n = static_cast<Index>(which.size()), clicks = static_cast<Index>(items.size()),
+                 batch = static_cast<Index>(users);
+      if (n == 0) continue;
+      const auto embed = [&](const auto& i, const auto& c, Matrix<float>& to, Index count) {
+        to.resize(count, taste);
+        model.item.forward(i, IndexView(), to.view().middle_cols(0, item_width));
+        model.category.forward(c, IndexView(), to.view().middle_cols(item_width, category_width));
+      };
+      embed(items, categories, x, clicks);
+      embed(row_items, row_categories, e, n);
+      own.resize(n, own_width);
+      labels.resize(n, 1);
+      for (Index r = 0; r < n; ++r) {
+        std::copy_n(rows.own[which[at(r)]].data(), own_width, own.row(r));
+        labels(r, 0) = rows.click[which[at(r)]];
+      }
+      y.resize(clicks, taste);
+      const recops::JaggedView<const float> sequences(x.view(), IndexView(offsets));
+      if constexpr (grouped) {
+        model.network.forward(sequences, y, saved, {}, ws);
+        for (Index b = 0; b < batch; ++b) {
+          counts[saved.picks[b]] += 1;
+          if (judging) ++out.picked[at(saved.picks[b])][at(rows.group[at(rows.of_user[at(order[first + at(b)])][0])])];
+        }
+      } else {
+        model.network.forward(x, y, saved, {}, ws);
+      }
+      u = Matrix<float>(batch, taste, 0.0f);
+      const auto share = [&](Index b) { return 1.0f / static_cast<float>(std::max(1, offsets[at(b + 1)] - offsets[at(b)])); };
+      for (Index b = 0; b < batch; ++b)
+        for (Index l = offsets[at(b)]; l < offsets[at(b + 1)]; ++l) {
+          recops::simd::axpy<float>(share(b), x.row(l), u.row(b), taste);
+          recops::simd::axpy<float>(share(b), y.row(l), u.row(b), taste);
+        }
+      logits.resize(n, 1);
+      model.own.forward(own, logits, ws);
+      for (Index r = 0; r < n; ++r) logits(r, 0) += recops::simd::dot(u.row(of_row[at(r)]), e.row(r), taste);
+      if (judging) {
+        for (Index r = 0; r < n; ++r) {
+          score.push_back(logits(r, 0));
+          click.push_back(rows.click[which[at(r)]]);
+        }
+        continue;
+      }
+      dlogits = Matrix<float>(n, 1, 0.0f);
+      recops::bce_with_logits_value_and_grad<float>(logits, labels, {}, {}, dlogits);
+      recops::zero_gradient(gradient);
+      model.own.backward(own, dlogits, {}, {}, gradient.own, ws);
+      de = Matrix<float>(n, taste, 0.0f);
+      du = Matrix<float>(batch, taste, 0.0f);
+      for (Index r = 0; r < n; ++r) {
+        recops::simd::axpy<float>(dlogits(r, 0), u.row(of_row[at(r)]), de.row(r), taste);
+        recops::simd::axpy<float>(dlogits(r, 0), e.row(r), du.row(of_row[at(r)]), taste);
+      }
+      dx = Matrix<float>(clicks, taste, 0.0f);
+      for (Index b = 0; b < batch; ++b)
+        for (Index l = offsets[at(b)]; l < offsets[at(b + 1)]; ++l)
+          recops::simd::axpy<float>(share(b), du.row(b), dx.row(l), taste);
+      const Matrix<float> dy = dx;
+      if constexpr (grouped) {
+        dgates = Matrix<float>(batch, groups, 0.0f);
+        recops::group_balance_value_and_grad<float>(saved.gates, IndexView(saved.picks.data(), saved.picks.size()), fraction,
+                                                    0.01 / static_cast<double>(batch), dgates);
+        model.network.backward(sequences, recops::MatrixView<const float>(nullptr, batch, 0), dy, dgates, saved, dx, {},
+                               gradient.network, ws);
+      } else {
+        model.network.backward(x, dy, saved, dx, gradient.network, ws);
+      }
+      const auto back = [&](const auto& i, const auto& c, const Matrix<float>& d) {
+        model.item.backward(i, IndexView(), d.view().middle_cols(0, item_width), gradient.item, ws);
+        model.category.backward(c, IndexView(), d.view().middle_cols(item_width, category_width), gradient.category, ws);
+      };
+      back(items, categories, dx);
+      back(row_items, row_categories, de);
+      adam.step(model, gradient);
+    }
+    for (Index g = 0; g < groups; ++g) fraction[g] = counts[g] / static_cast<float>(rows.users);  // of the round before
+  }
+  out.auc = recops::auc<float>(score, click, ws).value;
+  std::array<Index, groups> size{};
+  for (const auto& pick : out.picked) {
+    out.purity += static_cast<double>(*std::max_element(pick.begin(), pick.end())) / static_cast<double>(rows.users);
+    for (std::size_t g = 0; g < pick.size(); ++g) size[g] += pick[g];
+  }
+  out.chance = static_cast<double>(*std::max_element(size.begin(), size.end())) / static_cast<double>(rows.users);
+  return out;
+}
 
 struct Outcome {
   double auc = 0, gauc = 0;
@@ -247,6 +465,9 @@ Outcome run(System system, const Rows& rows, const Net& backbone, std::vector<Cl
   Net::Scratch s;
   const Mode own{Adapters::own, false};
   constexpr Index local_epochs = 2, local_batch = 32;
+  // As many passes as a client makes that takes part in its share of the rounds.
+  const auto passes_alone =
+      std::max<Index>(1, static_cast<Index>(static_cast<double>(local_epochs * config.rounds) * config.share));
   const auto local_net = [&](const Net& server, const Client& c) {
     Net net = server;
     std::copy(c.adapter.begin(), c.adapter.end(), net.layer.adapters[0].weight.values.row(0));
@@ -282,10 +503,15 @@ Outcome run(System system, const Rows& rows, const Net& backbone, std::vector<Cl
     const Mode mode{Adapters::none, true};
     train(net, rows, std::move(all), mode, 4, 256, config.rate, seed, s);
     judge([&](const Client&) -> const Net& { return net; }, mode, false);
+  } else if (system == System::layer || system == System::lora) {
+    Matrix<float> z;
+    for (const Client& c : clients) {
+      const auto layer = own_layer(backbone, rows, c.train, system == System::layer, config.rank, passes_alone, local_batch,
+                                   config.rate, seed + at(c.user), s);
+      forward_with(layer, backbone, rows, c.test.data(), static_cast<Index>(c.test.size()), z, nullptr, s);
+      scores.add(rows, c, s.logits);
+    }
   } else if (system == System::alone) {
-    // As many passes as a client makes that takes part in its share of the rounds.
-    const auto passes_alone =
-        std::max<Index>(1, static_cast<Index>(static_cast<double>(local_epochs * config.rounds) * config.share));
     std::vector<Net> nets;
     for (Client& c : clients) {
       nets.push_back(local_net(backbone, c));
@@ -393,6 +619,9 @@ int main(int argc, char** argv) {
     std::iota(seeds.begin(), seeds.end(), std::uint64_t{1});
     const std::vector<std::string> labels(names.begin(), names.end());
     SeedTable auc("AUC", labels, seeds), gauc("GAUC", labels, seeds);
+    SeedTable tastes("AUC from the clicks before", {"one network", "twice as wide", "own + a group's"}, seeds);
+    Tasted found;
+    double purity = 0, chance = 0;
     std::array<Outcome, names.size()> first;
     Progress progress("systems", config.seeds * static_cast<Index>(names.size()));
     for (Index k = 0; k < config.seeds; ++k) {
@@ -433,6 +662,16 @@ int main(int argc, char** argv) {
         if (k == 0) first[m] = o;
         progress.advance();
       }
+      Random random(seed, 43);
+      const auto network = [&](Index hidden) { return [&random, hidden] { return Plain({taste, hidden, taste}, {}, random); }; };
+      tastes.set(0, k, learn_tastes(rows, network(32)(), 30, 2e-3, seed).auc);
+      tastes.set(1, k, learn_tastes(rows, network(64)(), 30, 2e-3, seed).auc);
+      const Tasted t =
+          learn_tastes(rows, Grouped(taste, 0, groups, network(32), random, {.scale_by_gate = true}), 30, 2e-3, seed);
+      tastes.set(2, k, t.auc);
+      purity += t.purity / static_cast<double>(config.seeds);
+      chance += t.chance / static_cast<double>(config.seeds);
+      if (k == 0) found = t;
     }
     progress.finish();
     std::printf("\n");
@@ -456,6 +695,19 @@ int main(int argc, char** argv) {
     const auto& gate = first[static_cast<std::size_t>(System::adapters)].gate;
     std::printf("\nThe gate of groups + own, on average: backbone %.2f, own adapter %.2f, the group's %.2f\n", gate[0], gate[1],
                 gate[2]);
+    std::printf("\nNumbers that a client on its own trains: its layer %td, LoRA %td; what serves is one layer either way\n",
+                inputs * width + width, config.rank * (inputs + width));
+    std::printf("\nGroups that nobody was told: the gate of a group-gated network picks one of %td by what was clicked.\n\n",
+                groups);
+    tastes.print();
+    std::printf("\nUsers by pick (down) and true group (across), seed 1:\n");
+    for (const auto& pick : found.picked) {
+      for (const Index users : pick) std::printf(" %5td", users);
+      std::printf("\n");
+    }
+    std::printf(
+        "Of the group that is commonest in their pick: %.0f %% of the users; were all in one, %.0f %% (mean over seeds)\n",
+        100 * purity, 100 * chance);
     std::printf("\n%.1f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   } catch (const recops::Error& e) {
     std::fprintf(stderr, "federated: %s\n", e.what());
