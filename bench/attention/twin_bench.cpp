@@ -2,7 +2,8 @@
 ///
 ///     taskset -c 1 build/bench/bench/recops_bench_attention_twin
 ///
-/// `f32` beside int8 and bfloat16 is our own search with float keys. `eigen`: one product a head, then std::nth_element. `projecting`:
+/// `f32` beside int8 and bfloat16 is our own search with float keys. `eigen`: one product a head, then std::nth_element.
+/// PyTorch and ONNX Runtime in the fastest of the ways in bench/peers: products of all heads or one by one, then their top-k. `projecting`:
 /// the keys projected once for the request with packed weights, then scored in the same way.
 #include <recops/attention/projected_key_cache.hpp>
 #include <recops/attention/twin_v2.hpp>
@@ -105,6 +106,13 @@ void add_search(Index heads, Index l, Index n, int format) {
         }
         c.kernel = [data, format](Index copy) { data->search(copy, format); };
         if (format != 0) c.peers.push_back({"f32", [data](Index copy) { data->search(copy, 0); }});
+        const std::string shape = "{\"n\": " + std::to_string(n) + ", \"l\": " + std::to_string(l) +
+                                  ", \"heads\": " + std::to_string(heads) + ", \"k\": " + std::to_string(k) +
+                                  ", \"copies\": " + std::to_string(c.copies) + "}";
+        if (format == 0) {
+          c.peers.push_back(python_peer("torch", "twin_search", shape));
+          c.peers.push_back(python_peer("onnxruntime", "twin_search", shape));
+        }
 #ifdef WITH_EIGEN
         if (format == 0) c.peers.push_back({"eigen", [data](Index copy) { data->eigen(copy); }});
 #endif

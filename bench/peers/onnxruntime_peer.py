@@ -180,6 +180,17 @@ def pepnet(batch, de=1024, dd=64, dp=192, tasks=6, widths=(512, 256, 128), gate=
     return lambda i: runs[i % copies](i)
 
 
+def twin_search(n, l, heads, k, copies=1):
+    """The best k of a history [l, 64] for every query [n, 64] and head: products, then a selection."""
+    d = 64 // heads
+    weights = {"qs": np.array([n, heads, d]), "hs": np.array([l, heads, d]), "k": np.array([k])}
+    nodes = [helper.make_node("Reshape", ["q", "qs"], ["q3"]), helper.make_node("Transpose", ["q3"], ["qh"], perm=[1, 0, 2]),
+             helper.make_node("Reshape", ["h", "hs"], ["h3"]), helper.make_node("Transpose", ["h3"], ["ht"], perm=[1, 2, 0]),
+             helper.make_node("MatMul", ["qh", "ht"], ["s"]), helper.make_node("TopK", ["s", "k"], ["y", "i"])]
+    return session(nodes, {"q": [n, 64], "h": [l, 64]}, {"y": [heads, n, k]},
+                   {name: x.astype(np.int64) for name, x in weights.items()}, copies=copies)
+
+
 def target_attention(n, l, heads, copies=1):
     """Queries [n, 64] over a history [l, 64] that is keys and values: as matrix products and a softmax, or as its fused operator."""
     d = 64 // heads

@@ -931,6 +931,22 @@ def target_attention(n, l, heads, copies=1):
     return fastest([lambda f=f: lambda i: f(q, hs[i % copies]) for f in attention_ways(heads)])
 
 
+def twin_search(n, l, heads, k, copies=1):
+    """The best k of a history [l, 64] for every query [n, 64] and head: products, then a selection."""
+    d = 64 // heads
+    q, hs = torch.randn(n, 64), rotated(lambda: torch.randn(l, 64), copies)
+
+    def together(i):
+        s = q.view(n, heads, d).transpose(0, 1) @ hs[i % copies].view(l, heads, d).permute(1, 2, 0)
+        return torch.topk(s, k)
+
+    def head_by_head(i):
+        h = hs[i % copies]
+        return [torch.topk(q[:, a * d:(a + 1) * d] @ h[:, a * d:(a + 1) * d].t(), k) for a in range(heads)]
+
+    return fastest([lambda: together, lambda: head_by_head])
+
+
 def target_attention_backward(n, l, heads):
     """The gradients alone, of a graph that is kept."""
     q, h, dy = torch.randn(n, 64, requires_grad=True), torch.randn(l, 64, requires_grad=True), torch.randn(n, 64)
