@@ -98,8 +98,11 @@ struct RowsAhead {
   const T *first, *second;  ///< the second may be null
   Index first_stride, second_stride, first_cols, second_cols;
   Index rows, each = 1;  ///< how many there are, how many of them to ask for at a time
-  void ask() { ask(each); }
-  void ask(Index n) {
+  void ask() {
+    if (rows > 0) ask(each);
+  }
+  /// Not inlined: a dozen kernels ask between their tiles.
+  [[gnu::noinline]] void ask(Index n) {
     constexpr Index line = 64 / Index{sizeof(T)};
     for (; n > 0 && rows > 0; --n, --rows) {
       for (Index d = 0; d < first_cols; d += line) __builtin_prefetch(first + d, 0, 2);
@@ -407,7 +410,7 @@ template <class T, class A>
 template <class T, class A, int C, bool whole = true>
 [[gnu::noinline]] void weighted_rows(Index n, const T* p, const T* rows, Index stride, T* o, Index part = 0) {
   constexpr Index W = lanes<T, A>;
-  constexpr int U = 8 / C;  // eight chains
+  constexpr int U = whole ? 8 / C : 1;  // eight chains; reading part of a row takes longer than a chain
   using B = Batch<T, A>;
   B acc[U][C];
   RECOPS_UNROLL
