@@ -17,6 +17,7 @@
 #pragma once
 #include <recops/diversity/candidates.hpp>
 #include <recops/diversity/constraints.hpp>
+#include <recops/simd/compress.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -92,8 +93,8 @@ class Greedy {
     T best = any_ = never<T>;
     std::fill(fresh_, fresh_ + panels_, never<T>);
     for (Index p = 0; p < panels_; ++p) {
-      if (!lazy_) {
-        see(p);
+      if (!lazy_) {  // to and fro: what was looked at last is still in the first-level cache
+        see(now_ % 2 == 0 ? p : panels_ - 1 - p);
       } else if (!(rule_.monotone && seen_[p] >= forget_)) {
         if (seen_[p] != now_) stale_[p] = rule_.ceiling(p);
       }
@@ -148,18 +149,14 @@ class Greedy {
     Index found = rows_.size(), item = std::numeric_limits<Index>::max();
     for (Index p = 0; p < panels_; ++p) {
       if (fresh_[p] != best) continue;
-      for (Index v = p * P; v < (p + 1) * P; v += W) {
-        const B score = rule_.score(v);
-        if (!xsimd::any(score == B(best))) continue;
-        alignas(64) T lane[W];
-        score.store_aligned(lane);
-        for (Index l = 0; l < W; ++l) {
-          if (lane[l] != best) continue;
-          const Index i = rows_.item(v + l);
-          if (i < item && (!limits_ || limits_->allows(i))) {
-            item = i;
-            found = v + l;
-          }
+      std::uint64_t winners = 0;  // of the whole panel: where it is cannot be foreseen, and costs a branch less
+      RECOPS_UNROLL
+      for (Index v = 0; v < P; v += W) winners |= std::uint64_t{simd::mask_bits(rule_.score(p * P + v) == B(best))} << v;
+      for (; winners != 0; winners &= winners - 1) {
+        const Index row = p * P + std::countr_zero(winners), i = rows_.item(row);
+        if (i < item && (!limits_ || limits_->allows(i))) {
+          item = i;
+          found = row;
         }
       }
     }
