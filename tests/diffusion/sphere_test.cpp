@@ -180,6 +180,20 @@ TEST_CASE("edges of the sphere", "[diffusion][sphere]") {
   }
   sphere_q_sample_backward<double>(schedule, x0, t, along, g, dx, de, ws);
   for (Index i = 0; i < 6; ++i) CHECK((de.data()[i] == 0 && dx.data()[i] == schedule.sqrt_alpha_bar[5]));
+  // The same where rounding leaves something of it: noise that is x0, twice x0, almost x0.
+  Random random = random_stream(754);
+  const Matrix<float> unit0 = on_sphere<float>(50, 16, random), other = random_matrix<float>(50, 16, random);
+  Matrix<float> near(50, 16), xt(50, 16);
+  for (const auto& [scale, apart] :
+       {std::pair(1.0f, 0.0f), std::pair(2.0f, 0.0f), std::pair(1.0f, 1e-7f), std::pair(1.0f, 1e-6f), std::pair(100.0f, 1e-4f)}) {
+    for (Index i = 0; i < 800; ++i) near.data()[i] = scale * unit0.data()[i] + apart * other.data()[i];
+    sphere_q_sample<float>(schedule, unit0, t, near, xt, ws);
+    CAPTURE(scale, apart);
+    for (Index b = 0; b < 50; ++b) {
+      CHECK(std::abs(length(xt.row(b), 16) - 1) < 1e-6);
+      CHECK(std::abs(simd::dot(xt.row(b), unit0.row(b), 16) - static_cast<float>(schedule.sqrt_alpha_bar[5])) < 1e-6f);
+    }
+  }
   // A row without length, and its gradient; NaN in one row.
   Matrix<double> rows{{0, 0, 0}, {3, 4, 0}, {std::numeric_limits<double>::quiet_NaN(), 0, 1}}, unit(3, 3), drows(3, 3, 0.0);
   CHECK(unit_rows<double>(rows, unit) == 1);

@@ -41,9 +41,11 @@ void tangent_row(const T* x, const T* e, T* out, Index n) {
 /// u = the unit direction of e at x, taken twice so that <u, x> = 0 to rounding. Returns |tangent|, or 0 where another direction had to be taken.
 template <class T>
 T tangent_direction(const T* x, const T* e, T* u, Index n) {
+  constexpr T epsilon = std::numeric_limits<T>::epsilon();
   tangent_row(x, e, u, n);
   T length = std::sqrt(simd::dot(u, u, n));
-  const bool none = length <= no_direction<T>;
+  const T size = std::sqrt(simd::dot(e, e, n));  // what is left of an e along x is rounding, and has no direction either
+  const bool none = length <= no_direction<T> || (length <= 8 * epsilon * size && size <= std::numeric_limits<T>::max());
   if (none) {
     Index least = 0;
     for (Index j = 1; j < n; ++j)
@@ -56,6 +58,7 @@ T tangent_direction(const T* x, const T* e, T* u, Index n) {
   simd::scale(T(1) / length, u, u, n);
   const T rest = simd::dot(u, x, n);
   simd::axpy(-rest, x, u, n);
+  if (rest * rest > epsilon) simd::scale(T(1) / std::sqrt(simd::dot(u, u, n)), u, u, n);  // much was cancelled: u is shorter now
   return none ? T(0) : length;
 }
 
