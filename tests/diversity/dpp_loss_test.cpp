@@ -178,9 +178,12 @@ TEST_CASE("errors of determinantal losses; NaN", "[diversity][dpp_loss]") {
         "dpp_nll: delta: expected delta >= 0, got -1");
   CHECK(error_of([&] { soft_volume<float>(f, {}, MatrixView<float>(df.data(), 2, 2), ws); }) ==
         "soft_volume: dx: expected shape [4, 2], got [2, 2]");
-  f(3, 1) = std::numeric_limits<float>::quiet_NaN();
-  CHECK(std::isnan(dpp_nll<float>({.features = f}, two, {}, {.features = df}, ws)));
-  CHECK(std::isnan(kdpp_nll<float>({.features = f}, two, {.features = df}, ws)));
-  CHECK(std::isnan(soft_volume<float>(f, {}, df, ws)));
+  for (Index d = 0; d < 2; ++d) {  // in whatever column
+    Matrix<float> broken = f;
+    broken(3, d) = std::numeric_limits<float>::quiet_NaN();
+    CHECK(std::isnan(dpp_nll<float>({.features = broken}, two, {}, {.features = df}, ws)));
+    CHECK(std::isnan(kdpp_nll<float>({.features = broken}, two, {.features = df}, ws)));
+    CHECK(std::isnan(soft_volume<float>(broken, {}, df, ws)));
+  }
   for (Index i = 0; i < 8; ++i) CHECK(df.data()[i] == 3);
 }

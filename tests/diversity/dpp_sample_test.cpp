@@ -111,9 +111,11 @@ TEST_CASE("samples: functions of their row, rank, duplicates, sizes, errors", "[
   const auto prepare = [&] { sampler.prepare({.features = f}, ws); };
   prepare();
   CHECK(count_allocations(prepare) == 0);
-  f(0, 0) = std::numeric_limits<float>::infinity();
-  CHECK(error_of(prepare) == "DppSampler: features: expected finite numbers, got others");
-  CHECK(sampler.items() == 0);
+  for (const float broken : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    f(0, 0) = broken;
+    CHECK(error_of(prepare) == "DppSampler: features: expected finite numbers, got others");
+    CHECK(sampler.items() == 0);
+  }
   sampler.prepare({}, ws);
   CHECK(sampler.rank() == 0);
   CHECK(sampler.sample_any({}, {}, ws).count == 0);

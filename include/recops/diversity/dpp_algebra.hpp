@@ -121,9 +121,12 @@ inline bool psd_spectrum(MatrixView<double> a, double* eigenvalues, Workspace& w
   if (n == 0) return true;
   double largest = 0;
   for (Index i = 0; i < n; ++i) {
-    for (Index j = 0; j < n; ++j) largest = std::abs(a(i, j)) <= largest ? largest : std::abs(a(i, j));  // a NaN is taken
+    for (Index j = 0; j < n; ++j) {
+      const double size = std::abs(a(i, j));
+      if (!(size <= std::numeric_limits<double>::max())) return false;
+      largest = std::max(largest, size);
+    }
   }
-  if (!(largest <= std::numeric_limits<double>::max())) return false;
   const auto mark = ws.mark();
   double *const d = eigenvalues, *const e = ws.take<double>(n);
   const double unit = largest > 0 ? 1 / largest : 1;
