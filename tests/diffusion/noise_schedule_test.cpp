@@ -57,7 +57,8 @@ TEST_CASE("every schedule is one, and its tables follow from each other", "[diff
     for (const auto& [name, s] : all(steps)) {
       INFO(name << ", T = " << s.steps());
       CHECK(s.alpha_bar[0] == 1);
-      CHECK(s.sigma[0] == 0);
+      CHECK((s.sigma[0] == 0 && !std::signbit(s.sigma[0])));
+      CHECK((s.snr[0] == std::numeric_limits<double>::infinity() && s.lambda[0] == s.snr[0]));
       CHECK((s.posterior_x0[1] == 1 && s.posterior_x[1] == 0 && s.posterior_variance[1] == 0));
       long double product = 1;
       for (Index t = 1; t <= s.steps(); ++t) {

@@ -164,7 +164,7 @@ struct NoiseSchedule {
         posterior_variance(beta.size(), 0.0),
         posterior_log_variance(beta.size(), 0.0) {
     for (Index t = 0; t < beta.size(); ++t) {
-      const double l = log_alpha_bar[t], noise = -std::expm1(l);
+      const double l = log_alpha_bar[t], noise = std::abs(std::expm1(l));  // at 0 a zero without sign: the ratio is +infinity
       alpha_bar[t] = std::exp(l);
       check_option("NoiseSchedule", "alpha_bar", alpha_bar[t] > 0 && (t == 0 || alpha_bar[t] < alpha_bar[t - 1]),
                    "alpha_bar that falls strictly and stays above 0", alpha_bar[t]);
