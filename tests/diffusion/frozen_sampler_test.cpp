@@ -115,6 +115,9 @@ TEST_CASE("frozen: layers longer than a block of k, a NaN in its row, wrong inpu
   freeze(wide, plan).sample({}, {.at = {.seed = 1}}, x, ws);
   unfrozen<float>(wide, plan, {}, {.at = {.seed = 1}}, y);
   CHECK(max_difference(x.view(), y.view()) < 1e-5);
+  y.fill(7);
+  freeze(wide, plan).sample({}, {.at = {.seed = 1}, .tile_rows = std::numeric_limits<Index>::max()}, y, ws);  // all in one
+  CHECK(max_difference(x.view(), y.view()) == 0);
   x(1, 3) = std::numeric_limits<float>::quiet_NaN();
   CHECK(freeze(wide, plan).sample({}, {.from_x = true}, x, ws) == 1);
   for (Index j = 0; j < 6; ++j) CHECK((std::isfinite(x(0, j)) && std::isfinite(x(2, j))));

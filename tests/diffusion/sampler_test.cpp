@@ -131,6 +131,10 @@ TEST_CASE("from a start of the caller's; not finite is counted; a second call al
   sample<float>(plan, keep, {.from_x = true}, x, ws);
   CHECK(max_difference(x.view(), start.view()) < 1e-4);  // a denoiser that changes nothing, tiny noise: nothing happens
   CHECK(count_allocations([&] { sample<float>(plan, keep, {.from_x = true}, x, ws); }) == 0);
+  Matrix<float> drawn(4, 6), whole(4, 6, 7.0f);
+  sample<float>(plan, keep, {.at = {.seed = 3}}, drawn, ws);
+  sample<float>(plan, keep, {.at = {.seed = 3}, .tile_rows = std::numeric_limits<Index>::max()}, whole, ws);  // all in one
+  CHECK(max_difference(whole.view(), drawn.view()) == 0);
   x(2, 1) = std::numeric_limits<float>::quiet_NaN();
   x(3, 5) = std::numeric_limits<float>::infinity();
   CHECK(sample<float>(plan, keep, {.from_x = true}, x, ws) == 2);

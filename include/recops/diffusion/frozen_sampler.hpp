@@ -100,7 +100,7 @@ class FrozenSampler {
     if (conditions_ > 0) check_shape(name, "c", c, x.rows(), conditions_);
     check_option(name, "tile_rows", options.tile_rows >= 0, "tile_rows >= 0", static_cast<double>(options.tile_rows));
     simd::check_ids(name, options.ids, x.rows());
-    const Index tile = options.tile_rows > 0 ? options.tile_rows : most_rows;
+    const Index tile = std::clamp<Index>(options.tile_rows > 0 ? options.tile_rows : most_rows, 1, std::max<Index>(x.rows(), 1));
     ws.parallel_for((x.rows() + tile - 1) / tile, [&](Index task, Workspace& scratch) {
       const Index first = task * tile, rows = std::min(tile, x.rows() - first);
       run(conditions_ > 0 ? c.middle_rows(first, rows) : c, options, first, x.middle_rows(first, rows), scratch);

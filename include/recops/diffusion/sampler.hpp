@@ -59,7 +59,8 @@ Index sample(const SamplerPlan& plan, Denoiser&& denoise, const SampleOptions& o
   check_option("sample", "plan", !plan.steps.empty(), "a plan with steps", 0);
   check_option("sample", "tile_rows", options.tile_rows >= 0, "tile_rows >= 0", static_cast<double>(options.tile_rows));
   simd::check_ids("sample", options.ids, x.rows());
-  const Index tile = options.tile_rows > 0 ? options.tile_rows : 32, cols = x.cols();
+  const Index tile = std::clamp<Index>(options.tile_rows > 0 ? options.tile_rows : 32, 1, std::max<Index>(x.rows(), 1)),
+              cols = x.cols();
   ws.parallel_for((x.rows() + tile - 1) / tile, [&](Index task, Workspace& scratch) {
     const Index first = task * tile, rows = std::min(tile, x.rows() - first), twice = plan.guided() ? 2 * rows : rows;
     const auto mark = scratch.mark();
