@@ -240,13 +240,20 @@ TEST_CASE("constraints: which rules are given up, and what is reported", "[diver
   CHECK(pick({.groups = g}) == List{0, 3, 1, 2});
   CHECK(std::vector<std::uint8_t>(relaxed.begin(), relaxed.end()) == std::vector<std::uint8_t>{0, 0, rule_window, rule_window});
   // Minimums come last, but come.
-  const Vector<std::int32_t> two_of_two{0, 0, 2}, many_of_one{0, 3};
+  const Vector<std::int32_t> two_of_two{0, 0, 2}, many_of_one{0, 3}, all_of_one{0, std::numeric_limits<std::int32_t>::max()},
+      any_of_one{0, -1};
   g = rules({.least_of = two_of_two});
   CHECK(pick({.groups = g}) == List{0, 1, 5, 6});
   CHECK(done.relaxed == 0);
   g = rules({.least_of = many_of_one});  // there are only two
   CHECK(pick({.groups = g}) == List{0, 1, 3, 4});
   CHECK(done.relaxed == rule_least);
+  g = rules({.least_of = all_of_one});  // as many as there are
+  CHECK(pick({.groups = g}) == List{0, 1, 3, 4});
+  CHECK(done.relaxed == rule_least);
+  g = rules({.least_of = any_of_one});
+  CHECK(pick({.groups = g}) == List{0, 1, 2, 3});
+  CHECK(done.relaxed == 0);
   // Includes, pins, quotas that keep room for them.
   const Vector<std::int32_t> seven{7}, pins{-1, 6, -1, -1}, broken_pin{-1, 2, -1, -1};
   CHECK(pick({.include = seven}) == List{0, 1, 2, 7});

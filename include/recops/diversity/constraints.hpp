@@ -267,11 +267,6 @@ class ConstraintState {
     std::int64_t* names = nullptr;
     Index groups = 0;
     c.group = dense(rules.groups, rules.shown.segment(rules.shown.size() - c.shown, c.shown), c.places, &names, groups, scratch);
-    const auto of = [&](VectorView<const std::int32_t> limits, Index g, Index otherwise) {
-      const Index name = names ? static_cast<Index>(names[g]) : g;
-      const Index limit = 0 <= name && name < limits.size() ? limits[name] : otherwise;
-      return static_cast<std::int32_t>(std::min<Index>(limit < 0 ? never_reached : limit, never_reached));
-    };
     c.total = filled<std::int32_t>(groups, 0, scratch);
     c.counts = filled<std::int32_t>(groups, 0, scratch);
     c.near = filled<std::uint8_t>(groups, 0, scratch);
@@ -282,10 +277,11 @@ class ConstraintState {
       if (c.group[i] >= 0 && (ahead_[i] != 0 || usable(i))) ++c.counts[c.group[i]];
     }
     for (Index g = 0; g < groups; ++g) {
-      c.most[g] = of(rules.most_of, g, rules.most);
-      c.lacking[g] = of(rules.least_of, g, 0);
-      if (c.lacking[g] == never_reached) c.lacking[g] = 0;  // negative: no minimum
-      c.lacking[g] = std::min(c.lacking[g], std::exchange(c.counts[g], 0));
+      const Index name = names ? static_cast<Index>(names[g]) : g;
+      const Index most = 0 <= name && name < rules.most_of.size() ? rules.most_of[name] : rules.most;
+      c.most[g] = static_cast<std::int32_t>(std::min<Index>(most < 0 ? never_reached : most, never_reached));
+      const std::int32_t least = 0 <= name && name < rules.least_of.size() ? rules.least_of[name] : 0;
+      c.lacking[g] = std::min(std::max(least, 0), std::exchange(c.counts[g], 0));  // negative: no minimum
       c.lack += c.lacking[g];
     }
     for (Index i = 0; i < items_; ++i) {
