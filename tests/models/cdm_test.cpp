@@ -243,6 +243,12 @@ TEST_CASE("the loss of CDM by differences and by hand; fusion", "[models][cdm]")
   CHECK(s[3] == -inf);
   cdm_fuse<double>(r, z, {.beta = 2, .logits = true}, s);
   CHECK((s[2] == 0.2 + 4 && s[3] == -inf));
+  for (const bool logits : {false, true}) {  // an item that is out for its relevance
+    Vector<double> endless = r;
+    endless[3] = inf;
+    cdm_fuse<double>(endless, z, {.beta = 2, .logits = logits}, s);
+    CHECK(s[3] == -inf);
+  }
   cdm_fuse<double>(r, z, {.beta = 0, .logits = true}, s);
   for (Index i = 0; i < 5; ++i) CHECK(s[i] == r[i]);
   CHECK(error_of([&] { cdm_fuse<double>(r, z, {.beta = -1}, s); }) == "cdm_fuse: beta: expected beta >= 0, got -1");

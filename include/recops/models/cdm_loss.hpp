@@ -105,7 +105,9 @@ void cdm_fuse(VectorView<const T> relevance, VectorView<const T> logits, const C
     const T r = relevance[i], z = logits[i];
     if (beta == 0) {
       scores[i] = r;
-    } else if (options.logits || z == -std::numeric_limits<T>::infinity()) {
+    } else if (z == -std::numeric_limits<T>::infinity()) {
+      scores[i] = z;  // whatever the relevance is: an infinite one would make it NaN
+    } else if (options.logits) {
       scores[i] = r + beta * z;
     } else {
       scores[i] = r + beta / (1 + std::exp(-z));
