@@ -17,7 +17,9 @@
 /// Errors      Error if shapes or options disagree, before anything is counted.
 /// Reference   Wang et al., "HoME", arXiv 2408.05430, section 1 and figure 2 (the three diseases); limits are our reconstruction.
 #pragma once
+#include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <recops/core/matrix.hpp>
@@ -114,9 +116,10 @@ struct ExpertReport {
   std::string json() const {
     std::string out = "{\"rows\": " + std::to_string(rows) + ", \"skipped_rows\": " + std::to_string(skipped_rows);
     const auto number = [&](const char* key, double x) {
-      char text[32] = "null";
-      if (std::isfinite(x)) std::snprintf(text, sizeof text, "%.17g", x);
-      out += std::string(", \"") + key + "\": " + text;
+      char text[32];
+      char* const end = std::isfinite(x) ? std::to_chars(text, text + sizeof text, x, std::chars_format::general, 17).ptr
+                                         : std::copy_n("null", 4, text);  // snprintf writes a comma in some locales
+      out += std::string(", \"") + key + "\": " + std::string(text, end);
     };
     const auto whole = [&](const char* key, Index x) { out += std::string(", \"") + key + "\": " + std::to_string(x); };
     const auto flag = [&](const char* key, bool x) { out += std::string(", \"") + key + (x ? "\": true" : "\": false"); };
