@@ -172,6 +172,10 @@ TEST_CASE("NaN stays in its request, errors leave outputs alone", "[diffusion][r
   CHECK(message(e, {}, {}).find("x: expected shape [3, _]") != std::string::npos);
   CHECK(message(x.view().middle_cols(0, 15), {}, {}).find("x: expected shape [_, 16]") != std::string::npos);
   CHECK(message(x, {.samples = 0}, {}).find("samples") != std::string::npos);
+  Matrix<std::int32_t> four(4, 1, 7);  // 4 times 2^62 is 0, as many as there are
+  CHECK(error_of([&] {
+          round_to_items<float>(x.view().middle_rows(0, 0), table, {.samples = Index{1} << 62}, four, {}, ws);
+        }).find("samples") != std::string::npos);
   CHECK(message(x, {}, scores.view().middle_cols(0, 4)).find("scores: expected shape [3, 5]") != std::string::npos);
   CHECK(message(x, {.seen = seen, .seen_offsets = offsets}, {}).find("seen: expected indices from 0 to below 2000") !=
         std::string::npos);

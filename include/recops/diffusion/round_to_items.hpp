@@ -99,6 +99,8 @@ Index round_to_items(const char* name, MatrixView<const T> x, const ItemRows<T>&
                      MatrixView<std::int32_t> indices, MatrixView<T> scores, Workspace& ws) {
   const Index requests = indices.rows(), k = indices.cols(), samples = o.samples, queries = x.rows(), count = rows.items.rows();
   check_option(name, "samples", samples >= 1, "one vector or more for every request", static_cast<double>(samples));
+  check_option(name, "samples", requests == 0 || samples <= std::numeric_limits<Index>::max() / requests,
+               "no more vectors than can be counted", static_cast<double>(samples));
   check_shape(name, "x", x, requests * samples, any_size);
   check_option(name, "items", count < Index{1} << 31, "fewer than 2^31 items", static_cast<double>(count));
   check_shape(name, "indices", indices, any_size, any_size);
