@@ -504,3 +504,18 @@ TEST_CASE("dpp_map says what is wrong and touches nothing", "[diversity][dpp]") 
   CHECK(std::count(picks.begin(), picks.end(), 7) == 4);
   CHECK(std::count(scores.begin(), scores.end(), 7.0f) == 4);
 }
+
+TEST_CASE("dpp_map: scratch of a kernel grows with its items, not with the places", "[diversity][dpp]") {
+  const Matrix<float> kernel = [] {
+    Matrix<float> m(10, 10, 0.0f);
+    for (Index i = 0; i < 10; ++i) m(i, i) = 1;
+    return m;
+  }();
+  for (const Index window : {0, 1, 4, 10, 20}) {
+    Vector<std::int32_t> picks(100000);
+    Workspace scratch;
+    const Selection done = dpp_map_kernel<float>(kernel, {}, nullptr, {.window = window}, picks, {}, scratch);
+    CHECK((done.count == 10 && done.status == SelectionStatus::exhausted));
+    for (Index t = 0; t < 12; ++t) CHECK(picks[t] == (t < 10 ? t : -1));
+  }
+}

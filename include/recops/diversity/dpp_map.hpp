@@ -69,7 +69,7 @@ Selection dpp_select_kernel(Index items, const T* diagonal, Fetch&& row, const D
           *constraints, items, picks.size(), [diagonal](Index i) { return diagonal[i] > never<T>; }, scratch);
     Candidates<T, A> rows({}, {}, items, false, false, nullptr, scratch);
     const auto select = [&]<class Rule>(std::type_identity<Rule>) {
-      Rule rule(options, rows, row, diagonal, picks.size(), scratch);
+      Rule rule(options, rows, row, diagonal, std::min(picks.size(), items), scratch);  // no more picks than items
       const bool lazy = options.evaluation == SelectionEvaluation::lazy;
       return Greedy<T, A, Rule>(rows, rule, lazy, limits ? &*limits : nullptr, scratch).run(picks, scores.data());
     };
