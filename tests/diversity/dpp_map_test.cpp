@@ -428,6 +428,33 @@ TEMPLATE_TEST_CASE("dpp_map on every instruction set, in a batch, on threads, wi
   CHECK(counter.count() == 0);
 }
 
+TEST_CASE("dpp_map: a history row that is not finite takes no place in the window", "[diversity][dpp]") {
+  Random random(recops_test::seed(), 73);
+  Matrix<double> x(30, 6), history(6, 6), finite(5, 6);
+  Vector<double> quality(30);
+  for (double& v : quality) v = std::exp(0.3 * random.normal());
+  for (Matrix<double>* m : {&x, &history})
+    for (Index i = 0; i < m->rows() * 6; ++i) m->data()[i] = random.normal();
+  std::copy_n(history.row(0), 24, finite.row(0));
+  std::copy_n(history.row(5), 6, finite.row(4));
+  history(4, 2) = std::numeric_limits<double>::quiet_NaN();
+  const DppInput<double> with{.quality = quality, .features = x, .history = history},
+      without{.quality = quality, .features = x, .history = finite};
+  for (const Index window : {0, 1, 2, 3, 4, 20}) {
+    const DppOptions o{.window = window, .alpha = 0.9};
+    const auto picks = run<double>(without, o, 8);
+    CHECK(run<double>(with, o, 8) == picks);
+    Workspace ws;  // and the backward pass takes the same rows for shown
+    Matrix<double> a(30, 6, 0.0), b(30, 6, 0.0);
+    const Vector<double> up(8, 1.0);
+    Vector<std::int32_t> items(8);
+    std::copy(picks.items.begin(), picks.items.end(), items.begin());
+    dpp_map_backward<double>(with, o, items, up, {.features = a}, ws);
+    dpp_map_backward<double>(without, o, items, up, {.features = b}, ws);
+    CHECK(std::equal(a.data(), a.data() + 180, b.data()));
+  }
+}
+
 TEST_CASE("dpp_map_backward agrees with central differences and adds", "[diversity][dpp]") {
   Random random(recops_test::seed(), 9);
   for (int trial = 0; trial < 12; ++trial) {

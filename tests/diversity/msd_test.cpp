@@ -212,3 +212,21 @@ TEST_CASE("msd says what is wrong, touches nothing, and allocates nothing once w
   everything();
   CHECK(counter.count() == 0);
 }
+
+TEST_CASE("msd: a history row that is not finite takes no place in the window", "[diversity][msd]") {
+  Random random(recops_test::seed(), 71);
+  const auto [with, without] = recops_test::broken_history(random);
+  for (const Index window : {0, 1, 2, 3, 4, 20}) {
+    const MsdOptions o{.window = window, .evaluation = SelectionEvaluation::eager};
+    const Picks picks = run<double>(without.input(), o, 8);
+    CHECK(run<double>(with.input(), o, 8) == picks);
+    Workspace ws;  // and the backward pass takes the same rows for shown
+    Matrix<double> a(30, 6, 0.0), b(30, 6, 0.0);
+    const Vector<double> up(8, 1.0);
+    Vector<std::int32_t> items(8);
+    std::copy(picks.items.begin(), picks.items.end(), items.begin());
+    msd_backward<double>(with.input(), o, items, up, {.features = a}, ws);
+    msd_backward<double>(without.input(), o, items, up, {.features = b}, ws);
+    CHECK(std::equal(a.data(), a.data() + 180, b.data()));
+  }
+}

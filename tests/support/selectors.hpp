@@ -75,6 +75,16 @@ Picks collect(Index k, F&& select) {
   return out;
 }
 
+/// A request with a history of 6 rows of which one is not finite, and the same without it: a selector makes no difference.
+inline std::pair<Request<double>, Request<double>> broken_history(recops::Random& random) {
+  auto with = normal_request<double>(random, 30, 6, 6);
+  auto without = with;
+  std::fill_n(with.history.row(4), 6, std::numeric_limits<double>::quiet_NaN());
+  without.history.resize(5, 6);
+  std::copy_n(with.history.row(5), 6, without.history.row(4));
+  return {with, without};
+}
+
 /// Inner product or cosine of item i with what stands at `place` of history and picks, in double.
 template <class T>
 double similarity(const Request<T>& q, bool normalize, const std::vector<std::int32_t>& picks, Index place, Index i) {

@@ -71,7 +71,7 @@ struct DppFeatureRule {
       top_weight[p] = simd::max<T, A>(start + p * P, P) == never<T> ? never<T> : simd::max<T, A>(weight + p * P, P);
       top_start[p] = rows.unit() && in.diagonal.empty() ? T(1) : infinity;
     }
-    for (Index h = Windowed ? std::max(Index{0}, seen - back) : 0; h < seen; ++h) {
+    for (Index h = Windowed ? history_begin(in.history, back) : 0; h < seen; ++h) {
       if (selection_row(in.history.row(h), rows.cols(), rows.unit(), x)) advance(simd::dot(x, x, rows.cols()));
     }
   }

@@ -98,7 +98,7 @@ struct MsdRule {
       top_base[p] = simd::max<T, A>(base + p * P, P);
       longest[p] = rows.unit() ? T(1) : std::numeric_limits<T>::infinity();
     }
-    for (Index h = back < seen ? seen - back : 0; h < seen; ++h) {
+    for (Index h = o.window > 0 ? history_begin(in.history, back) : 0; h < seen; ++h) {
       if (selection_row(in.history.row(h), cols, rows.unit(), fresh())) advance();
     }
   }

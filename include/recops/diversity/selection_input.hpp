@@ -56,6 +56,18 @@ Index check_selection(const char* operation, const char* name, const SelectionIn
   return cols;
 }
 
+/// The first row of the history that a window of `back` rows sees: rows that are not finite do not count.
+template <class T>
+Index history_begin(MatrixView<const T> history, Index back) {
+  Index first = history.rows();
+  for (Index kept = 0; first > 0 && kept < back;) {
+    --first;
+    const T* const row = history.row(first);
+    kept += simd::dot(row, row, history.cols()) <= largest_square<T>;
+  }
+  return first;
+}
+
 /// Request `b` of a batch whose shapes were checked.
 template <class T>
 SelectionInput<T> selection_request(const SelectionBatch<T>& batch, Index b) {

@@ -106,7 +106,7 @@ struct SsdRule {
       top_relevance[p] = simd::max<T, A>(relevance + p * P, P);
       top_start[p] = rows.unit() ? T(1) : std::numeric_limits<T>::infinity();
     }
-    for (Index h = windowed ? std::max(Index{0}, seen - keep) : 0; h < seen; ++h) {
+    for (Index h = windowed ? history_begin(in.history, keep) : 0; h < seen; ++h) {
       if (selection_row(in.history.row(h), rows.cols(), rows.unit(), x)) advance();
     }
   }
