@@ -4,8 +4,9 @@
 ///     Y_k = a [k in dynamic] G_k X_k + b [k in static] L_k X_k        y = irfft(Y, L)
 ///
 /// Layer i of n filters two windows of bins only: a wide one (a share `ratio` of the K bins) that slides from one end of the spectrum
-/// to the other over the layers, and a narrow one, K / n bins, that covers each bin in exactly one layer. Everything else is
-/// spectral_filter.hpp's, with the effective gains a [dynamic] G + b [static] L.
+/// to the other over the layers, and a narrow one, K / n bins, that moves on by its own width: together they cover every bin (edges
+/// are cut as in the authors' code, so that a bin at an edge may belong to two layers). Everything else is spectral_filter.hpp's,
+/// with the effective gains a [dynamic] G + b [static] L.
 ///
 /// Reference   Du et al., SLIME4Rec, ICDE 2023, and the authors' code (whose weights a, b are 1; the paper mixes with 1 - gamma, gamma).
 #pragma once
