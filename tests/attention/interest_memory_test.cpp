@@ -259,6 +259,11 @@ TEST_CASE("interest memory: edges and errors", "[attention][interest_memory]") {
   mean_of_tokens_backward<float>(rows, {}, x.view().middle_rows(0, 1), dmean);
   CHECK(max_difference(dmean.view(), x.view().middle_rows(0, 1)) == 0);
 
+  const Matrix<float> life(100000, 65, 0.1f);  // one sum of a life's rows, row after row, would be off in the fourth digit
+  Matrix<float> typical(1, 65);
+  mean_of_tokens<float>(life.view(), {}, typical);
+  CHECK((std::abs(typical(0, 0) - 0.1f) < 1e-6f && std::abs(typical(0, 64) - 0.1f) < 1e-6f));
+
   y.fill(7.0f);
   CHECK(has(error_of([&] { memory.forward(wrong, y, ws); }), "x: expected shape [_, 5]"));
   CHECK(has(error_of([&] { memory.forward(x, wrong, ws); }), "y: expected shape [18, 4]"));

@@ -300,6 +300,11 @@ TEST_CASE("what interests do not depend on", "[attention][multi_interest]") {
   nine.forward(JaggedView<const float>(x.view(), threes), {}, nines, ws);
   nine.forward(MatrixView<const float>(x.row(3), 3, 8), {}, own, ws);
   CHECK(max_difference(nines.view().middle_rows(9, 9), own.view()) == 0);
+  // A long history of one kind is that kind: one sum, behaviour after behaviour, would be off by a hundredth.
+  const Matrix<float> life(1000000, 1, 0.1f), flat(1, 1, 0.0f);
+  Matrix<float> typical(1, 1);
+  self_attentive_interests<float>(life.view(), life.view(), flat, flat, {}, typical, {}, {}, ws);
+  CHECK(std::abs(typical(0, 0) - 0.1f) < 1e-6f);
   // An empty batch.
   const std::vector<std::int32_t> none{0};
   layer.forward(JaggedView<const float>(MatrixView<const float>(nullptr, 0, 8), none), {}, MatrixView<float>(nullptr, 0, 8), ws);

@@ -132,20 +132,30 @@ void product_top_k(const T* a, Index rows, const T* b, Index cols, Index k, T* s
   }
 }
 
-/// out `[B, D]`: the mean of the rows of each sequence that `mask` `[total]` shows (empty: all); zeros where there are none.
+/// out `[B, D]`: the mean of the rows of each sequence that `mask` `[total]` shows (empty: all); zeros where there are none. Summed in
+/// blocks of 512 rows, and these in double.
 template <Real T>
 void mean_of_tokens(JaggedView<const T> x, VectorView<const std::uint8_t> mask, MatrixView<T> out) {
   constexpr const char* name = "mean_of_tokens";
   check_jagged(name, "x", x, any_size, any_size);
   if (!mask.empty()) check_size(name, "mask", mask, x.values().rows());
   check_shape(name, "out", out, x.size(), x.cols());
+  constexpr Index block = 512, strip = 64;  // of rows, of columns
   for (Index b = 0; b < x.size(); ++b) {
-    Index count = 0;
-    std::fill_n(out.row(b), x.cols(), T(0));
-    for (Index i = x.begin(b); i < x.begin(b) + x.length(b); ++i) {
-      if (!mask.empty() && mask[i] == 0) continue;
-      simd::add<T>(x.values().row(i), out.row(b), x.cols());
-      ++count;
+    const Index end = x.begin(b) + x.length(b);
+    Index count = x.length(b);
+    for (Index i = x.begin(b); i < end && !mask.empty(); ++i) count -= mask[i] == 0 ? 1 : 0;
+    for (Index first = 0; first < x.cols(); first += strip) {
+      const Index cols = std::min(strip, x.cols() - first);
+      T part[strip];
+      double total[strip] = {};
+      for (Index start = x.begin(b); start < end; start += block) {
+        std::fill_n(part, cols, T(0));
+        for (Index i = start; i < std::min(end, start + block); ++i)
+          if (mask.empty() || mask[i] != 0) simd::add<T>(x.values().row(i) + first, part, cols);
+        for (Index c = 0; c < cols; ++c) total[c] += static_cast<double>(part[c]);
+      }
+      for (Index c = 0; c < cols; ++c) out(b, first + c) = static_cast<T>(total[c]);
     }
     if (count > 0) simd::scale<T>(T(1) / static_cast<T>(count), out.row(b), out.row(b), x.cols());
   }

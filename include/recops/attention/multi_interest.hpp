@@ -8,7 +8,7 @@
 /// Shapes      behaviours [total, D] with offsets [B + 1]   interests [B K, D]: those of user b are the rows b K .. b K + K - 1
 /// Mask        `mask` [total], 0 hides a behaviour: its numbers do not matter, and its gradients are 0.
 /// Edge cases  A user without (visible) behaviours gets zeros and no gradient.   NaN stays in the user it came from.
-/// Precision   T. A user's bits do not depend on the batch nor on threads.
+/// Precision   T; self-attentive interests are summed in blocks of 512 behaviours. A user's bits do not depend on the batch nor on threads.
 /// Cost        self-attentive 2 total W (D + K) flops of products and W total tanh for W hidden units; routing 2 total D (Dout + 2 K
 ///             iterations). Nothing is allocated once scratch has grown.
 /// Errors      Error if shapes, offsets or options disagree; outputs untouched.
@@ -18,6 +18,7 @@
 ///             1904.08030, section 3.3; Sabour et al., arXiv 1710.09829, for routing.
 #pragma once
 #include <cmath>
+#include <utility>
 #include <recops/nn/linear.hpp>
 #include <recops/nn/positional_embedding.hpp>
 #include <recops/simd/softmax.hpp>
@@ -55,6 +56,8 @@ inline void check_mask(const char* name, VectorView<const std::uint8_t> mask, In
 
 /// Users that are worked on together, so that what lies between two products stays in cache.
 inline constexpr Index interest_block = 256;
+/// Behaviours whose weighted rows are summed in T; the sums of more are added up in double, so that a long history stays accurate.
+inline constexpr Index interest_chain = 512;
 /// Calls `f(first user, last user, first row, last row, scratch)` for blocks of whole users, on the caller's threads. What the blocks
 /// are depends on the batch alone.
 template <class T, class F>
@@ -110,6 +113,7 @@ void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> valu
       simd::pack<T>(simd::transposed(h), panels);
       simd::gemm_packed<T>(simd::plain(w2), panels, rows, {}, a, scratch);
     }
+    double* const total = scratch.take<double>(cols);
     for (Index b = first; b < last; ++b) {
       const Index at = values.begin(b), length = values.length(b);
       for (Index i = 0; i < k; ++i) {
@@ -121,8 +125,14 @@ void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> valu
         }
         T* const z = out.row(b * k + i);
         std::fill_n(z, cols, T(0));
-        for (Index l = 0; l < length; ++l)
-          if (mask.empty() || mask[at + l] != 0) simd::axpy(weights[l], values.values().row(at + l), z, cols);
+        std::fill_n(total, cols, 0.0);
+        for (Index start = 0; start < length; start += interest_chain) {
+          for (Index l = start; l < std::min(length, start + interest_chain); ++l)
+            if (mask.empty() || mask[at + l] != 0) simd::axpy(weights[l], values.values().row(at + l), z, cols);
+          if (length <= interest_chain) break;
+          for (Index c = 0; c < cols; ++c) total[c] += static_cast<double>(std::exchange(z[c], T(0)));
+        }
+        for (Index c = 0; c < cols && length > interest_chain; ++c) z[c] = static_cast<T>(total[c]);
       }
     }
   });
