@@ -147,4 +147,11 @@ TEMPLATE_TEST_CASE("additive pool against PyTorch", "[attention][additive_pool][
   CHECK(error_of([&] {
           additive_pool<T>(rows, layer.u, VectorView<const T>(layer.w.data(), 6), {}, y, {}, {}, ws);
         }).find("w: expected") != std::string::npos);
+  // Named as this operator's, not as those of what is behind it.
+  Matrix<T> narrow(4, 4);
+  CHECK(error_of([&] { layer.forward(rows, {}, narrow, ws); }).find("additive_pool: pooled: expected shape [4, 5]") !=
+        std::string::npos);
+  CHECK(error_of([&] {
+          layer.forward(JaggedView<const T>(narrow), {}, y, ws);
+        }).find("additive_pool: x: expected shape [_, 5]") != std::string::npos);
 }

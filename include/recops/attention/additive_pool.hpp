@@ -16,6 +16,16 @@ MatrixView<const T> as_row(VectorView<const T> w) {
   return MatrixView<const T>(w.data(), 1, w.size());
 }
 
+/// By the names that this operator gives its arguments: what is behind it knows them by others.
+template <class T>
+void check_additive_pool(const char* name, JaggedView<const T> x, MatrixView<const T> u, VectorView<const T> w,
+                         VectorView<const std::uint8_t> mask) {
+  check_shape(name, "u", u, any_size, any_size);
+  check_size(name, "w", w, u.rows());
+  check_jagged(name, "x", x, any_size, u.cols());
+  check_mask(name, mask, x.values().rows());
+}
+
 }  // namespace detail
 
 /// `hidden` [total, W] and `attention` [1, total], either both empty or both kept for backward, receive tanh(U x) and the weights; `mask`
@@ -23,7 +33,11 @@ MatrixView<const T> as_row(VectorView<const T> w) {
 template <Real T>
 void additive_pool(JaggedView<const T> x, MatrixView<const T> u, VectorView<const T> w, VectorView<const std::uint8_t> mask,
                    MatrixView<T> pooled, MatrixView<T> hidden, MatrixView<T> attention, Workspace& ws) {
-  check_size("additive_pool", "w", w, u.rows());
+  constexpr const char* name = "additive_pool";
+  detail::check_additive_pool<T>(name, x, u, w, mask);
+  check_shape(name, "pooled", pooled, x.size(), x.cols());
+  if (!hidden.empty()) check_shape(name, "hidden", hidden, x.values().rows(), u.rows());
+  if (!attention.empty()) check_shape(name, "attention", attention, 1, x.values().rows());
   self_attentive_interests<T>(x, x, u, detail::as_row<T>(w), mask, pooled, hidden, attention, ws);
 }
 
@@ -32,8 +46,14 @@ template <Real T>
 void additive_pool_backward(JaggedView<const T> x, MatrixView<const T> u, VectorView<const T> w,
                             VectorView<const std::uint8_t> mask, MatrixView<const T> hidden, MatrixView<const T> attention,
                             MatrixView<const T> dpooled, MatrixView<T> dx, MatrixView<T> du, VectorView<T> dw, Workspace& ws) {
-  check_size("additive_pool_backward", "w", w, u.rows());
-  if (!dw.empty()) check_size("additive_pool_backward", "dw", dw, w.size());
+  constexpr const char* name = "additive_pool_backward";
+  detail::check_additive_pool<T>(name, x, u, w, mask);
+  check_shape(name, "hidden", hidden, x.values().rows(), u.rows());
+  check_shape(name, "attention", attention, 1, x.values().rows());
+  check_shape(name, "dpooled", dpooled, x.size(), x.cols());
+  if (!dx.empty()) check_shape(name, "dx", dx, x.values().rows(), x.cols());
+  if (!du.empty()) check_shape(name, "du", du, u.rows(), u.cols());
+  if (!dw.empty()) check_size(name, "dw", dw, w.size());
   self_attentive_interests_backward<T>(x, x, u, detail::as_row<T>(w), mask, hidden, attention, dpooled, dx, dx, du,
                                        MatrixView<T>(dw.data(), dw.empty() ? 0 : 1, dw.size()), ws);
 }
