@@ -570,6 +570,14 @@ TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   CHECK(has(error_of([&] { block.backward(rows, experts, {}, x, x, saved, {}, {}, gradient, ws); }),
             "dnext: expected shape [2, 4]"));
   CHECK(*std::max_element(gradient.norm2.bias.begin(), gradient.norm2.bias.end()) == 0);
+  const auto spoiled = [&](auto&& spoil) {
+    DispatcherBlock<float> unfit = block;
+    spoil(unfit);
+    return error_of([&] { unfit.forward(rows, experts, {}, z, next, ws); });
+  };
+  CHECK(has(spoiled([](auto& b) { b.linear1.bias.resize(3); }), "linear1.bias: expected size 16"));
+  CHECK(has(spoiled([](auto& b) { b.linear2.bias.resize(3); }), "linear2.bias: expected size 4"));
+  CHECK(has(spoiled([](auto& b) { b.norm2.weight.resize(3); }), "weight: expected size 4"));
   block.attention.causal = true;
   CHECK(has(error_of([&] { block.forward(rows, experts, {}, z, next, ws); }), "none where causal"));
   CHECK(has(error_of([&] { DispatcherBlock<float>(4, {.heads = 3}, random); }), "divides"));

@@ -123,6 +123,8 @@ TEST_CASE("set attention errors", "[attention][pma]") {
   Matrix<float> x(3, 4, 1.0f), wide(3, 5, 1.0f), pooled(2, 6, 7.0f), wrong(3, 6, 7.0f);
   CHECK(error_of([&] { pma.forward(wide, pooled, ws); }).find("z: expected shape [_, 4]") != std::string::npos);
   CHECK(error_of([&] { pma.forward(x, wrong, ws); }).find("pooled: expected shape [2, 6]") != std::string::npos);
+  pma.mab.ln1.weight.resize(3);
+  CHECK(error_of([&] { pma.forward(x, pooled, ws); }).find("weight: expected size 6") != std::string::npos);
   Isab<float> isab(4, 6, 2, {.heads = 2}, random);
   CHECK(error_of([&] { isab.forward(x, pooled, ws); }).find("y: expected shape [3, 6]") != std::string::npos);
   CHECK(*std::min_element(pooled.data(), pooled.data() + 12) == 7.0f);

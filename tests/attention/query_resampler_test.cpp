@@ -144,5 +144,14 @@ TEST_CASE("query resampler errors", "[attention][query_resampler]") {
   CHECK(error_of([&] { layer.forward(wide, {}, y, ws); }).find("tokens: expected shape [_, 4]") != std::string::npos);
   CHECK(error_of([&] { layer.forward(x, {}, wrong, ws); }).find("resampled: expected shape [2, 4]") != std::string::npos);
   CHECK(error_of([&] { layer.forward(x, wide, y, ws); }).find("condition: expected shape [1, 4]") != std::string::npos);
+  const auto spoiled = [&](auto&& spoil) {
+    QueryResampler<float> bad = layer;
+    spoil(bad);
+    return error_of([&] { bad.forward(x, {}, y, ws); });
+  };
+  CHECK(spoiled([](auto& l) { l.blocks[0].linear1.bias.resize(3); }).find("linear1.bias: expected size 16") != std::string::npos);
+  CHECK(spoiled([](auto& l) { l.blocks[0].linear2.bias.resize(3); }).find("linear2.bias: expected size 4") != std::string::npos);
+  CHECK(spoiled([](auto& l) { l.blocks[0].attention.in_proj_bias.resize(3); }).find("in_proj_bias") != std::string::npos);
+  CHECK(spoiled([](auto& l) { l.norm.bias.resize(3); }).find("norm.bias: expected size 4") != std::string::npos);
   CHECK(*std::min_element(y.data(), y.data() + 8) == 7.0f);
 }

@@ -197,6 +197,11 @@ struct DispatcherBlock {
     detail::check_dispatcher(name, width(), attention.heads(), x, experts, mask, output, y);
     linear2.output_cols(linear1.output_cols(width()));
     check_shape(name, "linear2.weight", linear2.weight.view(), width(), any_size);
+    if (!linear1.bias.empty()) check_size(name, "linear1.bias", VectorView<const T>(linear1.bias), linear1.weight.rows());
+    if (!linear2.bias.empty()) check_size(name, "linear2.bias", VectorView<const T>(linear2.bias), width());
+    for (const LayerNorm<T>* norm : {&norm1, &norm2})
+      detail::check_norm<T>(name, MatrixView<const T>(nullptr, 0, width()), norm->weight, norm->bias, norm->options.groups,
+                            norm->options.epsilon);
   }
   static void add(MatrixView<const T> x, MatrixView<T> y) {
     for (Index i = 0; i < y.rows(); ++i) simd::add<T>(x.row(i), y.row(i), y.cols());

@@ -63,6 +63,10 @@ struct AttentionBlock {
     check_shape(name, "fc_o.weight", fc_o.weight.view(), d, d);
     for (const Linear<T>* part : {&fc_q, &fc_k, &fc_v, &fc_o})
       if (!part->bias.empty()) check_size(name, "bias", VectorView<const T>(part->bias), d);
+    for (const LayerNorm<T>* norm : {&ln0, &ln1})
+      if (options.norms)
+        detail::check_norm<T>(name, MatrixView<const T>(nullptr, 0, d), norm->weight, norm->bias, norm->options.groups,
+                              norm->options.epsilon);
     check_option(name, "scale", std::isfinite(options.scale), "a finite scale", options.scale);
   }
 

@@ -57,9 +57,15 @@ struct QueryResamplerLayer {
   };
   void check(const char* name, Index width) const {
     attention.output_cols(width);
+    attention.check_parameters(name);
     check_shape(name, "linear1.weight", linear1.weight.view(), any_size, width);
     check_shape(name, "linear2.weight", linear2.weight.view(), width, linear1.weight.rows());
-    for (const LayerNorm<T>* norm : {&norm1, &norm2}) check_size(name, "norm", VectorView<const T>(norm->weight), width);
+    if (!linear1.bias.empty()) check_size(name, "linear1.bias", VectorView<const T>(linear1.bias), linear1.weight.rows());
+    if (!linear2.bias.empty()) check_size(name, "linear2.bias", VectorView<const T>(linear2.bias), width);
+    for (const LayerNorm<T>* norm : {&norm1, &norm2}) {
+      check_size(name, "norm", VectorView<const T>(norm->weight), width);
+      if (!norm->bias.empty()) check_size(name, "norm.bias", VectorView<const T>(norm->bias), width);
+    }
   }
 
   /// z [B m, D] is read and replaced.
@@ -203,6 +209,7 @@ struct QueryResampler {
     if (!condition.empty()) check_shape(name, "condition", condition, tokens.size(), d);
     check_shape(name, "resampled", out, tokens.size() * queries.rows(), d);
     check_size(name, "norm", VectorView<const T>(norm.weight), d);
+    if (!norm.bias.empty()) check_size(name, "norm.bias", VectorView<const T>(norm.bias), d);
     for (const auto& block : blocks) block.check(name, d);
   }
 };
