@@ -273,6 +273,17 @@ TEST_CASE("sim names what is wrong and writes nothing", "[attention][sim][errors
              contains("ExactSearchUnit: times: expected size 5, got 0"));
   indices(1, 2) = 5;
   CHECK_THAT(error_of([&] { unit.forward(q, e, times, now, indices, y, ws); }), contains("ExactSearchUnit: indices"));
+  // A gradient whose last part does not fit: the first ones are not touched either.
+  indices(1, 2) = 4;
+  ExactSearchUnit<float>::Saved saved;
+  ExactSearchUnit<float> gradient = zeros_like(unit);
+  gradient.time.weight.values.resize(4, 2);
+  Matrix<float> read(2, 4), dq(2, 4, 0.0f);
+  unit.forward(q, e, times, now, indices, read, saved, {}, ws);
+  CHECK_THAT(error_of([&] { unit.backward(q, e, q, saved, dq, {}, gradient, ws); }),
+             contains("ExactSearchUnit::backward: gradient of time.weight: expected shape [5, 2], got [4, 2]"));
+  for (Index i = 0; i < 8; ++i) CHECK(dq.data()[i] == 0);
+  for (Index i = 0; i < 4; ++i) CHECK(gradient.attention.out_proj.bias[i] == 0);
   CategoryIndex index;
   const std::vector<std::int32_t> of{1, 2}, too_many{1};
   const std::vector<int> two{0, 2}, more{0, 1, 1};

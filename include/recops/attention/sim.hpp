@@ -505,6 +505,7 @@ struct ExactSearchUnit {
     check_size(name, "saved", VectorView<const std::int64_t>(saved.now), n);
     if (!dcandidates.empty()) check_shape(name, "dcandidates", dcandidates, n, attention.embed());
     if (!dhistory.empty()) check_shape(name, "dhistory", dhistory, history.values().rows(), history.cols());
+    check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const MatrixView<T> drows = ws.matrix<T>(count, attention.key_width());
     std::fill_n(drows.data(), count * drows.cols(), T(0));
