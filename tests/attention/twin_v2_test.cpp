@@ -281,6 +281,11 @@ TEST_CASE("clustering names what is wrong and writes nothing", "[attention][twin
   CHECK_THAT(cluster({}, {.branch_exponent = 1.0}), contains("branch_exponent"));
   CHECK_THAT(cluster({}, {.iterations = 0}), contains("iterations >= 1"));
   CHECK((clusters.members.size() == 1 && clusters.members[0] == 7 && clusters.offsets.empty()));
+  CompressedHistory<float> compressed;
+  const Matrix<float> no_rows(0, 3);  // three features of nobody: not the same as none
+  CHECK_THAT(error_of([&] { compress_history<float>(x, {}, x, no_rows, {}, compressed, ws); }),
+             contains("compress_history: cross: expected shape [5, _], got [0, 3]"));
+  CHECK(compressed.size() == 0);
   clusters.offsets = {0, 1};
   Matrix<float> means(1, 2, 9.0f);
   CHECK_THAT(error_of([&] { cluster_means<float>(x, clusters, means); }), contains("clusters.members"));

@@ -56,7 +56,7 @@ void compress_history(MatrixView<const T> embedding, VectorView<const T> ratio, 
                       MatrixView<const T> cross, const ClusterOptions& options, CompressedHistory<T>& out, Workspace& ws) {
   const char* op = "compress_history";
   check_shape(op, "inherent", inherent, embedding.rows(), any_size);
-  if (!cross.empty()) check_shape(op, "cross", cross, embedding.rows(), any_size);
+  if (cross.cols() > 0) check_shape(op, "cross", cross, embedding.rows(), any_size);
   cluster_behaviours<T>(embedding, ratio, options, out.clusters, ws);
   const Index count = out.clusters.size();
   out.representative.resize(count);
