@@ -252,6 +252,11 @@ TEST_CASE("hstu layer errors", "[attention][hstu]") {
   const std::vector<std::int64_t> times{1, 2, 3, 4, 5};
   CHECK(forward(5, {.times = times}).find("at most max_length") != std::string::npos);
   CHECK(forward(4, {}).find("times: expected size 4") != std::string::npos);
+  HstuState<float> state = layer.make_state();
+  state.length = -1;
+  CHECK(error_of([&] {
+          layer.extend(x.view().middle_rows(0, 1), IndexView(times).segment(0, 1), {}, state, y.view().middle_rows(0, 1), ws);
+        }).find("state.length: expected 0 behaviours or more, got -1") != std::string::npos);
   layer.core.pos_w.resize(3);
   CHECK(forward(2, {.times = IndexView(times).segment(0, 2)}).find("position: expected size 7") != std::string::npos);
   CHECK(*std::min_element(y.data(), y.data() + 20) == 7.0f);

@@ -162,6 +162,7 @@ struct HstuCore {
             MatrixView<T> y, Workspace& ws, Index width, In&& in, Out&& out) const {
     const Index n = x.rows(), all = state.length + n;
     check_option(name, "options", options.causal, "a causal layer", 0);
+    check_option(name, "state.length", state.length >= 0, "0 behaviours or more", static_cast<double>(state.length));
     check_shape(name, "x", x, any_size, width);
     check_shape(name, "y", y, n, width);
     check_shape(name, "state.keys", state.keys.view(), options.max_length, key_cols());
