@@ -18,10 +18,10 @@
 ///             1904.08030, section 3.3; Sabour et al., arXiv 1710.09829, for routing.
 #pragma once
 #include <cmath>
-#include <utility>
 #include <recops/nn/linear.hpp>
 #include <recops/nn/positional_embedding.hpp>
 #include <recops/simd/softmax.hpp>
+#include <utility>
 
 namespace recops {
 
