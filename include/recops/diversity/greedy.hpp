@@ -15,6 +15,7 @@
 ///     bool fall_back()                 no item has a score: true if there are other scores for this place now
 ///     SelectionStatus over()           why none has a score
 #pragma once
+#include <bit>
 #include <recops/diversity/candidates.hpp>
 #include <recops/diversity/constraints.hpp>
 #include <recops/simd/compress.hpp>
@@ -93,8 +94,8 @@ class Greedy {
     T best = any_ = never<T>;
     std::fill(fresh_, fresh_ + panels_, never<T>);
     for (Index p = 0; p < panels_; ++p) {
-      if (!lazy_) {  // to and fro: what was looked at last is still in the first-level cache
-        see(now_ % 2 == 0 ? p : panels_ - 1 - p);
+      if (!lazy_) {
+        see(p);
       } else if (!(rule_.monotone && seen_[p] >= forget_)) {
         if (seen_[p] != now_) stale_[p] = rule_.ceiling(p);
       }
