@@ -84,6 +84,9 @@ TEST_CASE("DiffRec: empty rows, wrong input", "[diffusion][diffrec]") {
         std::string::npos);
   CHECK(error_of([&] { freeze(plain, SamplerPlan(s, {.prediction = Prediction::epsilon})); }).find("predicts x_0") !=
         std::string::npos);
+  CHECK(error_of([&] { DiffRec<float>({.items = 6, .hidden = -1}, random); }) == "DiffRec: hidden: expected hidden >= 1, got -1");
+  CHECK(error_of([&] { DiffRec<float>({}, random); }) == "DiffRec: items: expected items >= 1, got 0");
+  CHECK(error_of([&] { DiffRec<float>({.items = 6, .embedding = -2}, random); }).find("DiffRec: embedding") == 0);
   const auto frozen = freeze(plain, SamplerPlan(s, {}));
   m.fill(3);
   CHECK(error_of([&] { frozen.forward(IndexView(&six, 1), IndexView(offsets, 2), {}, m, ws); }) ==

@@ -90,6 +90,8 @@ TEST_CASE("importance: uniform until warm, then by loss, and unbiased", "[diffus
   CHECK(sampler.probability(4) == Approx(0.99 * 0.4 + 0.01 / 4).epsilon(1e-6));
   CHECK(error_of([&] { uniform_timesteps(Index{1} << 31, {}, {}, t); }).find("fewer than 2^31") != std::string::npos);
   CHECK(error_of([&] { TimestepSampler(0); }).find("one step or more") != std::string::npos);
+  CHECK(error_of([&] { TimestepSampler(-1); }).find("TimestepSampler: steps: expected one step or more") != std::string::npos);
+  CHECK(error_of([&] { TimestepSampler(3, {.history = -1}); }) == "TimestepSampler: history: expected history >= 1, got -1");
   CHECK(error_of([&] { sampler.update<float>(IndexView(all, 3), losses); }).find("one step for each loss") != std::string::npos);
   const std::int32_t five[] = {5, 5, 5, 5};
   CHECK(error_of([&] { sampler.update<float>(IndexView(five, 4), losses); }).find("steps from 1 to 4") != std::string::npos);

@@ -41,12 +41,14 @@ struct DiffRec {
 
   DiffRec() = default;
   /// Throws Error for options out of range.
-  DiffRec(const DiffRecOptions& o, Random& random)
-      : net(o.items, 0, {o.hidden}, Activation::tanh, TimeEmbedding<T>(o.embedding, o.embedding, {}, random), random),
-        dropout(o.dropout),
-        normalize(o.normalize) {
-    check_option("DiffRec", "dropout", 0 <= o.dropout && o.dropout < 1, "0 <= dropout < 1", o.dropout);
-    check_option("DiffRec", "hidden", o.hidden >= 1, "hidden >= 1", static_cast<double>(o.hidden));
+  DiffRec(const DiffRecOptions& o, Random& random) : dropout(o.dropout), normalize(o.normalize) {
+    constexpr const char* name = "DiffRec";
+    check_option(name, "items", o.items >= 1, "items >= 1", static_cast<double>(o.items));
+    check_option(name, "hidden", o.hidden >= 1, "hidden >= 1", static_cast<double>(o.hidden));
+    check_option(name, "embedding", o.embedding >= 0, "embedding >= 0", static_cast<double>(o.embedding));
+    check_option(name, "dropout", 0 <= o.dropout && o.dropout < 1, "0 <= dropout < 1", o.dropout);
+    TimeEmbedding<T> time(o.embedding, o.embedding, {}, random);
+    net = MlpDenoiser<T>(o.items, 0, {o.hidden}, Activation::tanh, std::move(time), random);
   }
 
   static constexpr auto fields() { return std::tuple{layer("net", &DiffRec::net)}; }

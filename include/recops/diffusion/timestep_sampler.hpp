@@ -75,12 +75,15 @@ inline void guidance_mask(double drop, const RandomRow& at, IndexView ids, Vecto
 /// weights that come with a draw keep the expected loss what it is with uniform steps.
 class TimestepSampler {
  public:
-  explicit TimestepSampler(Index steps, const TimestepSamplerOptions& options = {})
-      : options_(options), sums_(steps), seen_(steps, Index{0}), losses_(steps, options.history) {
+  /// Throws `Error` for options out of range.
+  explicit TimestepSampler(Index steps, const TimestepSamplerOptions& options = {}) : options_(options) {
     check_option("TimestepSampler", "steps", 1 <= steps && steps < Index{1} << 31, "one step or more, fewer than 2^31",
                  static_cast<double>(steps));
     check_option("TimestepSampler", "history", options.history >= 1, "history >= 1", static_cast<double>(options.history));
     check_option("TimestepSampler", "uniform", 0 < options.uniform && options.uniform <= 1, "0 < uniform <= 1", options.uniform);
+    sums_.resize(steps);
+    seen_ = Vector<Index>(steps, Index{0});
+    losses_.resize(steps, options.history);
     refresh();
   }
   /// p_t of step t, 1 .. T.
