@@ -143,5 +143,9 @@ TEST_CASE("denoisers: names, no allocation, wrong input", "[diffusion][denoiser]
         std::string::npos);
   Matrix<float> four(4, 4);
   CHECK(error_of([&] { d.backward(x, saved, four, {}, gradient, ws); }).find("dx: expected shape [4, 5]") != std::string::npos);
+  CHECK(error_of([&] { d.backward(x, saved, {}, dc.view().middle_rows(0, 3), gradient, ws); }) ==
+        "MlpDenoiser::backward: dc: expected shape [4, 3], got [3, 3]");
+  CHECK(error_of([&] { d.backward(x.view().middle_rows(0, 0), {}, {}, {}, gradient, ws); }) ==
+        "MlpDenoiser::backward: saved: expected shape [0, 12], got [0, 0]");
   for (const float v : leaf_values(m)) CHECK(v == 3.0f);
 }

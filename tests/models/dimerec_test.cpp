@@ -196,6 +196,8 @@ TEMPLATE_TEST_CASE("DimeRec's aggregation against PyTorch", "[models][dimerec][g
       },
       std::as_const(gradient));
 
+  CHECK(error_of([&] { layer.backward(g, saved, dx, dz.view().middle_rows(0, 18), gradient, ws); }) ==
+        "InterestAggregator::backward: dinterests: expected shape [21, 6], got [18, 6]");
   // The serving form, step by step, own and null interests.
   const std::vector<std::int32_t> steps{12, 7, 1};
   const FrozenInterestAggregator<T> frozen(layer, steps);

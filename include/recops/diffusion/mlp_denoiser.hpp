@@ -31,6 +31,7 @@ struct MlpDenoiser {
       : time(std::move(embedding)) {
     check_option("MlpDenoiser", "width", width >= 1, "width >= 1", static_cast<double>(width));
     check_option("MlpDenoiser", "condition", condition >= 0, "condition >= 0", static_cast<double>(condition));
+    for (const Index h : hidden) check_option("MlpDenoiser", "hidden", h >= 1, "widths >= 1", static_cast<double>(h));
     null_condition.resize(condition);
     for (T& v : null_condition) v = static_cast<T>(random.normal());  // as torch.nn.Embedding
     Vector<Index> widths(hidden.size() + 2);
@@ -58,6 +59,7 @@ struct MlpDenoiser {
     typename TimeEmbedding<T>::Saved time;
     typename Mlp<T>::Saved net;
     Vector<std::uint8_t> kept;  ///< [B], 0 where the null condition stood in
+    Index conditions = 0;       ///< B'
   };
 
   /// Inference.
@@ -77,6 +79,7 @@ struct MlpDenoiser {
     if (!keep.empty()) check_size("MlpDenoiser", "keep", keep, x.rows());
     saved.input.resize(x.rows(), width() + condition_width() + time.width());
     saved.kept.resize(x.rows());
+    saved.conditions = c.rows();
     for (Index b = 0; b < x.rows(); ++b) saved.kept[b] = b < c.rows() && (keep.empty() || keep[b] != 0) ? 1 : 0;
     const auto mark = ws.mark();
     const MatrixView<T> e = ws.matrix<T>(x.rows(), time.width());
@@ -88,11 +91,11 @@ struct MlpDenoiser {
   void backward(MatrixView<const T> dm, const Saved& saved, MatrixView<T> dx, MatrixView<T> dc, MlpDenoiser& gradient,
                 Workspace& ws) const {
     constexpr const char* name = "MlpDenoiser::backward";
-    const Index rows = saved.input.rows(), d = width(), conditions = condition_width();
+    const Index rows = saved.kept.size(), d = width(), conditions = condition_width();
+    check_shape(name, "saved", saved.input.view(), rows, d + conditions + time.width());
     check_shape(name, "dm", dm, rows, d);
     if (!dx.empty()) check_shape(name, "dx", dx, rows, d);
-    if (!dc.empty()) check_shape(name, "dc", dc, any_size, conditions);
-    check_option(name, "dc", dc.rows() <= rows, "at most as many rows as x has", static_cast<double>(dc.rows()));
+    if (!dc.empty()) check_shape(name, "dc", dc, saved.conditions, conditions);
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const MatrixView<T> dinput = ws.matrix<T>(rows, saved.input.cols());
@@ -100,7 +103,7 @@ struct MlpDenoiser {
     net.backward(saved.input, dm, saved.net, dinput, gradient.net, ws);
     for (Index b = 0; b < rows; ++b) {
       if (!dx.empty()) simd::add(dinput.row(b), dx.row(b), d);
-      T* const to = saved.kept[b] == 0 ? gradient.null_condition.data() : b < dc.rows() ? dc.row(b) : nullptr;
+      T* const to = saved.kept[b] == 0 ? gradient.null_condition.data() : dc.empty() ? nullptr : dc.row(b);
       if (to) simd::add(dinput.row(b) + d, to, conditions);
     }
     time.backward(dinput.middle_cols(d + conditions, time.width()), saved.time, gradient.time, ws);

@@ -99,6 +99,7 @@ struct InterestAggregator {
     typename TimeEmbedding<T>::Saved time;
     typename Mlp<T>::Saved net;
     Vector<std::uint8_t> kept;
+    Index given = 0;  ///< rows of interests
   };
 
   /// out `[B, D]`. `keep [B]`, unless empty: 0 takes the null interests for a row's own (`guidance_mask` draws it).
@@ -114,6 +115,7 @@ struct InterestAggregator {
     check_shape(name, "out", out, rows, d);
     detail::check_timesteps(name, t, rows, 0, Index{1} << 53);
     s.kept.resize(rows);
+    s.given = z.rows();
     s.state.resize(rows, d);
     s.guidance.resize(rows * k, d);
     for (Index b = 0; b < rows; ++b) {
@@ -148,10 +150,12 @@ struct InterestAggregator {
   void backward(MatrixView<const T> dout, const Saved& s, MatrixView<T> dx, MatrixView<T> dz, InterestAggregator& gradient,
                 Workspace& ws) const {
     constexpr const char* name = "InterestAggregator::backward";
-    const Index rows = s.state.rows(), d = width(), k = interests();
+    const Index rows = s.kept.size(), d = width(), k = interests();
+    check_shape(name, "saved", s.state.view(), rows, d);
+    check_shape(name, "saved", s.guidance.view(), rows * k, d);
     check_shape(name, "dout", dout, rows, d);
     if (!dx.empty()) check_shape(name, "dx", dx, rows, d);
-    if (!dz.empty()) check_shape(name, "dinterests", dz, any_size, d);
+    if (!dz.empty()) check_shape(name, "dinterests", dz, s.given, d);
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const auto zeros = [&](Index m, Index n) {
@@ -178,7 +182,7 @@ struct InterestAggregator {
     for (Index b = 0; b < rows; ++b) {
       if (!dx.empty()) simd::axpy(root(), dstate.row(b), dx.row(b), d);
       for (Index i = 0; i < k; ++i) {
-        const bool own = s.kept[b] != 0, wanted = own ? b * k + i < dz.rows() : !gradient.null_interests.empty();
+        const bool own = s.kept[b] != 0, wanted = own ? !dz.empty() : !gradient.null_interests.empty();
         if (wanted) simd::add(dguidance.row(b * k + i), own ? dz.row(b * k + i) : gradient.null_interests.row(i), d);
       }
     }
