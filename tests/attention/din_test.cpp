@@ -257,6 +257,7 @@ TEST_CASE("din names what is wrong and writes nothing", "[attention][din][errors
   broken.linears[1].weight.resize(2, 3);
   CHECK_THAT(error_of([&] { broken.forward(q, e, y, ws); }), contains("Din: linears.weight: expected shape [1, 3], got [2, 3]"));
   CHECK_THAT(error_of([&] { layer.backward(q, e, y, saved, {}, {}, gradient, ws); }), contains("Din::backward: saved"));
+  CHECK_THAT(error_of([&] { layer.update(saved); }), contains("Din::update: saved: expected what a training forward"));
   Matrix<float> w(3, 15), s(10, 3, 9.0f);
   CHECK_THAT(error_of([&] { din_first_layer<float>(q, e, w, {}, s, ws); }),
              contains("din_first_layer: weight: expected 4 d columns"));

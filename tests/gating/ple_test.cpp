@@ -363,6 +363,8 @@ TEST_CASE("Ple and Cgc refuse what does not fit and write nothing", "[gating][pl
   CHECK(error_of([&] { served.forward(x, narrow, ws); }) == "FrozenPle: y: expected shape [6, 10], got [6, 9]");
   CHECK(error_of([&] { layer.backward(x, y, fresh, dx, g, ws); }) ==
         "Ple::backward: saved: expected what forward of this layer saved, got 0");
+  CHECK(error_of([&] { layer.update(fresh); }) ==
+        "Ple::update: saved: expected what a training forward of this layer saved, got 0");
   layer.forward(x, scratch, saved, Step{}, ws);
   CHECK(error_of([&] { layer.backward(x, y, saved, narrow, g, ws); }) == "Ple::backward: dx: expected shape [6, 4], got [6, 9]");
   layer.levels[1].experts.groups[2].source =

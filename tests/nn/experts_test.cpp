@@ -58,4 +58,7 @@ TEST_CASE("no experts, unequal experts, allocations", "[nn][experts]") {
   };
   step();
   CHECK(count_allocations(step) == 0);
+  Experts<float, Linear<float>> fresh = experts;
+  CHECK(error_of([&] { fresh.update({}); }) ==
+        "Experts::update: saved: expected what a training forward of this layer saved, got 0");
 }

@@ -122,5 +122,6 @@ TEST_CASE("an MLP's second step allocates nothing; its errors name it", "[nn][ml
         "Mlp::backward: dx: expected shape [8, 4], got [8, 3]");
   CHECK(error_of([&] { mlp.backward(x, dy, {}, dx, gradient, ws); }).find("what forward of this layer saved") !=
         std::string::npos);
+  CHECK(error_of([&] { mlp.update({}); }) == "Mlp::update: saved: expected what a training forward of this layer saved, got 0");
   CHECK(error_of([&] { Mlp<float>({4}, {}, random); }) == "Mlp: widths: expected an input and an output width, got 1");
 }

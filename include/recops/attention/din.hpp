@@ -344,6 +344,7 @@ struct Din {
   }
   /// Folds Dice's statistics of a training step into the running ones.
   void update(const Saved& saved) {
+    detail::check_saved_layers("Din::update", saved.activations.size(), activations.size());
     for (std::size_t k = 0; k < activations.size(); ++k) detail::update_layer(activations[k], saved.activations[k]);
   }
 

@@ -138,6 +138,7 @@ struct Ple {
   }
   /// Folds the batch statistics of a training step into the running ones; does nothing without batch norm.
   void update(const Saved& saved) {
+    detail::check_saved_layers("Ple::update", saved.levels.size(), levels.size());
     for (std::size_t l = 0; l < levels.size(); ++l) levels[l].update(saved.levels[l]);
   }
 

@@ -56,13 +56,13 @@ struct Experts {
     const MatrixView<const T> values = JaggedView<const T>(x).values();
     if (!dx.empty()) check_shape(name, "dx", dx, values.rows(), values.cols());
     check_gradient_shapes(name, *this, gradient);
-    check_option(name, "saved", saved.experts.size() == experts.size(), "what forward of these experts saved",
-                 static_cast<double>(saved.experts.size()));
+    detail::check_saved_layers(name, saved.experts.size(), experts.size());
     for (std::size_t e = 0; e < experts.size(); ++e)
       experts[e].backward(x, dy.middle_cols(static_cast<Index>(e) * cols, cols), saved.experts[e], dx, gradient.experts[e], ws);
   }
   /// Lets every expert fold in what a training step gathered.
   void update(const Saved& saved) {
+    detail::check_saved_layers("Experts::update", saved.experts.size(), experts.size());
     for (std::size_t e = 0; e < experts.size(); ++e) detail::update_layer(experts[e], saved.experts[e]);
   }
 

@@ -55,6 +55,10 @@ struct Weights {};
 inline namespace RECOPS_ABI {
 namespace detail {
 
+/// A `Saved` has as many parts as there are layers once a training forward has filled it.
+inline void check_saved_layers(const char* name, std::size_t kept, std::size_t layers) {
+  check_option(name, "saved", kept == layers, "what a training forward of this layer saved", static_cast<double>(kept));
+}
 /// Lets a layer fold in what a training step gathered, if it gathers anything.
 template <class L>
 void update_layer(L& layer, const typename L::Saved& saved) {

@@ -91,6 +91,7 @@ struct Mlp {
   }
   /// Folds the statistics of a training step into the norms' running ones.
   void update(const Saved& saved) {
+    detail::check_saved_layers("Mlp::update", saved.hidden.size(), hidden.size());
     for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i].update(saved.hidden[i]);
   }
 
