@@ -143,6 +143,12 @@ TEST_CASE("Dense refuses shapes that disagree and writes nothing", "[nn][dense]"
   CHECK(error_of([&] { layer.forward(x, y, ws); }) == "Dense: bias: expected size 3, got 2");
   CHECK(error_of([&] { layer.forward(x, y, saved, Step{}, ws); }) == "Dense: bias: expected size 3, got 2");
   CHECK(error_of([&] { (void)freeze(layer); }) == "FrozenDense: bias: expected size 3, got 2");
+  Dense<float, LayerNorm<float>> normed(4, 3, Activation::relu, random);
+  normed.norm.weight.resize(2);
+  CHECK(error_of([&] { normed.forward(x, y, ws); }) == "LayerNorm: weight: expected size 3, got 2");
+  CHECK(error_of([&] { (void)freeze(normed); }) == "LayerNorm: weight: expected size 3, got 2");
+  CHECK(error_of([&] { RmsNorm<float>(3).output_cols(4); }) == "RmsNorm: weight: expected size 4, got 3");
+  CHECK(error_of([&] { BatchNorm<float>(3).output_cols(4); }) == "BatchNorm: weight: expected size 4, got 3");
   for (const float v : leaf_values(y)) CHECK(v == 7);
   for (const float v : leaf_values(dx)) CHECK(v == 7);
   for (const float v : leaf_values(g.linear.weight)) CHECK(v == 0);

@@ -114,6 +114,17 @@ TEST_CASE("frozen in fewer bits, empty batches, allocations, errors of transform
   step();
   CHECK(count_allocations(step) == 0);
   CHECK(error_of([&] { block.forward(sequences, wrong, ws); }) == "TransformerBlock: y: expected shape [12, 32], got [12, 31]");
+  y.fill(7.0f);
+  const auto spoiled = [&](auto&& spoil) {  // parameters that were loaded and do not fit
+    TransformerBlock<float> unfit = block;
+    spoil(unfit);
+    CHECK(error_of([&] { (void)freeze(unfit); }) != "");
+    return error_of([&] { unfit.forward(sequences, y, ws); });
+  };
+  CHECK(spoiled([](auto& b) { b.norm2.weight.resize(3); }) == "LayerNorm: weight: expected size 32, got 3");
+  CHECK(spoiled([](auto& b) { b.norm1.bias.resize(3); }) == "LayerNorm: bias: expected size 32, got 3");
+  CHECK(spoiled([](auto& b) { b.linear2.bias.resize(3); }) == "TransformerBlock: linear2.bias: expected size 32, got 3");
+  for (const float v : leaf_values(y)) CHECK(v == 7);
   CHECK(error_of([&] { TransformerBlock<float>(8, {.dropout = 1}, random); }) ==
         "TransformerBlock: dropout: expected 0 <= dropout < 1, got 1");
 }

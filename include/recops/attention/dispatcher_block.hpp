@@ -189,12 +189,9 @@ struct DispatcherBlock {
     }
   }
 
- private:
-  template <class Y>
-  void check(const char* name, JaggedView<const T> x, MatrixView<const T> experts, VectorView<const std::uint8_t> mask,
-             const char* output, MatrixView<Y> y) const {
+  /// Throws `Error` unless the parameters, which may have been loaded, fit each other.
+  void check_parameters(const char* name) const {
     attention.check_parameters(name);
-    detail::check_dispatcher(name, width(), attention.heads(), x, experts, mask, output, y);
     linear2.output_cols(linear1.output_cols(width()));
     check_shape(name, "linear2.weight", linear2.weight.view(), width(), any_size);
     if (!linear1.bias.empty()) check_size(name, "linear1.bias", VectorView<const T>(linear1.bias), linear1.weight.rows());
@@ -202,6 +199,14 @@ struct DispatcherBlock {
     for (const LayerNorm<T>* norm : {&norm1, &norm2})
       detail::check_norm<T>(name, MatrixView<const T>(nullptr, 0, width()), norm->weight, norm->bias, norm->options.groups,
                             norm->options.epsilon);
+  }
+
+ private:
+  template <class Y>
+  void check(const char* name, JaggedView<const T> x, MatrixView<const T> experts, VectorView<const std::uint8_t> mask,
+             const char* output, MatrixView<Y> y) const {
+    check_parameters(name);
+    detail::check_dispatcher(name, width(), attention.heads(), x, experts, mask, output, y);
   }
   static void add(MatrixView<const T> x, MatrixView<T> y) {
     for (Index i = 0; i < y.rows(); ++i) simd::add<T>(x.row(i), y.row(i), y.cols());
@@ -242,7 +247,7 @@ class FrozenDispatcherBlock {
         norm2_(block.norm2),
         heads_(block.attention.heads()),
         norm_first_(block.options.norm_first) {
-    linear2_.output_cols(linear1_.output_cols(block.width()));
+    block.check_parameters("freeze(DispatcherBlock)");
   }
   /// As `DispatcherBlock::forward`.
   void forward(JaggedView<const T> x, MatrixView<const T> experts, VectorView<const std::uint8_t> mask, MatrixView<T> z,

@@ -242,7 +242,12 @@ struct BatchNorm {
                       buffer("running_mean", &BatchNorm::running_mean), buffer("running_var", &BatchNorm::running_variance),
                       buffer("num_batches_tracked", &BatchNorm::batches_tracked)};
   }
-  Index output_cols(Index input_cols) const { return input_cols; }
+  /// The same; throws `Error` unless the parameters, which may have been loaded, fit.
+  Index output_cols(Index input_cols) const {
+    const MatrixView<const T> none(nullptr, 0, input_cols);
+    detail::check_norm<T>("BatchNorm", none, weight, bias, 1, options.epsilon);
+    return input_cols;
+  }
 
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     batch_norm<T>(x, weight, bias, running_mean, running_variance, options, y, ws);

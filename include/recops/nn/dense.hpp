@@ -26,7 +26,12 @@ struct Dense {
 
   static constexpr auto fields() { return std::tuple{layer("linear", &Dense::linear), layer("norm", &Dense::norm)}; }
 
-  Index output_cols(Index input_cols) const { return linear.output_cols(input_cols); }
+  /// `out`; throws `Error` unless the norm, whose parameters may have been loaded, fits.
+  Index output_cols(Index input_cols) const {
+    const Index out = linear.output_cols(input_cols);
+    if constexpr (requires { norm.output_cols(out); }) norm.output_cols(out);
+    return out;
+  }
   struct Saved {
     Matrix<T> z;  ///< [B, out], before the norm
     Matrix<T> n;  ///< [B, out], before the activation; empty without norm
@@ -95,7 +100,7 @@ struct Dense {
   static constexpr bool normed = !std::is_same_v<Norm, NoNorm>;
   void check(MatrixView<const T> x, MatrixView<T> y) const {
     check_shape("Dense", "x", x, any_size, linear.weight.cols());
-    check_shape("Dense", "y", y, x.rows(), linear.weight.rows());
+    check_shape("Dense", "y", y, x.rows(), output_cols(x.cols()));
     if (!linear.bias.empty()) check_size("Dense", "bias", VectorView<const T>(linear.bias), linear.weight.rows());
   }
   void through(MatrixView<const T> x, MatrixView<const T> dz, MatrixView<T> dx, bool fresh, Linear<T>& gradient,
@@ -147,6 +152,7 @@ auto freeze(const Dense<T, Norm>& layer, Weights<S> = {}) {
     }
     return FrozenDense<T, S>(weight, bias, layer.activation);
   } else {
+    layer.output_cols(l.weight.cols());
     return FrozenNormedDense<T, Norm, S>{FrozenDense<T, S>(l.weight, l.bias, Activation::none), layer.norm, layer.activation};
   }
 }

@@ -211,7 +211,12 @@ struct LayerNorm {
   static constexpr auto fields() {
     return std::tuple{parameter("weight", &LayerNorm::weight), parameter("bias", &LayerNorm::bias)};
   }
-  Index output_cols(Index input_cols) const { return input_cols; }
+  /// The same; throws `Error` unless the parameters, which may have been loaded, fit.
+  Index output_cols(Index input_cols) const {
+    const MatrixView<const T> none(nullptr, 0, input_cols);
+    detail::check_norm<T>("LayerNorm", none, weight, bias, options.groups, options.epsilon);
+    return input_cols;
+  }
 
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
     layer_norm<T>(x, weight, bias, options, {}, y, ws);

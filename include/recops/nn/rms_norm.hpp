@@ -126,7 +126,12 @@ struct RmsNorm {
   explicit RmsNorm(Index n, RmsNormOptions o = {}) : weight(n, T(1)), options(o) {}
 
   static constexpr auto fields() { return std::tuple{parameter("weight", &RmsNorm::weight)}; }
-  Index output_cols(Index input_cols) const { return input_cols; }
+  /// The same; throws `Error` unless the parameters, which may have been loaded, fit.
+  Index output_cols(Index input_cols) const {
+    const MatrixView<const T> none(nullptr, 0, input_cols);
+    detail::check_norm<T>("RmsNorm", none, weight, {}, options.groups, options.epsilon);
+    return input_cols;
+  }
 
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const { rms_norm<T>(x, weight, options, {}, y, ws); }
   void forward(MatrixView<const T> x, MatrixView<T> y, Saved& saved, const Step&, Workspace& ws) const {

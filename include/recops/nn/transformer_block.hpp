@@ -62,6 +62,8 @@ struct TransformerBlock {
   /// E; throws `Error` unless the parts fit each other and the input.
   Index output_cols(Index input_cols) const {
     self_attn.output_cols(input_cols);
+    norm1.output_cols(input_cols);
+    norm2.output_cols(input_cols);
     return linear2.output_cols(linear1.output_cols(input_cols));
   }
 
@@ -194,6 +196,7 @@ struct TransformerBlock {
     check_jagged(name, "x", x, any_size, any_size);
     check_shape(name, "y", y, x.values().rows(), output_cols(x.cols()));
     if (!linear1.bias.empty()) check_size(name, "linear1.bias", VectorView<const T>(linear1.bias), linear1.weight.rows());
+    if (!linear2.bias.empty()) check_size(name, "linear2.bias", VectorView<const T>(linear2.bias), linear2.weight.rows());
   }
   static void add(MatrixView<const T> x, MatrixView<T> y) {
     for (Index b = 0; b < y.rows(); ++b) simd::add(x.row(b), y.row(b), y.cols());
