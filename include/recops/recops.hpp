@@ -234,6 +234,7 @@
 #include <recops/simd/batched_top_k.hpp>
 #include <recops/simd/build_info.hpp>
 #include <recops/simd/certified_top_k.hpp>
+#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/compress.hpp>
 #include <recops/simd/convert.hpp>
 #include <recops/simd/diffusion_update.hpp>

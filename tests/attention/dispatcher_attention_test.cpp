@@ -542,6 +542,24 @@ TEST_CASE("what workers of dispatcher attention took is given back", "[attention
   CHECK(ws.worker(1).capacity() == first);
 }
 
+TEST_CASE("gradients of causal dispatch keep their digits over long sequences and large batches",
+          "[attention][dispatcher_attention]") {
+  // One expert: token after token, the gradient of the constant part of the values is that of the output, 0.1.
+  constexpr Index n = 1 << 17;
+  const Matrix<float> zeros(n, 2, 0.0f), dout(n, 1, 0.1f);
+  const MatrixView<const float> column = zeros.view().middle_cols(0, 1);
+  Matrix<float> out(n, 1), betas(n, 1);
+  std::vector<std::int32_t> each(n + 1);
+  for (Index i = 0; i <= n; ++i) each[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
+  Workspace ws;
+  for (const JaggedView<const float>& queries : {JaggedView<const float>(column), JaggedView<const float>(column, each)}) {
+    Vector<float> dconstant(2, 0.0f);
+    causal_dispatch<float>(queries, column, zeros, {}, {}, out, betas, ws);
+    causal_dispatch_backward<float>(queries, column, zeros, {}, {}, betas, dout, {}, {}, {}, dconstant, ws);
+    CHECK(std::abs(dconstant[1] / (0.1f * static_cast<float>(n)) - 1) < 3e-5f);
+  }
+}
+
 TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   Random random = random_stream(77);
   Workspace ws;
@@ -573,6 +591,7 @@ TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   const auto spoiled = [&](auto&& spoil) {
     DispatcherBlock<float> unfit = block;
     spoil(unfit);
+    CHECK(error_of([&] { (void)freeze(unfit); }) != "");
     return error_of([&] { unfit.forward(rows, experts, {}, z, next, ws); });
   };
   CHECK(has(spoiled([](auto& b) { b.linear1.bias.resize(3); }), "linear1.bias: expected size 16"));

@@ -106,6 +106,39 @@ TEST_CASE("what lightsans does not depend on", "[attention][lightsans]") {
   layer.forward(nothing, MatrixView<float>(nullptr, 0, 8), ws);
 }
 
+TEST_CASE("gradients of lightsans keep their digits over a large batch", "[attention][lightsans]") {
+  // B times the same user: B times the gradient.
+  constexpr Index users = 1 << 15;
+  Random random = random_stream(70);
+  Workspace ws;
+  const LightSans<float> layer(2, {.interests = 2, .max_length = 2}, random);
+  const Matrix<float> x = random_matrix<float>(2, 2, random), dy = random_matrix<float>(2, 2, random);
+  const auto gradient_of = [&](Index times) {
+    Matrix<float> xs(2 * times, 2), dys(2 * times, 2), y(2 * times, 2);
+    std::vector<std::int32_t> twos{0};
+    for (Index i = 0; i < 2 * times; ++i) {
+      std::copy_n(x.row(i % 2), 2, xs.row(i));
+      std::copy_n(dy.row(i % 2), 2, dys.row(i));
+      if (i % 2 == 1) twos.push_back(static_cast<std::int32_t>(i + 1));
+    }
+    LightSans<float>::Saved saved;
+    LightSans<float> gradient = make_gradient(layer);
+    layer.forward(JaggedView<const float>(xs, twos), y, saved, Step{}, ws);
+    layer.backward(JaggedView<const float>(xs, twos), dys, saved, {}, gradient, ws);
+    return gradient;
+  };
+  const LightSans<float> one = gradient_of(1), all = gradient_of(users);
+  visit(
+      [&](const FieldPath& path, const auto& a, const auto& b) {
+        const auto want = leaf_values(a), got = leaf_values(b);
+        CAPTURE(path.str());
+        float most = 1e-3f;  // some gradients cancel
+        for (Index i = 0; i < want.size(); ++i) most = std::max(most, std::abs(want[i]));
+        for (Index i = 0; i < want.size(); ++i) CHECK(std::abs(got[i] / static_cast<float>(users) - want[i]) <= 3e-5f * most);
+      },
+      one, all);
+}
+
 TEST_CASE("lightsans errors", "[attention][lightsans]") {
   Random random = random_stream(69);
   Workspace ws;

@@ -213,6 +213,44 @@ TEST_CASE("gates: exp, held within limits; zero gates are a concatenation", "[at
   CHECK((y(3, 3) != y(3, 3) && y(2, 3) == y(2, 3)));
 }
 
+TEST_CASE("gradients of minet keep their digits over a large batch", "[attention][minet]") {
+  // B times the same user: B times the gradient.
+  constexpr Index users = 1 << 15;
+  Random random = random_stream(674);
+  Workspace ws;
+  const MiNet<float> layer(3, 2, 2, 4, 3, 2, random);
+  const Matrix<float> q = random_matrix<float>(1, 3, random), u = random_matrix<float>(1, 2, random),
+                      e = random_matrix<float>(2, 3, random), c = random_matrix<float>(2, 2, random),
+                      dy = random_matrix<float>(1, 10, random);
+  const auto gradient_of = [&](Index times) {
+    const auto repeated = [&](const Matrix<float>& m) {
+      Matrix<float> all(times * m.rows(), m.cols());
+      for (Index i = 0; i < all.rows(); ++i) std::copy_n(m.row(i % m.rows()), m.cols(), all.row(i));
+      return all;
+    };
+    std::vector<std::int32_t> ones, twos;
+    for (std::int32_t b = 0; b <= times; ++b) ones.push_back(b), twos.push_back(2 * b);
+    const Matrix<float> qs = repeated(q), us = repeated(u), es = repeated(e), cs = repeated(c), dys = repeated(dy);
+    const JaggedView<const float> candidates(qs, ones), target(es, twos), source(cs, twos);
+    Matrix<float> y(times, 10);
+    MiNet<float>::Saved saved;
+    MiNet<float> gradient = make_gradient(layer);
+    layer.forward(candidates, us, target, source, y, saved, Step{}, ws);
+    layer.backward(candidates, us, target, source, dys, saved, {}, {}, {}, {}, gradient, ws);
+    return gradient;
+  };
+  const MiNet<float> one = gradient_of(1), all = gradient_of(users);
+  visit(
+      [&](const FieldPath& path, const auto& a, const auto& b) {
+        const auto want = leaf_values(a), got = leaf_values(b);
+        CAPTURE(path.str());
+        float most = 0;
+        for (Index i = 0; i < want.size(); ++i) most = std::max(most, std::abs(want[i]));
+        for (Index i = 0; i < want.size(); ++i) CHECK(std::abs(got[i] / static_cast<float>(users) - want[i]) <= 2e-5f * most);
+      },
+      one, all);
+}
+
 TEST_CASE("minet names what is wrong and writes nothing", "[attention][minet][errors]") {
   Random random = random_stream(673);
   Workspace ws;

@@ -305,6 +305,11 @@ TEST_CASE("what interests do not depend on", "[attention][multi_interest]") {
   Matrix<float> typical(1, 1);
   self_attentive_interests<float>(life.view(), life.view(), flat, flat, {}, typical, {}, {}, ws);
   CHECK(std::abs(typical(0, 0) - 0.1f) < 1e-6f);
+  constexpr Index length = 1 << 17;
+  const Matrix<float> one(1, 1, 1.0f), logits(1, length, 0.0f);
+  Matrix<float> coupling(1, length), sums(1, 1);
+  dynamic_routing<float>(life.view().middle_rows(0, length), one, logits, {}, {.iterations = 1}, typical, coupling, sums, ws);
+  CHECK(std::abs(sums(0, 0) / (0.1f * static_cast<float>(length)) - 1) < 3e-5f);
   // An empty batch.
   const std::vector<std::int32_t> none{0};
   layer.forward(JaggedView<const float>(MatrixView<const float>(nullptr, 0, 8), none), {}, MatrixView<float>(nullptr, 0, 8), ws);

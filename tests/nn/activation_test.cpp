@@ -108,6 +108,25 @@ TEST_CASE("gradients of activations are those of central differences", "[nn][act
   }
 }
 
+TEST_CASE("gradients of activations keep their digits over many rows", "[nn][activation]") {
+  constexpr Index n = 1 << 17;
+  Matrix<float> x(n, 1, -1.0f);
+  const Matrix<float> dy(n, 1, 0.1f);
+  Workspace ws;
+  PRelu<float> prelu(1), dslope(1);
+  dslope.weight[0] = 0;
+  prelu.backward(x, dy, {}, {}, dslope, ws);
+  CHECK(std::abs(dslope.weight[0] / (0.1f * static_cast<float>(n)) + 1) < 3e-5f);
+  for (Index i = 0; i < n; i += 2) x(i, 0) = 3.0f;  // sigmoid(1) and sigmoid(-1): the mean of (1 - p) x is (3 (1 - p) - p) / 2
+  Dice<float> dice(1), dalpha = make_gradient(dice);
+  Dice<float>::Saved saved;
+  Matrix<float> y(n, 1);
+  dice.forward(x, y, saved, Step{}, ws);
+  dice.backward(x, dy, saved, {}, dalpha, ws);
+  const float p = 0.7310585786f;
+  CHECK(std::abs(dalpha.alpha[0] / (0.1f * static_cast<float>(n)) - (3 * (1 - p) - p) / 2) < 3e-5f);
+}
+
 TEMPLATE_TEST_CASE("edges of activations", "[nn][activation]", float, double) {
   using T = TestType;
   Workspace ws;

@@ -19,6 +19,7 @@
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
 #include <recops/simd/attention_tiles.hpp>
+#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/softmax.hpp>
 
 namespace recops {
@@ -258,6 +259,7 @@ void causal_dispatch_backward(JaggedView<const T> queries, MatrixView<const T> l
     T* const g = scratch.take<T>(size);  // of the means, and of the logarithms of the sums
     T* const dsum = scratch.take<T>(count);
     T* const dw = scratch.take<T>(o.heads * f);
+    simd::ChainedSum<T> dconstants(constants.row(b), f, scratch);
     std::fill_n(g, size, T(0));
     std::fill_n(dsum, count, T(0));
     for (Index t = 0; t < length; ++t) {
@@ -279,7 +281,7 @@ void causal_dispatch_backward(JaggedView<const T> queries, MatrixView<const T> l
         reader.backward(q, sight, dout.row(t), dqueries.empty() ? nullptr : dqueries.row(t), dseen);
         std::fill_n(dw, o.heads * f, T(0));
         for (Index r = 0; r < k; ++r) {
-          simd::add<T>(dseen + r * f, constants.row(b), f);
+          simd::add<T>(dseen + r * f, dconstants.next(), f);
           for (Index h = 0; h < o.heads; ++h) {
             const Index at = r * o.heads + h;
             T* const gr = g + at * f;
@@ -303,8 +305,12 @@ void causal_dispatch_backward(JaggedView<const T> queries, MatrixView<const T> l
         if (!dmixed.empty()) simd::add<T>(dw, dmixed.row(t), o.heads * f);
       }
     }
+    dconstants.finish();
   });
-  for (Index b = 0; b < queries.size() && !dconstant.empty(); ++b) simd::add<T>(constants.row(b), dconstant.data(), f);
+  if (dconstant.empty()) return;
+  simd::ChainedSum<T> sum(dconstant.data(), f, ws);
+  for (Index b = 0; b < queries.size(); ++b) simd::add<T>(constants.row(b), sum.next(), f);
+  sum.finish();
 }
 
 }  // namespace RECOPS_ABI

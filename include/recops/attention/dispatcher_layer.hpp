@@ -367,13 +367,10 @@ struct DispatcherAttention {
   static void add_rows(MatrixView<const T> dy, VectorView<const std::uint8_t> mask, VectorView<T> sum, Workspace& ws) {
     if (sum.empty()) return;
     const auto mark = ws.mark();
-    T* const part = ws.take<T>(sum.size());
-    for (Index start = 0; start < dy.rows(); start += 512) {
-      std::fill_n(part, sum.size(), T(0));
-      for (Index i = start; i < std::min(start + 512, dy.rows()); ++i)
-        if (mask.empty() || mask[i] != 0) simd::add<T>(dy.row(i), part, sum.size());
-      simd::add<T>(part, sum.data(), sum.size());
-    }
+    simd::ChainedSum<T> all(sum.data(), sum.size(), ws);
+    for (Index i = 0; i < dy.rows(); ++i)
+      if (mask.empty() || mask[i] != 0) simd::add<T>(dy.row(i), all.next(), sum.size());
+    all.finish();
   }
 
   /// Rows of head a among rows of experts and heads, `[n, D]` of `[n H, D]`.

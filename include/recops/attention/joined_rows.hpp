@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
-#include <recops/simd/reduce.hpp>
+#include <recops/simd/chained_sum.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -66,7 +66,7 @@ void repeat_rows_backward(MatrixView<const T> dout, Index m, MatrixView<T> drows
   for (Index i = 0; i < dout.rows() && !dshift.empty(); ++i) simd::add(dout.row(i), dshift.row(i / m), dout.cols());
   if (drows.empty()) return;
   const auto mark = ws.mark();
-  constexpr Index chain = 512;  // users whose rows are added up in one go
+  constexpr Index chain = simd::ChainedSum<T>::chain;  // users whose rows are added up in one go
   const MatrixView<T> sum = ws.matrix<T>(m, dout.cols());
   for (Index start = 0; start < dout.rows(); start += chain * m) {
     std::fill_n(sum.data(), m * sum.cols(), T(0));

@@ -18,6 +18,7 @@
 /// Reference   Fan et al., Lighter and Better: Low-Rank Decomposed Self-Attention Networks, SIGIR 2021, sections 3.2 and 3.3. The order of
 ///             pooling and projection is ours. (The authors' implementation normalises the last softmax over queries; this is the paper's.)
 #pragma once
+#include <recops/attention/joined_rows.hpp>
 #include <recops/nn/transformer_block.hpp>
 
 namespace recops {
@@ -218,11 +219,7 @@ struct LightSans {
     if (!dx.empty()) check_shape(name, "dx", dx, n, d);
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
-    const auto zeros = [&](Index r) {
-      const MatrixView<T> m = ws.matrix<T>(r, d);
-      std::fill_n(m.data(), r * d, T(0));
-      return m;
-    };
+    const auto zeros = [&](Index r) { return detail::zero_rows<T>(r, d, ws); };
     const MatrixView<T> dattended = ws.matrix<T>(n, d), dq = zeros(n), dinterest[2] = {zeros(rows), zeros(rows)};
     detail::linear_backward<T>(saved.attended, dense.weight, dy, dattended, true, gradient.dense.weight, gradient.dense.bias, ws);
     const IndexView offsets = detail::interest_rows<T>(theta_key, x.size(), ws).offsets;
@@ -264,15 +261,14 @@ struct LightSans {
     const auto mark = ws.mark();
     const Index d = width(), count = theta(i).rows(), rows = dinterest.rows();
     Linear<T>& dprojection = i == 0 ? gradient.key : gradient.value;
-    const MatrixView<T> dpooled = ws.matrix<T>(rows, d), dqueries = ws.matrix<T>(rows, d), dfolded = ws.matrix<T>(count, d);
-    std::fill_n(dqueries.data(), rows * d, T(0));
-    std::fill_n(dfolded.data(), count * d, T(0));
+    const MatrixView<T> dpooled = ws.matrix<T>(rows, d), dqueries = detail::zero_rows<T>(rows, d, ws),
+                        dfolded = detail::zero_rows<T>(count, d, ws);
     detail::linear_backward<T>(saved.pooled[i], projection(i).weight, dinterest, dpooled, true, dprojection.weight,
                                dprojection.bias, ws);
     const auto each = detail::interest_rows<T>(folded(i, ws), x.size(), ws);
     scaled_dot_product_attention_backward<T>(each.queries, x, x, {}, {.scale = 1}, saved.pooled[i], saved.pooled_lse[i], dpooled,
                                              {}, dqueries, dx, dx, {}, ws);
-    for (Index r = 0; r < rows; ++r) simd::add(dqueries.row(r), dfolded.row(r % count), d);
+    detail::repeat_rows_backward<T>(dqueries, count, dfolded, {}, ws);
     Matrix<T>& dtheta = i == 0 ? gradient.theta_key : gradient.theta_value;
     const MatrixView<const T> df = dfolded;
     if (!dtheta.empty())
@@ -284,19 +280,25 @@ struct LightSans {
                           LightSans& gradient, Workspace& ws) const {
     const auto mark = ws.mark();
     const Index n = dattended.rows(), d = width(), longest = x.longest();
-    const auto zeros = [&](Index r) {
-      const MatrixView<T> m = ws.matrix<T>(r, d);
-      std::fill_n(m.data(), r * d, T(0));
-      return m;
-    };
+    const auto zeros = [&](Index r) { return detail::zero_rows<T>(r, d, ws); };
     const MatrixView<T> dv = zeros(n), dpq = zeros(longest), dpk = zeros(longest), dnormed = zeros(longest);
+    const MatrixView<T> part_q = ws.matrix<T>(longest, d), part_k = ws.matrix<T>(longest, d);
     const AttentionOptions o{.heads = heads, .scale = 1 / std::sqrt(2.0 * static_cast<double>(d / heads))};
     const MatrixView<const T> pq = saved.pos_q, pk = saved.pos_k, v = saved.v, out = saved.by_positions, lse = saved.pos_lse;
+    constexpr Index chain = simd::ChainedSum<T>::chain;  // of users, who all add to the same positions
     for (Index b = 0; b < x.size(); ++b) {
       const Index m = x.length(b), at = x.begin(b);
+      if (b % chain == 0) {
+        std::fill_n(part_q.data(), longest * d, T(0));
+        std::fill_n(part_k.data(), longest * d, T(0));
+      }
       scaled_dot_product_attention_backward<T>(pq.middle_rows(0, m), pk.middle_rows(0, m), v.middle_rows(at, m), {}, o,
                                                out.middle_rows(at, m), lse.middle_rows(at, m), dattended.middle_rows(at, m), {},
-                                               dpq.middle_rows(0, m), dpk.middle_rows(0, m), dv.middle_rows(at, m), {}, ws);
+                                               part_q.middle_rows(0, m), part_k.middle_rows(0, m), dv.middle_rows(at, m), {}, ws);
+      if (b % chain == chain - 1 || b + 1 == x.size()) {
+        detail::add_rows<T>(part_q, dpq);
+        detail::add_rows<T>(part_k, dpk);
+      }
     }
     value.backward(x.values(), dv, {}, dx, gradient.value, ws);
     pos_q_linear.backward(saved.normed, dpq, {}, dnormed, gradient.pos_q_linear, ws);

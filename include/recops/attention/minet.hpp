@@ -143,13 +143,15 @@ struct ItemAttention {
       }
     });
     T* const relu = ws.take<T>(h);
+    simd::ChainedSum<T> sum(gradient.score.data(), gradient.score.size(), ws);
     for (Index j = 0; j < total; ++j) {
       const T *const s = saved.before.row(j), x = dscore(j, 0);
       T* const d = ds.row(j);
       simd::activate(Activation::relu, s, relu, h);
-      if (!gradient.score.empty()) simd::axpy<T>(x, relu, gradient.score.data(), h);
+      if (!gradient.score.empty()) simd::axpy<T>(x, relu, sum.next(), h);
       for (Index r = 0; r < h; ++r) d[r] = s[r] > T(0) ? x * score[r] : T(0);
     }
+    sum.finish();
     const MatrixView<T> du_all = ws.matrix<T>(n, h);
     const MatrixView<T> dweight = gradient.weight;
     const auto columns = [&](MatrixView<T> m, Index first, Index count) { return m.empty() ? m : m.middle_cols(first, count); };
@@ -164,9 +166,12 @@ struct ItemAttention {
     if (du == 0) return;
     const MatrixView<T> of_user = ws.matrix<T>(users.rows(), h);
     for (Index b = 0; b < users.rows(); ++b) {
+      const auto inner = ws.mark();
       std::fill_n(of_user.row(b), h, T(0));
+      simd::ChainedSum<T> all(of_user.row(b), h, ws);
       for (Index i = candidates.begin(b); i < candidates.begin(b) + candidates.length(b); ++i)
-        simd::add<T>(du_all.row(i), of_user.row(b), h);
+        simd::add<T>(du_all.row(i), all.next(), h);
+      all.finish();
     }
     linear_backward<T>(users, part(dc + dt, du), of_user, dusers, columns(dweight, dc + dt, du), {}, ws);
   }
@@ -286,13 +291,16 @@ struct ItemAttention {
     ws.parallel_for(candidates.size(), [&](Index b, Workspace& scratch) {
       const Index first = clicks.begin(b), length = clicks.length(b);
       for (Index i = candidates.begin(b); i < candidates.begin(b) + candidates.length(b); ++i) {
+        const auto inner = scratch.mark();
         std::fill_n(du.row(i), h, T(0));
         if (length == 0) continue;
+        simd::ChainedSum<T> all(du.row(i), h, scratch);
         const MatrixView<const T> rows = ds.middle_rows(p.pairs.first[i], length);
         for (Index j = 0; j < length; ++j) {
-          simd::add<T>(rows.row(j), du.row(i), h);
+          simd::add<T>(rows.row(j), all.next(), h);
           simd::add<T>(rows.row(j), dhidden.row(first + j), h);
         }
+        all.finish();
         const MatrixView<const T> small = p.small.middle_rows(first, length);
         simd::gemm<T>(simd::transposed(small), simd::plain(rows), {}, MatrixView<T>(dmixed.row(i), rank, h), scratch);
         simd::gemm<T>(simd::plain(rows), simd::transposed(MatrixView<const T>(p.mixed.row(i), rank, h)), {.accumulate = true},
@@ -387,7 +395,10 @@ struct InterestGates {
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const MatrixView<T> ds = ws.matrix<T>(n, gates * h);
+    simd::ChainedSum<T> scores(gradient.score.data(), gradient.score.empty() ? 0 : gates * h, ws);
+    simd::ChainedSum<T> biases(gradient.bias.data(), gradient.bias.size(), ws);
     for (Index i = 0; i < n; ++i) {
+      T *const dscore = scores.next(), *const dbias = biases.next();
       Index at = widths[0];
       if (!dz.empty()) simd::add<T>(dy.row(i), dz.row(i), at);
       for (Index g = 0; g < gates; ++g) {
@@ -398,13 +409,15 @@ struct InterestGates {
         const T *const s = saved.before.row(i) + g * h, *const v = score.row(g);
         T* const to = ds.row(i) + g * h;
         for (Index k = 0; k < h; ++k) {
-          if (!gradient.score.empty()) gradient.score(g, k) += d * (s[k] > T(0) ? s[k] : T(0));
+          if (!gradient.score.empty()) dscore[g * h + k] += d * (s[k] > T(0) ? s[k] : T(0));
           to[k] = s[k] > T(0) ? d * v[k] : T(0);
         }
-        if (!gradient.bias.empty()) gradient.bias[g] += d;
+        if (!gradient.bias.empty()) dbias[g] += d;
         at += width;
       }
     }
+    scores.finish();
+    biases.finish();
     linear_backward<T>(z, weight, ds, dz, gradient.weight, {}, ws);
   }
 

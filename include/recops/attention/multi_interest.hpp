@@ -8,7 +8,7 @@
 /// Shapes      behaviours [total, D] with offsets [B + 1]   interests [B K, D]: those of user b are the rows b K .. b K + K - 1
 /// Mask        `mask` [total], 0 hides a behaviour: its numbers do not matter, and its gradients are 0.
 /// Edge cases  A user without (visible) behaviours gets zeros and no gradient.   NaN stays in the user it came from.
-/// Precision   T; self-attentive interests are summed in blocks of 512 behaviours. A user's bits do not depend on the batch nor on threads.
+/// Precision   T; interests are summed in chains of 512 behaviours. A user's bits do not depend on the batch nor on threads.
 /// Cost        self-attentive 2 total W (D + K) flops of products and W total tanh for W hidden units; routing 2 total D (Dout + 2 K
 ///             iterations). Nothing is allocated once scratch has grown.
 /// Errors      Error if shapes, offsets or options disagree; outputs untouched.
@@ -20,6 +20,7 @@
 #include <cmath>
 #include <recops/nn/linear.hpp>
 #include <recops/nn/positional_embedding.hpp>
+#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/softmax.hpp>
 #include <utility>
 
@@ -253,9 +254,12 @@ void route(JaggedView<const T> u, MatrixView<const T> logits, VectorView<const s
       for (Index i = 0; i < k; ++i) {
         T* const sum = last && !sums.empty() ? sums.row(user * k + i) : v;
         T* const z = out.row(user * k + i);
+        const auto inner = scratch.mark();
         std::fill_n(sum, cols, T(0));
+        simd::ChainedSum<T> all(sum, cols, scratch);
         for (Index l = 0; l < length; ++l)
-          if (!hidden(l)) simd::axpy(c(l, i), u.values().row(at + l), sum, cols);
+          if (!hidden(l)) simd::axpy(c(l, i), u.values().row(at + l), all.next(), cols);
+        all.finish();
         squash(sum, z, cols);
         for (Index l = 0; l < length && !last; ++l)
           if (!hidden(l)) b(l, i) += simd::dot(z, u.values().row(at + l), cols);

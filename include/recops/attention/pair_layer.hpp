@@ -9,6 +9,7 @@
 /// Our reconstruction of exact algebra; docs/din.md.
 #pragma once
 #include <recops/core/error.hpp>
+#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/gemm.hpp>
 
 namespace recops {
@@ -123,7 +124,10 @@ void pair_layer_backward(const PairIndex& pairs, JaggedView<const T> candidates,
   ws.parallel_for(tasks, [&](Index task, Workspace& scratch) {
     const auto own = scratch.mark();
     const MatrixView<T> m = scratch.matrix<T>(h, d), mixed = scratch.matrix<T>(h, d);
-    for (Index r = 0; r < (parameters ? 2 * h : 0); ++r) std::fill_n(parts.row(task * 2 * h + r), d, T(0));
+    const Index size = parameters ? 2 * h * d : 0;
+    T* const part = parts.data() + task * size;
+    std::fill_n(part, size, T(0));
+    simd::ChainedSum<T> weights(part, size, scratch);  // dW_e, then dW_p, of the task's candidates
     for (Index b = users * task / tasks; b < users * (task + 1) / tasks; ++b) {
       const MatrixView<const T> e = history[b];
       const MatrixView<T> de = g.dhistory.empty() ? g.dhistory : g.dhistory.middle_rows(history.begin(b), e.rows());
@@ -131,8 +135,11 @@ void pair_layer_backward(const PairIndex& pairs, JaggedView<const T> candidates,
         const MatrixView<const T> rows = ds.middle_rows(pairs.first[i], pairs.length(i));
         const T* const q = candidates.values().row(i);
         if (!g.du.empty()) {
+          const auto inner = scratch.mark();
           std::fill_n(g.du.row(i), h, T(0));
-          for (Index j = 0; j < rows.rows(); ++j) simd::add<T>(rows.row(j), g.du.row(i), h);
+          simd::ChainedSum<T> du(g.du.row(i), h, scratch);
+          for (Index j = 0; j < rows.rows(); ++j) simd::add<T>(rows.row(j), du.next(), h);
+          du.finish();
         }
         if (rows.rows() == 0) continue;
         if (parameters || !g.dcandidates.empty()) {
@@ -142,10 +149,10 @@ void pair_layer_backward(const PairIndex& pairs, JaggedView<const T> candidates,
                           {.accumulate = at > 0}, m, scratch);
           }
           T* const dq = g.dcandidates.empty() ? nullptr : g.dcandidates.row(i);
+          T* const dw = parameters ? weights.next() : nullptr;
           for (Index r = 0; r < h; ++r) {
             const T *const x = m.row(r), *const wp = product.row(r);
-            T* const db = parameters ? parts.row(task * 2 * h + r) : nullptr;
-            T* const dp = parameters ? parts.row(task * 2 * h + h + r) : nullptr;
+            T *const db = dw ? dw + r * d : nullptr, *const dp = dw ? db + h * d : nullptr;
             simd::for_each_vector<T, simd::DefaultArch>(d, [&](Index c, auto load, auto store) RECOPS_LAMBDA_INLINE {
               const auto v = load(x + c);
               if (db) {
@@ -167,6 +174,7 @@ void pair_layer_backward(const PairIndex& pairs, JaggedView<const T> candidates,
         simd::gemm<T>(simd::plain(rows), simd::plain(MatrixView<const T>(mixed)), {.accumulate = true}, de, scratch);
       }
     }
+    weights.finish();
   });
   for (Index task = 0; task < tasks && parameters; ++task)
     for (Index r = 0; r < h; ++r) {

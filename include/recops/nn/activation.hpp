@@ -5,6 +5,7 @@
 #include <recops/nn/gradient.hpp>
 #include <recops/nn/layer.hpp>
 #include <recops/simd/activation.hpp>
+#include <recops/simd/chained_sum.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -87,17 +88,19 @@ struct PRelu {
     const T* const slope = slopes(n, ws);
     T* const dslope = ws.take<T>(n);
     std::fill_n(dslope, n, T(0));
+    simd::ChainedSum<T> sum(dslope, n, ws);
     for (Index b = 0; b < x.rows(); ++b) {
       const T *const px = x.row(b), *const py = dy.row(b);
-      T* const out = dx.empty() ? nullptr : dx.row(b);
+      T *const out = dx.empty() ? nullptr : dx.row(b), *const ds = sum.next();
       simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
         using B = simd::Batch<T>;
         const B v = load(px + i), d = load(py + i), zero(T(0));
         const auto above = v > zero;
-        store(dslope + i, load(dslope + i) + xsimd::select(above, zero, d * v));
+        store(ds + i, load(ds + i) + xsimd::select(above, zero, d * v));
         if (out) store(out + i, load(out + i) + xsimd::select(above, d, d * load(slope + i)));
       });
     }
+    sum.finish();
     if (gradient.weight.empty()) return;
     if (weight.size() == 1) {
       gradient.weight[0] += simd::sum(dslope, n);
@@ -161,10 +164,11 @@ struct Dice {
     check_gradient_shapes(name, *this, gradient);
     const auto mark = ws.mark();
     const MatrixView<T> dnormal = ws.matrix<T>(x.rows(), x.cols());
+    simd::ChainedSum<T> sum(gradient.alpha.data(), gradient.alpha.size(), ws);
     for (Index b = 0; b < x.rows(); ++b) {
       const T *const px = x.row(b), *const d = dy.row(b), *const gate = saved.p.row(b);
       T *const out = dx.empty() ? nullptr : dx.row(b), *const dn = dnormal.row(b);
-      T* const dalpha = gradient.alpha.empty() ? nullptr : gradient.alpha.data();
+      T* const dalpha = gradient.alpha.empty() ? nullptr : sum.next();
       simd::for_each_vector<T, simd::DefaultArch>(x.cols(), [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
         using B = simd::Batch<T>;
         const B v = load(px + i), g = load(d + i), p = load(gate + i), a = load(alpha.data() + i), one(T(1));
@@ -173,6 +177,7 @@ struct Dice {
         if (out) store(out + i, simd::mul_add(g, simd::mul_add(one - p, a, p), load(out + i)));
       });
     }
+    sum.finish();
     if (!dx.empty()) bn.backward(x, dnormal, saved.bn, dx, gradient.bn, ws);
   }
   /// Folds the statistics of a training step into the running ones.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <recops/nn/gradient.hpp>
 #include <recops/nn/layer.hpp>
+#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/gemm_quantized.hpp>
 
 namespace recops {
@@ -37,12 +38,9 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> weight, MatrixVi
   if (!dweight.empty()) simd::gemm<T>(simd::transposed(dy), simd::plain(x), {.accumulate = true}, dweight, ws);
   if (dbias.empty()) return;
   const auto mark = ws.mark();
-  T* sum = ws.take<T>(dbias.size());
-  for (Index start = 0; start < dy.rows(); start += 512) {  // in blocks, as gemm: a million rows stay accurate
-    std::fill_n(sum, dbias.size(), T(0));
-    for (Index b = start; b < std::min(start + 512, dy.rows()); ++b) simd::add(dy.row(b), sum, dbias.size());
-    simd::add(sum, dbias.data(), dbias.size());
-  }
+  simd::ChainedSum<T> sum(dbias.data(), dbias.size(), ws);
+  for (Index b = 0; b < dy.rows(); ++b) simd::add(dy.row(b), sum.next(), dbias.size());
+  sum.finish();
 }
 
 }  // namespace detail
