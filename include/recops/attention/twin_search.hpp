@@ -12,6 +12,7 @@
 ///             indices [total_N, k]: places in the user's own history, in the order they were taken, -1 behind the last
 /// Edge cases  Fewer than k behaviours that are not hidden: all of them. A bias of -infinity hides; a hidden key may hold anything.
 ///             Equal scores: the earlier behaviour. k = 0 and empty histories select nothing.
+///             A score of -infinity ranks with those hidden, so fewer than k may be selected where there are such.
 /// NaN         A NaN score ranks behind all others of its head, hidden ones included.
 /// Exactness   The same selection with any keys (float alone, with a copy in int8 or BFloat16), for any batch and any number of
 ///             threads: copies only say which float keys need to be read. Copies have to be of these very keys.

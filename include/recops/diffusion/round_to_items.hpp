@@ -9,7 +9,8 @@
 /// Shapes      x [B S, D], the S vectors of request b in rows b S on   items [I, D]   indices [B, k]   scores [B, k] or empty
 /// Order       largest score first, equal scores by the lower index, NaN behind every number. l2 is the order of rising distance.
 /// Edge cases  Places for which there is no item left hold index -1 and score -infinity. A vector with a NaN gets NaN scores, and its
-///             request alone. Zero vectors and zero items have the cosine 0. S and B may be 0 or more, k may exceed I.
+///             request alone. Vectors and items no longer than 1e-10 (double: 1e-12) have the cosine 0, those whose sum of squares
+///             overflows (float: longer than 1.8e19) NaN. S and B may be 0 or more, k may exceed I.
 /// Exactness   The result is that of scoring every item in T, to the bit, with or without a copy, in any batch, on any number of
 ///             threads. A copy must have been made from these items.
 /// Cost        one query reads the catalogue (or its copy) once, at the speed of memory; more share the reading. Items seen by a request
