@@ -218,7 +218,7 @@ void time_requests(const FrozenCdm<float>& model, const Config& config) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config config;
   Cli cli("cdm", "Distils MMR into a student that ranks any number of candidates in linear time.");
   cli.option("seeds", config.seeds, "worlds and students", "seeds", 1, 100);
@@ -263,4 +263,7 @@ int main(int argc, char** argv) {
       if (!config.untimed) time_requests(model, config);
     }
   }
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "cdm: %s\n", error.what());
+  return 1;
 }

@@ -339,14 +339,15 @@ void print_memory(Dispatcher model, const World& world, const Config& config) {
               config.memory * config.memory, usage.perplexity());
 }
 
-void quality(const Config& config) {
+void quality(const Config& config, const World& real) {
   std::vector<std::string> names;
   for (const Named& s : systems) names.push_back(std::string(s.name) + (s.system == System::ahead_memory ? " (ahead)" : ""));
   std::vector<std::uint64_t> seeds(at(config.seeds));
   std::iota(seeds.begin(), seeds.end(), std::uint64_t{1});
   SeedTable hit("HR@10", names, seeds), ndcg("NDCG@10", names, seeds);
   for (Index s = 0; s < config.seeds; ++s) {
-    const World world = config.data.empty() ? simulated(config, seeds[at(s)]) : films(config.data);
+    const World drawn = config.data.empty() ? simulated(config, seeds[at(s)]) : World();
+    const World& world = config.data.empty() ? drawn : real;
     std::printf("\n%s, seed %d: %td users, %td items, %td events, histories of up to %td\n", world.name.c_str(),
                 static_cast<int>(seeds[at(s)]), world.sequences.users(), world.items,
                 static_cast<Index>(world.sequences.items.size()), config.history);
@@ -410,8 +411,9 @@ int main(int argc, char** argv) {
   cli.parse(argc, argv);
   std::printf("%s\n", build_info().c_str());
   try {
+    const World real = config.data.empty() ? World() : films(config.data);  // first: a folder that is not there is found at once
     if (!config.quality_only) growth(config);
-    if (!config.growth_only) quality(config);
+    if (!config.growth_only) quality(config, real);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "elastic: %s\n", error.what());
     return 1;

@@ -435,7 +435,7 @@ Quality run_truth(const World& world) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config config;
   Cli cli("farm",
           "Ranks live streams with the behaviours of two domains: what the frequency module, align and fuse of FARM bring.");
@@ -501,4 +501,7 @@ int main(int argc, char** argv) {
       std::printf("\n");
     }
   }
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "farm: %s\n", error.what());
+  return 1;
 }

@@ -709,7 +709,7 @@ int main(int argc, char** argv) {
         "Of the group that is commonest in their pick: %.0f %% of the users; were all in one, %.0f %% (mean over seeds)\n",
         100 * purity, 100 * chance);
     std::printf("\n%.1f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  } catch (const recops::Error& e) {
+  } catch (const std::exception& e) {
     std::fprintf(stderr, "federated: %s\n", e.what());
     return 1;
   }

@@ -146,7 +146,7 @@ examples::SvgChart periods() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   std::string output;
   examples::Cli cli("filter_pictures", "Draws what frequency operators pass.");
   cli.option("output", output, "folder to write SVG pictures to; none: only the text");
@@ -168,4 +168,7 @@ int main(int argc, char** argv) {
   draw("slide_filter", slides());
   draw("spectral_filter", learnable());
   draw("periodicity", periods());
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "filter_pictures: %s\n", error.what());
+  return 1;
 }

@@ -517,7 +517,7 @@ double mean_of(const std::vector<ExpertReport>& levels, F&& f) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config config;
   Cli cli("home", "Many tasks of very different density: shared bottom, MMoE, PLE, HoME and HoME without each ingredient.");
   cli.option("seeds", config.seeds, "seeds to compare the systems over", "seeds", 1, 100);
@@ -633,4 +633,7 @@ int main(int argc, char** argv) {
     std::printf("HoME %s, GAUC of all tasks against HoME: %s; of the sparser half: %s.\n", systems[at(i)].c_str(),
                 verdict(all, i, home), verdict(sparse, i, home));
   std::printf("\n%.1f s\n", seconds_since(start));
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "home: %s\n", error.what());
+  return 1;
 }

@@ -543,7 +543,7 @@ void draw(const std::string& file, const std::vector<Index>& lengths, const Outc
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config c;
   Cli cli("lifelong_interest",
           "Serves one click model over life-long histories in several ways: full attention, SIM, ETA, SDIM, TWIN, TWIN-V2.");
@@ -581,4 +581,7 @@ int main(int argc, char** argv) {
     table.print();
   }
   return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "lifelong_interest: %s\n", error.what());
+  return 1;
 }

@@ -385,7 +385,7 @@ Quality run_truth(const World& world) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config config;
   Cli cli("minet", "Ranks live streams with the clicks of two domains: what the other domain adds, and what MiNet's gates do.");
   cli.option("seeds", config.seeds, "worlds to compare the systems over", "seeds", 1, 100);
@@ -440,4 +440,7 @@ int main(int argc, char** argv) {
     }
     std::printf("\n");
   }
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "minet: %s\n", error.what());
+  return 1;
 }

@@ -516,7 +516,7 @@ int main(int argc, char** argv) {
     }
     print_gates(gates);
     std::printf("\n%.1f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  } catch (const recops::Error& e) {
+  } catch (const std::exception& e) {
     std::fprintf(stderr, "pepnet: %s\n", e.what());
     return 1;
   }

@@ -334,7 +334,7 @@ Result run(const Config& config, std::uint64_t seed) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Config config;
   Cli cli("stcrank", "Plans the slots of a swipe feed: greedy, index order and look-ahead, on simulated visits with exits.");
   cli.option("seeds", config.seeds, "worlds to compare the orders over", "seeds", 1, 100);
@@ -373,4 +373,7 @@ int main(int argc, char** argv) {
       "A visit is worth its purchases, and %.1f of one for every long view. Look-ahead is worth %.1f %% more than greedy.\n",
       config.view_value, 100 * gain);
   std::printf("\n%.1f s\n", seconds_since(start));
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "stcrank: %s\n", error.what());
+  return 1;
 }
