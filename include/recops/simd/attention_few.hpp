@@ -51,11 +51,22 @@ template <class T, class A>
   for (Index d = 0; d < padded; d += W) (B::load_aligned(o + d) * f).store_aligned(o + d);
 }
 
+/// Whether `load_stored` splits sixteen numbers into those at even and those at odd places.
+template <class S, class A, int C>
+inline constexpr bool split = std::is_same_v<S, BFloat16>&& C % 2 == 0 && detail::has_avx2<A> && !detail::has_avx512<A>;
+
 /// Whole vectors of stored numbers, times 1 / unit<S, A>.
 template <class T, class A, int C, class S>
 RECOPS_INLINE void load_stored(const S* p, Batch<T, A>* x) {
 #if defined(__AVX2__)
-  if constexpr (std::is_same_v<S, std::int8_t> && detail::has_avx2<A> && !detail::has_avx512<A>) {
+  if constexpr (split<S, A, C>) {  // without shuffles, which the sums of products wait for
+    RECOPS_UNROLL
+    for (int c = 0; c < C; c += 2) {
+      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + c * 8));
+      x[c] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+      x[c + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)));
+    }
+  } else if constexpr (std::is_same_v<S, std::int8_t> && detail::has_avx2<A> && !detail::has_avx512<A>) {
     // Codes as the high bytes of 32 bits: one shuffle, where widening takes two operations.
     const __m256i to = _mm256_setr_epi8(-1, -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 4, -1, -1, -1, 5,
                                         -1, -1, -1, 6, -1, -1, -1, 7);
@@ -82,7 +93,11 @@ RECOPS_INLINE void load_stored(const S* p, Batch<T, A>* x) {
 template <class S, class A>
 inline constexpr float unit = std::is_same_v<S, std::int8_t>&& detail::has_avx2<A> && !detail::has_avx512<A> ? 0x1p-24f : 1.0f;
 
-/// acc[i] = (or += unless `first`) the products of C vectors of row i with z. What was not stored as T is left in `room`.
+/// Whether numbers take longer to convert than to keep, as T, from the products with queries to the sums.
+template <class S>
+inline constexpr bool kept = std::is_same_v<S, std::int8_t>;
+
+/// acc[i] = (or += unless `first`) the products of C vectors of row i with z. What is `kept` is left in `room`.
 template <class T, class A, int C, bool first, class S>
 RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, T* room, Index room_stride, Batch<T, A>* acc) {
   constexpr Index W = lanes<T, A>;
@@ -94,7 +109,7 @@ RECOPS_INLINE void stored_products(const S* rows, Index stride, const T* z, T* r
   for (Index i = 0; i < W; ++i) {
     B x[C];
     load_stored<T, A, C>(rows, x);
-    if constexpr (!std::is_same_v<S, T>) {
+    if constexpr (kept<S>) {
       RECOPS_UNROLL
       for (int c = 0; c < C; ++c) x[c].store_aligned(room + c * W);
       room += room_stride;
@@ -134,8 +149,17 @@ RECOPS_INLINE void add_weighted(const T* p, const S* rows, Index apart, Index st
   for (int c = 0; c < C; ++c) {
     RECOPS_UNROLL
     for (int k = 1; k < sets; ++k) acc[0][c] = acc[0][c] + acc[k][c];
-    (acc[0][c] + B::load_aligned(o + c * W)).store_aligned(o + c * W);
   }
+  if constexpr (split<S, A, C>) {
+    RECOPS_UNROLL
+    for (int c = 0; c < C; c += 2) {
+      const B even = acc[0][c], odd = acc[0][c + 1];
+      acc[0][c] = zip<false>(even, odd);
+      acc[0][c + 1] = zip<true>(even, odd);
+    }
+  }
+  RECOPS_UNROLL
+  for (int c = 0; c < C; ++c) (acc[0][c] + B::load_aligned(o + c * W)).store_aligned(o + c * W);
 }
 
 /// The scales of W rows, `apart` from each other, for each of the heads that has its own.
@@ -184,12 +208,11 @@ template <class T, class A, int C, class S>
                                    Index queries, Index heads, const T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>, width = C * W, step = most_steps * W;
   constexpr bool scaled = std::is_same_v<S, std::int8_t>;
-  constexpr bool converted = !std::is_same_v<S, T>;
   using B = Batch<T, A>;
   const Index all = queries * heads, k_apart = apart * keys.stride, v_apart = apart * values.stride;
   // Rows that are keys and values are converted once.
-  const bool shared = converted && keys.rows == values.rows && keys.stride == values.stride && heads * width <= most_shared;
-  alignas(64) T room[converted ? step * most_shared : W];
+  const bool shared = kept<S> && keys.rows == values.rows && keys.stride == values.stride && heads * width <= most_shared;
+  alignas(64) T room[kept<S> ? step * most_shared : W];
   const Index room_stride = shared ? width : 0;
   alignas(64) T scales[scaled ? most_steps * most_scaled_heads * W : W];
   for (Index g = 0, count; g < steps; g += count) {
@@ -203,10 +226,10 @@ template <class T, class A, int C, class S>
       for (Index i = 0; i < queries; ++i) {
         for (Index h = 0; h < heads; ++h, x += width, to += step) {
           B acc[W];
-          T* const kept = room + (shared ? (h * step + u * W) * width : 0);
-          stored_products < T, A, C<4 ? C : 4, true>(rows + h * width, k_apart, x, kept, room_stride, acc);
+          T* const left = room + (shared ? (h * step + u * W) * width : 0);
+          stored_products < T, A, C<4 ? C : 4, true>(rows + h * width, k_apart, x, left, room_stride, acc);
           if constexpr (C > 4)
-            stored_products<T, A, 4, false>(rows + h * width + 4 * W, k_apart, x + 4 * W, kept + 4 * W, room_stride, acc);
+            stored_products<T, A, 4, false>(rows + h * width + 4 * W, k_apart, x + 4 * W, left + 4 * W, room_stride, acc);
           B dots = sum_each<T, A>(acc);
           if constexpr (scaled) dots = dots * B::load_aligned(scale + (keys.scale_head ? h * W : 0));
           dots.store_aligned(to);
@@ -259,15 +282,24 @@ template <class T, class A, int C, class S>
   }
 }
 
-/// n >= lanes keys, all of them visible, of heads that are a vector, or two, four or eight, wide; others give false.
+/// n >= lanes keys, all of them visible, of heads that are a vector, or two, four or eight, wide; others give false. Queries may be
+/// left in another order.
 template <class T, class A, class S>
 bool stream_keys(Index n, HistoryRows<S> k, HistoryRows<S> v, Index queries, Index heads, Index key_width, Index value_width,
-                 const T* q, const RunningSums<T>& r, T* s) {
+                 T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>;
   if (key_width != value_width || (k.scales && heads > most_scaled_heads)) return false;
   const auto all = [&](auto vectors) {
     constexpr int C = vectors();
     if (key_width != C * W) return false;
+    if constexpr (split<S, A, C>) {  // as the rows are
+      for (T *x = q, *end = q + queries * heads * key_width; x < end; x += 2 * W) {
+        T odd[W];
+        for (Index i = 0; i < W; ++i) odd[i] = x[2 * i + 1];
+        for (Index i = 0; i < W; ++i) x[i] = x[2 * i];
+        std::copy_n(odd, W, x + W);
+      }
+    }
     for (Index apart; n >= W; n -= W * apart) {
       apart = n / W;
       if (apart > 64) apart -= (apart + 1) % 16;  // rows of a step should not all want the same places of L1
@@ -292,7 +324,7 @@ struct StoredHistory {
   /// Rows first + at[0] ... first + at[n - 1] of heads [h0, h0 + heads), one after the other.
   void (*expand)(const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, T* to);
   bool (*few)(const StoredHistory&, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
-              Index value_width, const T* q, const attention_kernel::RunningSums<T>&, T* s);
+              Index value_width, T* q, const attention_kernel::RunningSums<T>&, T* s);
 };
 
 /// `keys` and `values` (or the same twice) are referred to.
@@ -313,7 +345,7 @@ StoredHistory<float> stored_history(const HistoryRows<S>& keys, const HistoryRow
     }
   };
   out.few = [](const StoredHistory<float>& x, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
-               Index value_width, const float* q, const attention_kernel::RunningSums<float>& r, float* s) {
+               Index value_width, float* q, const attention_kernel::RunningSums<float>& r, float* s) {
     return attention_kernel::stream_keys<float, A>(n, static_cast<const HistoryRows<S>*>(x.keys)->from(first, h0, key_width),
                                                    static_cast<const HistoryRows<S>*>(x.values)->from(first, h0, value_width),
                                                    queries, heads, key_width, value_width, q, r, s);
