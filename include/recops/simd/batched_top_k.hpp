@@ -82,7 +82,7 @@ Index certify_batch(MatrixView<const float> queries, MatrixView<const float> row
   scan(survivors);
   Index rescored = 0;
   for (Index q = 0; q < n; ++q) {
-    survivors[q]->finish(rows.rows());
+    survivors[q]->finish();
     const auto left = survivors[q]->rows();
     rescored += left.size();
     select_rows<float, A>(queries.row(q), PlainRows<float>(rows), left, /*all=*/false, first_of_row(indices, q, counts[q]),

@@ -96,28 +96,22 @@ class Survivors {
   Survivors(Index k, Index rows, Workspace& ws) : lower_(k, Order::descending, ws) {
     upper_ = ws.take<float>(rows + W);
     index_ = ws.take<std::int32_t>(rows + W);
-    block_ = ws.take<float>(scan_block);
+    block_ = ws.take<float>(block_size + W);
   }
 
   /// Scores of the rows i .. i + height - 1 in lanes, and how far off they may be. Rows come in order.
   RECOPS_INLINE void add(Index i, Index height, B score, B error) {
-    // Beyond this, sums might overflow in one order and not in the other: such a row says nothing, and is kept.
-    const B limit(0x1p118f), infinity(std::numeric_limits<float>::infinity());
-    const auto sound = (xsimd::abs(score) <= limit) & (error <= limit);
-    const B upper = score + error;
-    B(xsimd::select(sound, B(score - error), B(-infinity))).store_aligned(block_ + in_block_);
-    in_block_ += height;
-    std::uint32_t keep = ~mask_bits(sound & (upper < B(threshold_))) & ((2u << (height - 1)) - 1u);
-    if (keep != 0) [[unlikely]]
-      size_ += compress_indexed<float, A>(keep, B(xsimd::select(sound, upper, infinity)), static_cast<std::int32_t>(i),
-                                          upper_ + size_, index_ + size_);
-    if (in_block_ == scan_block) close(i + height);
+    // A row whose upper bound is beaten has a lower bound that is beaten too. Most rows are, so this is all that is done for them.
+    const B upper = score + error, lower = score - error;
+    const std::uint32_t beaten = mask_bits((upper < B(threshold_)) & (lower >= B(-limit)));
+    if (const std::uint32_t keep = ~beaten & ((2u << (height - 1)) - 1u); keep != 0) [[unlikely]]
+      add_kept(keep, i, score, error);
   }
 
   /// Drops what a row found later has beaten; `rows()` are then final. `at`: the order in which rows came.
   template <class At = InOrder>
-  void finish(Index rows, const At& at = {}) {
-    close(rows);
+  void finish(const At& at = {}) {
+    close();
     lower_.tighten();
     raise();
     Index kept = 0;
@@ -131,9 +125,26 @@ class Survivors {
   VectorView<const std::int32_t> rows() const { return VectorView<const std::int32_t>(index_, size_); }
 
  private:
-  // A block is scored, up to row `end`: the threshold may rise.
-  [[gnu::noinline]] void close(Index end) {
-    lower_.add(block_, in_block_, end - in_block_);
+  // Rows between two looks at the threshold.
+  static constexpr Index block_size = 64;
+  // Beyond this, sums might overflow in one order and not in the other: such a row says nothing, and is kept.
+  static constexpr float limit = 0x1p118f;
+
+  [[gnu::noinline]] void add_kept(std::uint32_t keep, Index i, B score, B error) {
+    const auto sound = (xsimd::abs(score) <= B(limit)) & (error <= B(limit));
+    const B infinity(std::numeric_limits<float>::infinity()), none(-std::numeric_limits<float>::infinity());
+    const auto first = static_cast<std::int32_t>(i);
+    compress_indexed<float, A>(keep, B(xsimd::select(sound, B(score - error), none)), first, block_ + in_block_, index_ + size_);
+    const Index count = compress_indexed<float, A>(keep, B(xsimd::select(sound, B(score + error), infinity)), first,
+                                                   upper_ + size_, index_ + size_);
+    size_ += count;
+    in_block_ += count;
+    if (in_block_ >= block_size) close();
+  }
+
+  // The threshold may rise.
+  void close() {
+    lower_.add(block_, in_block_, size_ - in_block_);
     in_block_ = 0;
     raise();
   }
@@ -216,7 +227,7 @@ CertifiedSelection certify(VectorView<const float> query, MatrixView<const float
                            VectorView<std::int32_t> indices, VectorView<float> scores, Workspace& ws, const Scan& scan) {
   Survivors<A> survivors(indices.size(), rows.rows(), ws);
   scan(survivors);
-  survivors.finish(rows.rows(), at);
+  survivors.finish(at);
   const auto left = survivors.rows();
   const Index count = select_rows<float, A>(query.data(), PlainRows<float>(rows), left, /*all=*/false, indices, scores, ws);
   return {count, left.size()};

@@ -79,6 +79,13 @@ class HeadColumns {
       turn(x_.cols());
     }
   }
+  /// Asks for rows i .. i + height - 1 of the block that follows.
+  RECOPS_INLINE void ask(Index i, Index height) const {
+    if (x_.empty() || !names_.empty()) return;
+    const auto next = reinterpret_cast<std::uintptr_t>(x_.data()) +
+                      static_cast<std::uintptr_t>((first_ + head_block + i) * x_.stride()) * sizeof(T);
+    for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(height * x_.stride()) * sizeof(T); b += 64) prefetch(next + b);
+  }
   /// Rows i .. i + height - 1 of the block, in lanes.
   RECOPS_INLINE Batch<T, A> load(Index head, Index i, Index height) const {
     const T* const p = direct() ? x_.data() + first_ + i : room_ + (x_.cols() == 1 ? 0 : head) * head_block + i;
@@ -254,7 +261,7 @@ Index certify_heads(MatrixView<const float> queries, Index heads, const NamedRow
     const auto inner = ws.mark();
     const Index h = l % heads;
     const float* const q = queries.row(l / heads) + h * width;
-    survivors[l]->finish(keys.count);
+    survivors[l]->finish();
     const auto names = survivors[l]->rows();
     TopK<float, A> best(k, Order::descending, ws);
     rescored += names.size();
@@ -340,6 +347,7 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
           if (codes.far()) {
             const auto next = reinterpret_cast<std::uintptr_t>(at) + 8192;
             for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(W * rows.stride); b += 64) prefetch(next + b);
+            scale.ask(i, W);
           }
           for (Index h = 0; h < heads; ++h)
             for (Index q = 0; q < n; ++q)
