@@ -210,6 +210,9 @@ TEST_CASE("ExpertMonitor: gates joined with self gates are shares; experts may b
   }
   CHECK(error_of([&] { level.joint_gates(saved, y.view().middle_cols(0, 5)); }) ==
         "HomeLevel::joint_gates: joint: expected shape [12, 6], got [12, 5]");
+  saved.self_gates.resize(12, 2);
+  CHECK(error_of([&] { level.joint_gates(saved, joint); }) ==
+        "HomeLevel::joint_gates: saved.self_gates: expected shape [12, 3], got [12, 2]");
 }
 
 TEST_CASE("ExpertMonitor: shards merge to the whole; rows that are not numbers are left out", "[gating][diagnostics]") {
@@ -290,12 +293,22 @@ TEST_CASE("ExpertMonitor refuses what does not fit and counts nothing", "[gating
   CHECK(error_of([&] { ExpertMonitor(GateMap(), 1); }) == "ExpertMonitor: tasks: expected a GateMap with tasks, got 0");
   CHECK(error_of([&] { ExpertMonitor(map, 1, {.zero = -1}); }) == "ExpertMonitor: zero: expected zero >= 0, got -1");
   CHECK(error_of([&] { ExpertMonitor(map, 1, {}, {{0}}); }) == "ExpertMonitor: own: expected one list per task, or none, got 1");
+  CHECK(error_of([&] {
+          ExpertMonitor(map, 1, {}, {{0}, {3}});
+        }) == "ExpertMonitor: own expert: expected an expert that its task sees, got 3");
   ExpertMonitor monitor(map, 4);
   const Matrix<float> a(5, 12, 1.0f), g(5, 6, 0.5f);
   CHECK(error_of([&] { monitor.add<float>(g, g); }) == "ExpertMonitor::add: experts: expected shape [_, 12], got [5, 6]");
   CHECK(error_of([&] { monitor.add<float>(a, a); }) == "ExpertMonitor::add: gates: expected shape [5, 6], got [5, 12]");
   CHECK(error_of([&] { monitor.merge(ExpertMonitor(map, 3)); }) ==
         "ExpertMonitor::merge: other: expected a monitor of the same mixture, got 6");
+  const GateMap masked(3, {{0, 1}, {1, 2}}), same_sizes(3, {{0, 2}, {1, 2}});
+  ExpertMonitor watched(masked, 4);
+  CHECK(error_of([&] { watched.merge(ExpertMonitor(same_sizes, 4)); }) ==
+        "ExpertMonitor::merge: other: expected a monitor of the same mixture, got 4");
+  CHECK(error_of([&] { watched.merge(ExpertMonitor(masked, 4, {.zero = 1e-3})); }) ==
+        "ExpertMonitor::merge: other: expected a monitor of the same mixture, got 4");
+  watched.merge(ExpertMonitor(masked, 4));
   const double one = 1;
   CHECK(error_of([&] { monitor.report(VectorView<const double>(&one, 1)); }) ==
         "ExpertMonitor::report: positive_rates: expected size 2, got 1");

@@ -194,6 +194,12 @@ class ExpertMonitor {
     check_option(name, "zero", limits.zero >= 0 && std::isfinite(limits.zero), "zero >= 0", limits.zero);
     check_option(name, "own", own.empty() || static_cast<Index>(own.size()) == map_.tasks(), "one list per task, or none",
                  static_cast<double>(own.size()));
+    for (std::size_t t = 0; t < own.size(); ++t)
+      for (const Index e : own[t]) {
+        bool sees = false;
+        for (Index g = map_.begin(static_cast<Index>(t)); g < map_.end(static_cast<Index>(t)); ++g) sees |= map_.expert(g) == e;
+        check_option(name, "own expert", sees, "an expert that its task sees", static_cast<double>(e));
+      }
     const auto experts = static_cast<std::size_t>(map_.experts()), gates = static_cast<std::size_t>(map_.size());
     std::vector<Index> seen(experts, 0);
     for (Index g = 0; g < map_.size(); ++g) ++seen[at(map_.expert(g))];
@@ -227,11 +233,10 @@ class ExpertMonitor {
     for (Task& t : tasks_) flush(t.now, t.total);
   }
 
-  /// Counts what another monitor of the same map saw. Throws `Error` if it has other experts, tasks or outputs.
+  /// Counts what another monitor saw. Throws `Error` if that has another map, other outputs, or counts other outputs as zero.
   void merge(const ExpertMonitor& other) {
     check_option("ExpertMonitor::merge", "other",
-                 other.outputs_ == outputs_ && other.experts_.size() == experts_.size() && other.gates_.size() == gates_.size() &&
-                     other.tasks_.size() == tasks_.size(),
+                 other.map_ == map_ && other.outputs_ == outputs_ && other.limits_.zero == limits_.zero,
                  "a monitor of the same mixture", static_cast<double>(other.gates_.size()));
     rows_ += other.rows_;
     skipped_ += other.skipped_;

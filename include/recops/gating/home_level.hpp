@@ -239,6 +239,7 @@ struct HomeLevel {
     check_shape(name, "saved", saved.expert_outputs.view(), rows, experts.weight.rows());
     check_shape(name, "saved", saved.gates.view(), rows, n);
     check_shape(name, "saved", saved.self_gates.view(), rows, own);
+    if (!feature_gates.empty()) check_shape(name, "saved", saved.gated.view(), rows, experts.input_cols());
     check_option(name, "saved", saved.feature_gates.size() == feature_gates.size(), "what forward of this level saved",
                  static_cast<double>(saved.feature_gates.size()));
     if (!dx.empty()) check_shape(name, "dx", dx, rows, x.cols());
@@ -286,6 +287,8 @@ struct HomeLevel {
   /// `ExpertMonitor` takes.
   void joint_gates(const Saved& saved, MatrixView<T> joint) const {
     check_shape("HomeLevel::joint_gates", "joint", joint, saved.gates.rows(), map.size());
+    check_shape("HomeLevel::joint_gates", "saved.gates", saved.gates.view(), joint.rows(), map.size());
+    check_shape("HomeLevel::joint_gates", "saved.self_gates", saved.self_gates.view(), joint.rows(), self_map.size());
     for (Index r = 0; r < joint.rows(); ++r)
       detail::join_self_gates(saved.gates.row(r), map.size(), saved.self_gates.row(r), self_at, joint.row(r));
   }
@@ -359,11 +362,11 @@ struct HomeLevel {
     detail::for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {
       const auto mark = scratch.mark();
       T* const joint = scratch.take<T>(map.size());
-      for (Index r = first; r < first + count; ++r) {
+      for (Index r = first, last = first + count - 1; r <= last; ++r) {
         detail::gate_softmax_row<T>(g.row(r), map, T(1));
         detail::self_gate_row<T>(s.row(r), self_map);
         detail::join_self_gates<T>(g.row(r), map.size(), s.row(r), self_at, joint);
-        detail::gate_mix_row<T>(a.row(r), joint, map, outputs(), y.row(r));
+        detail::gate_mix_row<T>(a.row(r), a.row(std::min(r + 1, last)), joint, map, outputs(), y.row(r));
       }
     });
   }
@@ -472,7 +475,7 @@ class FrozenHomeLevel {
       if (!gates_out.empty()) std::copy_n(g, n, gates_out.row(r));
       if (!self_out.empty()) std::copy_n(s, own, self_out.row(r));
       for (std::size_t i = 0; i < self_at_.size(); ++i) g[self_at_[i]] += s[i];
-      detail::gate_mix_row<T>(a.row(r), g, map_, outputs_, y.row(r));
+      detail::gate_mix_row<T>(a.row(r), a.row(std::min(r + 1, x.rows() - 1)), g, map_, outputs_, y.row(r));
     }
   }
 
