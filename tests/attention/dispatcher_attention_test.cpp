@@ -513,7 +513,7 @@ TEST_CASE("what dispatcher attention does not depend on", "[attention][dispatche
   // The same experts for everybody, and their gradient.
   Matrix<double> all(3 * k, width), sum(k, width, 0.0);
   repeat_experts<double>(experts, 3, all);
-  repeat_experts_backward<double>(all, sum);
+  repeat_experts_backward<double>(all, sum, ws);
   for (double& v : leaf_values(sum)) v /= 3;
   CHECK(max_difference(sum.view(), experts.view()) < 1e-15);
   // An empty batch.

@@ -14,6 +14,7 @@
 #pragma once
 #include <recops/attention/causal_dispatch.hpp>
 #include <recops/attention/dispatcher_attention.hpp>
+#include <recops/attention/joined_rows.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -22,16 +23,16 @@ inline namespace RECOPS_ABI {
 template <class T>
 void repeat_experts(MatrixView<const T> experts, Index batch, MatrixView<T> out) {
   check_shape("repeat_experts", "out", out, batch * experts.rows(), experts.cols());
-  for (Index i = 0; i < out.rows(); ++i) std::copy_n(experts.row(i % experts.rows()), experts.cols(), out.row(i));
+  detail::repeat_rows<T>(experts, {}, out);
 }
 /// Adds to dexperts `[k, D]`, which must have rows if dout has.
 template <class T>
-void repeat_experts_backward(MatrixView<const T> dout, MatrixView<T> dexperts) {
+void repeat_experts_backward(MatrixView<const T> dout, MatrixView<T> dexperts, Workspace& ws) {
   if (dout.empty()) return;
   check_shape("repeat_experts_backward", "dout", dout, any_size, dexperts.cols());
   check_option("repeat_experts_backward", "dout", dexperts.rows() >= 1 && dout.rows() % dexperts.rows() == 0,
                "as many rows as dexperts for each sequence", static_cast<double>(dout.rows()));
-  for (Index i = 0; i < dout.rows(); ++i) simd::add<T>(dout.row(i), dexperts.row(i % dexperts.rows()), dout.cols());
+  detail::repeat_rows_backward<T>(dout, dexperts.rows(), dexperts, {}, ws);
 }
 
 namespace detail {

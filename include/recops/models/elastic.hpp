@@ -180,7 +180,8 @@ struct DispatcherStack {
                          saved.blocks[i], din, dexperts, gradient.blocks[i], ws);
       if (causal || (i == 0 && !has_memory())) {
         if (!gradient.experts.empty())
-          repeat_experts_backward<T>(dexperts, gradient.experts.view().middle_rows(static_cast<Index>(i) * per_block, per_block));
+          repeat_experts_backward<T>(dexperts, gradient.experts.view().middle_rows(static_cast<Index>(i) * per_block, per_block),
+                                     ws);
       } else if (i == 0) {
         const MatrixView<T> dmean = zeros(x.size());
         memory.backward(saved.asked, dexperts, saved.memory, dmean, gradient.memory, ws);
