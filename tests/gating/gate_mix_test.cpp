@@ -61,7 +61,7 @@ TEMPLATE_TEST_CASE("The kernels of gate_mix agree on every instruction set", "[g
       for_each_architecture([&](auto architecture) {
         using A = decltype(architecture);
         Matrix<T> y(1, map.tasks() * h), da(1, map.experts() * h, T(0)), dg(1, map.size(), T(0));
-        detail::gate_mix_row<T, A>(a.data(), g.data(), map, h, y.data());
+        detail::gate_mix_row<T, A>(a.data(), a.data(), g.data(), map, h, y.data());
         CHECK(max_difference(y.view(), expected.view()) < tolerance);
         detail::gate_mix_row_backward<T, A>(a.data(), g.data(), map, h, dy.data(), da.data(), dg.data());
         CHECK(max_difference(da.view(), first_da.view()) < tolerance);

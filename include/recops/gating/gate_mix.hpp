@@ -19,8 +19,8 @@ namespace detail {
 
 /// out[o] (+)= sum_i g[o * out_stride + i * in_stride] in[i], `Out` outputs and `V` vectors (or a tail of `rest` elements).
 template <class T, class A, int Out, int V, bool Tail>
-RECOPS_INLINE void mix_tile(const T* in, Index in_cols, Index inputs, const T* g, Index out_stride, Index in_stride, T* out,
-                            Index out_cols, bool add, Index rest) {
+RECOPS_INLINE void mix_tile(const T* in, Index in_cols, Index inputs, const T* next, const T* g, Index out_stride,
+                            Index in_stride, T* out, Index out_cols, bool add, Index rest) {
   using B = simd::Batch<T, A>;
   constexpr Index W = simd::lanes<T, A>;
   const auto load = [=](const T* p) RECOPS_LAMBDA_INLINE {
@@ -40,6 +40,10 @@ RECOPS_INLINE void mix_tile(const T* in, Index in_cols, Index inputs, const T* g
     B a[V];
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) a[v] = load(in + i * in_cols + v * W);
+    if constexpr (V > 1) {
+      RECOPS_UNROLL
+      for (Index x = 0; x < V * W; x += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(next + i * in_cols + x);
+    }
     RECOPS_UNROLL
     for (int o = 0; o < Out; ++o) {
       const B w(g[o * out_stride + i * in_stride]);
@@ -60,28 +64,30 @@ RECOPS_INLINE void mix_tile(const T* in, Index in_cols, Index inputs, const T* g
   }
 }
 
-/// All columns of `Out` outputs.
+/// All columns of `Out` outputs: as many vectors at once as the registers hold sums. `next`: what will be mixed after this.
 template <class T, class A, int Out>
-[[gnu::noinline]] void mix_columns(const T* in, Index cols, Index inputs, const T* g, Index out_stride, Index in_stride, T* out,
-                                   bool add) {
+[[gnu::noinline]] void mix_columns(const T* in, Index cols, Index inputs, const T* next, const T* g, Index out_stride,
+                                   Index in_stride, T* out, bool add) {
+  constexpr int V = simd::registers<A> == 32 || Out <= 2 ? 4 : 2;
   constexpr Index W = simd::lanes<T, A>;
   Index j = 0;
-  for (; j + 4 * W <= cols; j += 4 * W)
-    mix_tile<T, A, Out, 4, false>(in + j, cols, inputs, g, out_stride, in_stride, out + j, cols, add, 0);
+  for (; j + V * W <= cols; j += V * W)
+    mix_tile<T, A, Out, V, false>(in + j, cols, inputs, next + j, g, out_stride, in_stride, out + j, cols, add, 0);
   for (; j + W <= cols; j += W)
-    mix_tile<T, A, Out, 1, false>(in + j, cols, inputs, g, out_stride, in_stride, out + j, cols, add, 0);
-  if (j < cols) mix_tile<T, A, Out, 1, true>(in + j, cols, inputs, g, out_stride, in_stride, out + j, cols, add, cols - j);
+    mix_tile<T, A, Out, 1, false>(in + j, cols, inputs, next + j, g, out_stride, in_stride, out + j, cols, add, 0);
+  if (j < cols)
+    mix_tile<T, A, Out, 1, true>(in + j, cols, inputs, next + j, g, out_stride, in_stride, out + j, cols, add, cols - j);
 }
 
 /// out `[outputs, cols]` (+)= g in `[inputs, cols]`, both contiguous, g with any strides: outputs are tiled by what registers
-/// hold.
+/// hold. `next`: the in of the call after this, which is fetched meanwhile.
 template <class T, class A = simd::DefaultArch>
-void mix(const T* in, Index cols, Index inputs, const T* g, Index out_stride, Index in_stride, T* out, Index outputs, bool add) {
-  constexpr int most = simd::registers<A> == 32 ? 6 : 2;
+void mix(const T* in, Index cols, Index inputs, const T* next, const T* g, Index out_stride, Index in_stride, T* out,
+         Index outputs, bool add) {
   while (outputs > 0) {
-    const Index tile = outputs < most ? outputs : most;
+    const Index tile = outputs < 6 ? outputs : 6;
     const auto run = [&]<int Out>(std::integral_constant<int, Out>) {
-      mix_columns<T, A, Out>(in, cols, inputs, g, out_stride, in_stride, out, add);
+      mix_columns<T, A, Out>(in, cols, inputs, next, g, out_stride, in_stride, out, add);
     };
     switch (tile) {
       case 1:
@@ -91,16 +97,16 @@ void mix(const T* in, Index cols, Index inputs, const T* g, Index out_stride, In
         run(std::integral_constant<int, 2>());
         break;
       case 3:
-        if constexpr (most > 2) run(std::integral_constant<int, 3>());
+        run(std::integral_constant<int, 3>());
         break;
       case 4:
-        if constexpr (most > 2) run(std::integral_constant<int, 4>());
+        run(std::integral_constant<int, 4>());
         break;
       case 5:
-        if constexpr (most > 2) run(std::integral_constant<int, 5>());
+        run(std::integral_constant<int, 5>());
         break;
       default:
-        if constexpr (most > 2) run(std::integral_constant<int, 6>());
+        run(std::integral_constant<int, 6>());
         break;
     }
     outputs -= tile;
@@ -172,18 +178,19 @@ void for_each_run(const GateMap& map, Index t, F&& f) {
   }
 }
 
-/// One row of gate_mix.
+/// One row of gate_mix; the outputs `next`, of the next row, are fetched meanwhile.
 template <class T, class A = simd::DefaultArch>
-void gate_mix_row(const T* experts, const T* gates, const GateMap& map, Index h, T* out) {
+void gate_mix_row(const T* experts, const T* next, const T* gates, const GateMap& map, Index h, T* out) {
   if (map.is_dense()) {
-    mix<T, A>(experts, h, map.experts(), gates, map.experts(), 1, out, map.tasks(), false);
+    mix<T, A>(experts, h, map.experts(), next, gates, map.experts(), 1, out, map.tasks(), false);
     return;
   }
   for (Index t = 0; t < map.tasks(); ++t) {
     T* const y = out + t * h;
     if (map.count(t) == 0) std::fill_n(y, h, T(0));
-    for_each_run(map, t,
-                 [&](Index g, Index n, Index e) { mix<T, A>(experts + e * h, h, n, gates + g, 0, 1, y, 1, g != map.begin(t)); });
+    for_each_run(map, t, [&](Index g, Index n, Index e) {
+      mix<T, A>(experts + e * h, h, n, next + e * h, gates + g, 0, 1, y, 1, g != map.begin(t));
+    });
   }
 }
 
@@ -191,7 +198,7 @@ void gate_mix_row(const T* experts, const T* gates, const GateMap& map, Index h,
 template <class T, class A = simd::DefaultArch>
 void gate_mix_row_backward(const T* experts, const T* gates, const GateMap& map, Index h, const T* dy, T* dexperts, T* dgates) {
   if (map.is_dense()) {
-    if (dexperts) mix<T, A>(dy, h, map.tasks(), gates, 1, map.experts(), dexperts, map.experts(), true);
+    if (dexperts) mix<T, A>(dy, h, map.tasks(), dy, gates, 1, map.experts(), dexperts, map.experts(), true);
     if (dgates) dots<T, A>(dy, map.tasks(), experts, map.experts(), h, dgates);
     return;
   }
@@ -224,7 +231,8 @@ void gate_mix(MatrixView<const T> experts, MatrixView<const T> gates, const Gate
   check_shape("gate_mix", "out", out, experts.rows(), map.tasks() * h);
   if (h == 0) return;
   detail::for_row_blocks(experts.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-    for (Index r = first; r < first + count; ++r) detail::gate_mix_row<T>(experts.row(r), gates.row(r), map, h, out.row(r));
+    for (Index r = first, last = first + count - 1; r <= last; ++r)
+      detail::gate_mix_row<T>(experts.row(r), experts.row(std::min(r + 1, last)), gates.row(r), map, h, out.row(r));
   });
 }
 

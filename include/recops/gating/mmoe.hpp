@@ -219,7 +219,7 @@ class FrozenMmoe {
     for (Index r = 0; r < x.rows(); ++r) {
       detail::gate_softmax_row<T>(g.row(r), map_, T(1));
       if (!gates_out.empty()) std::copy_n(g.row(r), map_.size(), gates_out.row(r));
-      detail::gate_mix_row<T>(a.row(r), g.row(r), map_, outputs_, y.row(r));
+      detail::gate_mix_row<T>(a.row(r), a.row(std::min(r + 1, x.rows() - 1)), g.row(r), map_, outputs_, y.row(r));
     }
   }
 
