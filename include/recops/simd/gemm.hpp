@@ -56,6 +56,11 @@ void copy_rows(const T* a, Index row_stride, Index col_stride, Index m, Index ti
   }
 }
 
+/// Tiles of one height that follow each other, and the panels that they cover at once.
+struct TileRun {
+  Index rows, tiles, wide, narrow;
+};
+
 /// C = epilogue(A times panels [first, last)); A, C and the epilogue begin at the same row, C and the epilogue at column 0.
 template <class T, class A, class S>
 void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, Index n, const Epilogue<T>& e, T* c, Index c_stride,
@@ -63,58 +68,68 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   constexpr Index P = panel_cols<T, A>, most = tile_rows<A>, stride = tile_stride<T, A>, size = static_cast<Index>(sizeof(S));
   const Index m = a.rows, k = a.cols, tiles = (m + most - 1) / most;
   const bool streamed = tiles == 1 && n * k * size > streamed_bytes;
-  const Index ahead = (streamed ? streamed_ahead : cached_ahead) / size;
-  const Index group = streamed ? 1 : tile_panels<A>(static_cast<int>(lowest_tile<A>(m, tiles)));  // panels before the next tile
-  // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
-  Index calls = 0;
-  if (tiles > 1 && !b.row_stride) {
-    for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
-      rows = next_rows<A>(m - row, tiles - t);
-      const Index wide = tile_panels<A>(static_cast<int>(rows));
-      calls += (group + wide - 1) / wide;
+  TileRun runs[3];  // there are at most three heights: 14 = 5 + 6 + 3
+  Index kinds = 0, calls = 0;
+  for (Index t = 0, row = 0; t < tiles; ++t, row += runs[kinds - 1].rows) {
+    const Index rows = next_rows<A>(m - row, tiles - t);
+    if (kinds == 0 || runs[kinds - 1].rows != rows) {
+      assert(kinds < 3);
+      runs[kinds++] = {rows, 0, tile_panels<A>(static_cast<int>(rows)), narrow_panels(static_cast<int>(rows))};
     }
+    ++runs[kinds - 1].tiles;
   }
-  const Index next_step = calls > 0 ? P * group / calls : 0;
+  const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
+  TileInput<T, S> in;
+  in.ahead = (streamed ? streamed_ahead : cached_ahead) / size;
+  // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
+  if (tiles > 1 && !b.row_stride) {
+    for (const TileRun* run = runs; run < runs + kinds; ++run) calls += run->tiles * ((group + run->wide - 1) / run->wide);
+    in.next_step = (P * group / 2 + calls - 1) / calls;
+  }
   const bool copy = a.col_stride != 1 && last - first >= 4 && m > 1 && k > 1;
   const auto mark = ws.mark();
   T* const copied = copy ? ws.take<T>(tiles * stride * (k < k_block ? k : k_block)) : nullptr;
+  in.row_stride = copy ? 1 : a.row_stride;
+  in.col_stride = copy ? stride : a.col_stride;
+  in.k_step = b.row_stride ? b.row_stride : P;
   alignas(64) T sums[most * P];  // where a tile is formed that is not yet C: all have at most so many elements
   for (Index p0 = 0; p0 == 0 || p0 < k; p0 += k_block) {
     const Index depth = k - p0 < k_block ? k - p0 : k_block;
     const bool add = p0 > 0 || e.accumulate, final = p0 + k_block >= k, fits = fits_tile(e, final);
     const T* const at = a.data + p0 * a.col_stride;
     if (copy) copy_rows<T, A>(at, a.row_stride, a.col_stride, m, tiles, depth, copied);
+    in.k = depth;
+    if (in.next_step) in.next_apart = P * group / 2 * depth;
+    in.panel_stride = b.row_stride ? P : P * depth;
+    const S* const panels = b.data + (b.row_stride ? p0 * b.row_stride : p0 * b.padded_cols);
     for (Index j = first, count; j < last; j += count) {
       count = last - j < group ? last - j : group;
-      const S* next = b.data + (next_step ? p0 * b.padded_cols + (j + count) * P * depth : 0);
-      for (Index t = 0, row = 0, rows; t < tiles; ++t, row += rows) {
-        rows = next_rows<A>(m - row, tiles - t);
-        const Index wide = tile_panels<A>(static_cast<int>(rows)), narrow = narrow_panels(static_cast<int>(rows));
-        for (Index i = 0, taken; i < count; i += taken) {
-          taken = count - i < wide ? count - i : wide;
-          const Index col = (j + i) * P, cols = n - col < taken * P ? n - col : taken * P;
-          const Index width = (taken > narrow ? wide : narrow) * P;
-          TileInput<T, S> in{.k = depth, .panels = taken, .ahead = ahead};
-          in.a = copy ? copied + t * stride * depth : at + row * a.row_stride;
-          in.row_stride = copy ? 1 : a.row_stride;
-          in.col_stride = copy ? stride : a.col_stride;
-          in.b = b.data + (b.row_stride ? p0 * b.row_stride + col : p0 * b.padded_cols + col * depth);
-          in.k_step = b.row_stride ? b.row_stride : P;
-          in.panel_stride = b.row_stride ? P : P * depth;
-          in.next = next;
-          in.next_step = next_step;
-          next += depth * next_step;
-          T* const out = c + row * c_stride + col;
-          const bool direct = fits && cols == width;
-          if (direct) {
-            in.add = add;
-            in.bias = final && e.bias ? e.bias + col : nullptr;
-            in.relu = final && e.activation == Activation::relu;
-          } else {
-            for (Index r = 0; r < rows; ++r) __builtin_prefetch(out + r * c_stride, 1);
+      in.next = in.next_step ? panels + (j + count) * P * depth : b.data;
+      in.a = copy ? copied : at;
+      Index row = 0;
+      for (Index kind = 0; kind < kinds; ++kind) {
+        const TileRun& run = runs[kind];
+        for (Index t = 0; t < run.tiles; ++t) {
+          for (Index i = 0, taken; i < count; i += taken) {
+            taken = count - i < run.wide ? count - i : run.wide;
+            const Index col = (j + i) * P, cols = n - col < taken * P ? n - col : taken * P;
+            const Index width = (taken > run.narrow ? run.wide : run.narrow) * P;
+            in.b = panels + (j + i) * in.panel_stride;
+            in.panels = taken;
+            T* const out = c + row * c_stride + col;
+            const bool direct = fits && cols == width;
+            in.add = direct && add;
+            in.bias = direct && final && e.bias ? e.bias + col : nullptr;
+            in.relu = direct && final && e.activation == Activation::relu;
+            if (!direct) {
+              for (Index r = 0; r < run.rows; ++r) __builtin_prefetch(out + r * c_stride, 1);
+            }
+            tile_for<T, A, S>(run.rows, taken > run.narrow)(in, direct ? out : sums, direct ? c_stride : width);
+            if (!direct) finish<T, A>(sums, width, out, c_stride, run.rows, cols, add, final, part_of(e, row, col));
+            in.next += depth * in.next_step;
           }
-          tile_for<T, A, S>(rows, taken > narrow)(in, direct ? out : sums, direct ? c_stride : width);
-          if (!direct) finish<T, A>(sums, width, out, c_stride, rows, cols, add, final, part_of(e, row, col));
+          row += run.rows;
+          in.a += copy ? stride * depth : run.rows * a.row_stride;
         }
       }
     }
@@ -162,7 +177,7 @@ void multiply_dots(const Operand<T>& a, const Operand<T>& b, const Epilogue<T>& 
     const Index row = task / across * chunk, col = task % across * chunk;
     const Index height = m - row < chunk ? m - row : chunk, width = n - col < chunk ? n - col : chunk;
     T* const out = c.data() + row * c.stride() + col;
-    const bool direct = !e.accumulate && is_plain(e, true);
+    const bool direct = !e.accumulate && is_plain(e);
     alignas(64) T sums[chunk * chunk];
     T* const to = direct ? out : sums;
     const Index stride = direct ? c.stride() : chunk;

@@ -33,12 +33,12 @@ Epilogue<T> part_of(Epilogue<T> e, Index row, Index col) {
   return e;
 }
 
-/// Whether a tile's sums are C as they are. `final`: they are the last along k.
+/// Whether sums over all k are C as they are, but for `accumulate`.
 template <class T>
-bool is_plain(const Epilogue<T>& e, bool final) {
-  return !e.column_scale && !e.row_scale && !(final && (e.bias || e.residual || e.activation != Activation::none));
+bool is_plain(const Epilogue<T>& e) {
+  return !e.column_scale && !e.row_scale && !e.bias && !e.residual && e.activation == Activation::none;
 }
-/// Whether a tile can make C of its sums in registers: they are C, but for a bias and a relu.
+/// Whether a tile can make C of its sums in registers: they are C, but for a bias and a relu. `final`: they are the last along k.
 template <class T>
 bool fits_tile(const Epilogue<T>& e, bool final) {
   return !e.column_scale && !e.row_scale &&

@@ -4,8 +4,10 @@
 /// Every tile sums one element of C in one register lane from the first k to the last, so that the result of a row depends on
 /// neither the tile nor its place in it.
 #pragma once
+#include <array>
 #include <recops/simd/activation.hpp>
 #include <recops/simd/gemm_pack.hpp>
+#include <utility>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -29,6 +31,7 @@ constexpr int narrow_panels(int rows) { return rows <= 2 ? 2 : 1; }
 /// rest. Four rows are the one height that leaves sixteen registers with no chain to spare: 8 = 5 + 3.
 template <class A>
 constexpr Index next_rows(Index rows, Index tiles) {
+  if (tiles == 1) return rows;
   if (registers<A> == 16 && tiles == 2 && (rows == 8 || rows == 9)) return rows - 3;
   return (rows + tiles - 1) / tiles;
 }
@@ -76,8 +79,8 @@ struct TileInput {
   Index k_step = 0, panel_stride = 0;  // from one k to the next, from one panel to the next
   Index panels = 1;                    // that are there; a wider tile repeats the last one
   Index ahead = 0;                     // elements of B to fetch ahead
-  const S* next = nullptr;             // what other tiles will want, to be fetched along with k
-  Index next_step = 0;
+  const S* next = nullptr;  // what other tiles will want, to be fetched along with k, as two streams, which come faster than one
+  Index next_step = 0, next_apart = 0;
   bool add = false;
   const T* bias = nullptr;  // of these columns, or none
   bool relu = false;
@@ -107,7 +110,7 @@ template <class T, class A, class S, int Rows, int Panels>
   for (int g = 0; g < groups; ++g) a[g] = in.a + 3 * g * in.row_stride;
   const Index row_bytes = in.row_stride * static_cast<Index>(sizeof(T)), k_step = in.k_step, ahead = in.ahead;
   const S* next = in.next;
-  const Index next_step = in.next_step;
+  const Index next_step = in.next_step, next_apart = in.next_apart;
   Index col_stride = in.col_stride;
   asm("" : "+r"(col_stride));  // else gcc makes the loop twice, once for a stride of 1
   const auto opaque = [&]() RECOPS_LAMBDA_INLINE {
@@ -137,6 +140,7 @@ template <class T, class A, class S, int Rows, int Panels>
   for (Index p = in.k; p > 0; --p) {
     opaque();
     __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + next_apart, 0, 2);
     next += next_step;
     if constexpr (registers<A> == 32) {
       B bv[V];
@@ -197,13 +201,15 @@ template <class T, class A, class S, int Rows, int Panels>
 template <class T, class S>
 using Tile = void (*)(const TileInput<T, S>&, T*, Index);
 
+template <class T, class A, class S, std::size_t... R>
+constexpr std::array<Tile<T, S>, 2 * sizeof...(R)> all_tiles(std::index_sequence<R...>) {
+  return {tile<T, A, S, R + 1, narrow_panels(R + 1)>..., tile<T, A, S, R + 1, tile_panels<A>(R + 1)>...};
+}
 /// The tile of `rows` rows that covers `tile_panels` or `narrow_panels` panels at once.
-template <class T, class A, class S, int Rows = tile_rows<A>>
+template <class T, class A, class S>
 Tile<T, S> tile_for(Index rows, bool wide) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_for<T, A, S, Rows - 1>(rows, wide);
-  }
-  return wide ? tile<T, A, S, Rows, tile_panels<A>(Rows)> : tile<T, A, S, Rows, narrow_panels(Rows)>;
+  static constexpr auto all = all_tiles<T, A, S>(std::make_index_sequence<tile_rows<A>>());
+  return all[static_cast<std::size_t>(rows - 1 + (wide ? tile_rows<A> : 0))];
 }
 
 }  // namespace detail
