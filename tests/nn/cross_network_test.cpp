@@ -59,5 +59,6 @@ TEST_CASE("frozen cross networks of fewer bits, empty batches, errors, allocatio
   step();
   CHECK(count_allocations(step) == 0);
   CHECK(error_of([&] { network.forward(x, wrong, ws); }) == "CrossNetwork: y: expected shape [4, 9], got [4, 8]");
+  CHECK(error_of([&] { CrossNetwork<float>(9, -1, random); }) == "CrossNetwork: count: expected count >= 0, got -1");
   CHECK(error_of([&] { network.forward(wrong, wrong, ws); }) == "Linear: input columns: expected as many as weight has, got 8");
 }

@@ -193,6 +193,7 @@ TEMPLATE_TEST_CASE("Feature interactions: identities, few fields, cancellation, 
   CHECK(error_of([&] { fm<T>(x, {.fields = 3}, y, ws); }).find("y: expected") != std::string::npos);
   CHECK(error_of([&] { senet.forward(x.view().middle_cols(0, 10), y.view().middle_cols(0, 10), ws); }).find("multiple") !=
         std::string::npos);
+  CHECK(error_of([&] { CrossMixture<T>(12, -2, 3, 2, random); }) == "CrossMixture: count: expected count >= 0, got -2");
   CHECK(error_of([&] { cross.forward(x.view().middle_cols(0, 10), y, ws); }).find("as wide as every layer") != std::string::npos);
   CHECK(error_of([&] { freeze(cross).forward(x.view().middle_cols(0, 10), y, ws); }).find("x: expected") != std::string::npos);
   cross.layers[1].bias = Vector<T>(3);

@@ -238,6 +238,7 @@ struct CrossMixture {
 
   CrossMixture() = default;
   CrossMixture(Index width, Index count, Index experts, Index rank, Random& random, const CrossMixtureOptions& o = {}) {
+    check_option("CrossMixture", "count", count >= 0, "count >= 0", static_cast<double>(count));
     for (Index i = 0; i < count; ++i) layers.emplace_back(width, experts, rank, random, o);
   }
   static constexpr auto fields() { return std::tuple{recops::layers("layers", &CrossMixture::layers)}; }

@@ -92,6 +92,7 @@ struct CrossNetwork {
 
   CrossNetwork() = default;
   CrossNetwork(Index width, Index count, Random& random) {
+    check_option("CrossNetwork", "count", count >= 0, "count >= 0", static_cast<double>(count));
     for (Index i = 0; i < count; ++i) layers.emplace_back(width, random);
   }
 
