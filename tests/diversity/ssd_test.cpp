@@ -209,6 +209,40 @@ TEST_CASE("ssd_backward agrees with central differences and adds", "[diversity][
   }
 }
 
+TEST_CASE("ssd_backward: a volume that was cut has no gradient there", "[diversity][ssd]") {
+  Random random(recops_test::seed(), 31);
+  constexpr Index n = 6, d = 8, k = 5;
+  Matrix<double> x(n, d);
+  for (Index i = 0; i < n * d; ++i) x.data()[i] = 1e60 * random.normal();  // the third volume exceeds 1e150
+  const Vector<double> relevance(n, 0.0);
+  Vector<std::int32_t> picks(k);
+  Vector<double> up(k);
+  for (double& g : up) g = random.normal();
+  Workspace ws;
+  const auto value = [&] {
+    Vector<double> scores(k);
+    ssd<double>(relevance, x, {}, picks, scores, ws);
+    double sum = 0;
+    for (Index t = 1; t < k; ++t) sum += up[t] * scores[t];
+    return sum;
+  };
+  value();
+  const Vector<std::int32_t> chosen = picks;
+  Matrix<double> dx(n, d, 0.0);
+  up[0] = 0;
+  ssd_backward<double>(SelectionInput<double>{.relevance = relevance, .features = x}, {}, chosen, up, {.features = dx}, ws);
+  for (Index i = 0; i < n * d; ++i) {
+    const double was = x.data()[i], h = 1e54;
+    x.data()[i] = was + h;
+    const double above = value();
+    REQUIRE(std::equal(picks.begin(), picks.end(), chosen.begin()));
+    x.data()[i] = was - h;
+    const double below = value();
+    x.data()[i] = was;
+    CHECK(dx.data()[i] == Approx((above - below) / (2 * h)).epsilon(1e-4).margin(1e146));
+  }
+}
+
 TEST_CASE("ssd agrees with numpy", "[diversity][ssd]") {
   const recops_test::Golden golden("list_selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("ssd.cases")); ++number) {

@@ -56,6 +56,10 @@ inline void check_ssd_options(const char* operation, const SsdOptions& options) 
 template <class T>
 inline constexpr T ssd_eps = std::is_same_v<T, float> ? T(1e-6) : T(1e-10);
 
+/// No volume exceeds this.
+template <class T>
+inline constexpr T ssd_most_volume = std::is_same_v<T, float> ? T(1e18) : T(1e150);
+
 template <class T, class A>
 struct SsdRule {
   using B = simd::Batch<T, A>;
@@ -163,7 +167,7 @@ struct SsdRule {
     if (last) return;
     if (options.mode == SsdMode::volume) {
       volume *= std::sqrt(first ? start[i] : rho[i] > ssd_eps<T> * start[i] ? rho[i] : T(0));
-      volume = std::min(volume, most_volume);  // times sqrt(rho) it stays finite
+      volume = std::min(volume, ssd_most_volume<T>);  // times sqrt(rho) it stays finite
     }
     rows.row(i, x);
     advance();
@@ -172,8 +176,6 @@ struct SsdRule {
   SelectionStatus over() const { return SelectionStatus::exhausted; }
 
  private:
-  static constexpr T most_volume = std::is_same_v<T, float> ? T(1e18) : T(1e150);
-
   T score_of(T r, T left) const { return simd::mul_add(B(volume), xsimd::sqrt(xsimd::max(B(left), B(T(0)))), B(r)).get(0); }
   void prepare(Index p) {
     if (!rows.prepare(p)) return;
@@ -283,7 +285,8 @@ void ssd_backward(const SelectionInput<T>& input, const SsdOptions& options, Vec
     for (Index d = 0; d < cols; ++d) e[d] = length[l] > T(0) ? e[d] / length[l] : T(0);
     if (l >= shown.seen) {
       const Index t = l - shown.seen;
-      volume[t + 1] = options.mode == SsdMode::volume ? volume[t] * std::sqrt(rho[l]) : volume[t];
+      volume[t + 1] =
+          options.mode == SsdMode::volume ? std::min(volume[t] * std::sqrt(rho[l]), detail::ssd_most_volume<T>) : volume[t];
     }
   }
   T dvolume = 0;  // of the volume after the place
@@ -295,6 +298,7 @@ void ssd_backward(const SelectionInput<T>& input, const SsdOptions& options, Vec
       const Index t = l - shown.seen;
       const bool first = l == from;
       const T score = dscores[t], root = std::sqrt(rho[l]);
+      if (options.mode == SsdMode::volume && volume[t] * root > detail::ssd_most_volume<T>) dvolume = 0;  // it was cut there
       if (!gradient.relevance.empty()) gradient.relevance[picks[t]] += score;
       T droot = first ? T(0) : score * volume[t];
       T before = first ? T(0) : score * root;
