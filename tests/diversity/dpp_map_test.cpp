@@ -235,6 +235,29 @@ TEST_CASE("dpp_map: qualities so small that their squares vanish, lazy and eager
   }
 }
 
+TEMPLATE_TEST_CASE("dpp_map: a diagonal beside qualities whose squares vanish", "[diversity][dpp]", float, double) {
+  using T = TestType;
+  const T tiny = std::is_same_v<T, float> ? T(1e-25) : T(1e-200);
+  Matrix<T> features(4, 3, T(1));
+  const Vector<T> diagonal{T(0.5), T(2), T(0.125), std::numeric_limits<T>::infinity()};
+  for (const T best : {T(1), tiny}) {
+    const Vector<T> quality{best, tiny / 1024, tiny, tiny};
+    for (const auto evaluation : {SelectionEvaluation::lazy, SelectionEvaluation::eager}) {
+      Vector<std::int32_t> picks(4);
+      Vector<T> scores(4);
+      Workspace ws;
+      const Selection s = dpp_map<T>({.quality = quality, .features = features, .diagonal = diagonal},
+                                     {.evaluation = evaluation}, picks, scores, ws);
+      const double first = best == T(1) ? 3.5 : 0.5;  // its features have length sqrt(3)
+      REQUIRE(s.count == 3);
+      CHECK((picks[0] == (best == T(1) ? 0 : 1) && picks[1] == (best == T(1) ? 1 : 0) && picks[2] == 2));
+      CHECK(static_cast<double>(scores[picks[0] == 0 ? 0 : 1]) == Approx(std::log(first)).epsilon(1e-5));
+      CHECK(static_cast<double>(scores[picks[0] == 0 ? 1 : 0]) == Approx(std::log(2.0)).epsilon(1e-5));
+      CHECK(static_cast<double>(scores[2]) == Approx(std::log(0.125)).epsilon(1e-5));
+    }
+  }
+}
+
 TEST_CASE("dpp_map with rounded features is dpp_map of the rounded features", "[diversity][dpp]") {
   Random random(recops_test::seed(), 4);
   auto q = normal_request<float>(random, 200, 12, 0.5);

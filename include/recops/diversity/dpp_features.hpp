@@ -58,13 +58,15 @@ struct DppFeatureRule {
       kept_start = scratch.take<T>(capacity + 1);
     }
     T best = 0;
-    for (Index i = 0; i < rows.rows(); ++i) best = std::max(best, value[rows.item(i)]);
     for (Index i = 0; i < size; ++i) {
-      const T v = i < rows.rows() ? value[rows.item(i)] : never<T>;
-      const bool out = v == never<T>;
-      const T q = out ? T(0) : v / best;
-      weight[i] = q * q;
+      const bool out = i >= rows.rows() || value[rows.item(i)] == never<T>;
+      weight[i] = out ? T(0) : quality_of(rows.item(i));
+      best = std::max(best, weight[i]);
       start[i] = rho[i] = out ? never<T> : T(0);
+    }
+    for (Index i = 0; i < size && best > T(0); ++i) {
+      const T q = weight[i] / best;
+      weight[i] = q * q;
     }
     for (Index p = 0; p < rows.panels(); ++p) {
       applied[p] = 0;
@@ -114,7 +116,7 @@ struct DppFeatureRule {
   }
   T reported(Index i) const {
     if (!(rho[i] > eps * start[i])) return never<T>;
-    return static_cast<T>(2 * std::log(static_cast<double>(in.quality.data()[rows.item(i)])) +
+    return static_cast<T>(2 * std::log(static_cast<double>(quality_of(rows.item(i)))) +
                           std::log(static_cast<double>(rho[i])));
   }
   bool pickable(Index i) {
@@ -137,6 +139,14 @@ struct DppFeatureRule {
   }
 
  private:
+  /// Of an item. Where the diagonal entry dwarfs it, one by whose square the entry can be divided: what features add is lost to
+  /// rounding beside it anyway.
+  T quality_of(Index item) const {
+    const T q = in.quality.data()[item];
+    if (in.diagonal.empty()) return q;
+    const T least = std::sqrt(in.diagonal.data()[item]) * (std::is_same_v<T, float> ? T(1e-9) : T(1e-75));
+    return q < least && is_finite(least) ? least : q;
+  }
   Index directions() const { return Windowed ? count : basis.count(); }
   void prepare(Index p) {
     if (!rows.prepare(p)) return;
@@ -145,7 +155,7 @@ struct DppFeatureRule {
       if (start[i] == never<T>) continue;
       T s = rows.squares(p)[i - p * P];
       if (!in.diagonal.empty()) {  // of the kernel: here all is over the squared quality
-        const T q = in.quality.data()[rows.item(i)], d = in.diagonal.data()[rows.item(i)];
+        const T q = quality_of(rows.item(i)), d = in.diagonal.data()[rows.item(i)];
         s += d / q / q;
       }
       if (rows.marked(i) || !(s <= largest_square<T>)) s = never<T>;
