@@ -148,3 +148,42 @@ TEST_CASE("Panels in every storage and order are the same items", "[diversity][p
   CHECK_THROWS_WITH(wide.pack(y, {.storage = PanelStorage::int8}), recops_test::contains("storage"));
   CHECK_THROWS_WITH(wide.pack(y, {}, VectorView<const double>(y.data(), 3)), recops_test::contains("priority"));
 }
+
+TEST_CASE("Panels of rows that are bfloat16 already are those of the same floats, bit for bit", "[diversity][panels]") {
+  auto random = recops_test::random_stream(9);
+  for (const Index n : {1, 31, 33, 63, 64, 65, 200}) {
+    for (const Index d : {0, 1, 7, 8, 19}) {
+      Matrix<BFloat16> wide(n, d + 3);  // unaligned rows with gaps
+      const auto halves = wide.view().middle_cols(1, d);
+      Matrix<float> floats(n, d);
+      Vector<float> priority(n);
+      for (Index i = 0; i < n; ++i) {
+        priority[i] = static_cast<float>(random.normal());
+        for (Index c = 0; c < d; ++c) {
+          float v = static_cast<float>(random.normal());
+          if (i % 7 == 3) v = c == d - 1 ? std::numeric_limits<float>::quiet_NaN() : v;
+          if (i % 7 == 4) v = c == 0 ? -std::numeric_limits<float>::infinity() : v;
+          if (i % 7 == 5) v = 0;
+          if (i % 7 == 6) v *= 1e-20f;
+          halves(i, c) = BFloat16(v);
+          floats(i, c) = static_cast<float>(halves(i, c));
+        }
+      }
+      for (const bool normalize : {false, true}) {
+        for (const bool ordered : {false, true}) {
+          const PanelOptions o{.normalize = normalize, .storage = PanelStorage::bfloat16};
+          const VectorView<const float> by = ordered ? VectorView<const float>(priority) : VectorView<const float>();
+          Panels<float> expected, panels;
+          expected.pack(floats, o, by);
+          panels.pack(halves, o, by);
+          CAPTURE(n, d, normalize, ordered);
+          const PanelsView<float> e = expected, p = panels;
+          const Index rows = (n + 63) / 64 * 64;
+          CHECK(std::equal(e.words, e.words + rows * d / 2, p.words));
+          CHECK(std::equal(e.squares, e.squares + rows, p.squares));
+          CHECK(std::equal(e.scales, e.scales + rows, p.scales));
+        }
+      }
+    }
+  }
+}

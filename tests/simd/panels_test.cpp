@@ -124,6 +124,22 @@ TEST_CASE("panels of bfloat16 and int8: what is stored, and products with it", "
       simd::encode_panel<A>(panel.data(), cols, static_cast<BFloat16*>(nullptr), words.data(), squares.data());
       simd::panel_products<float, A, BFloat16>(words.data(), cols, queries.data(), cols, 3, keep);
       check([&](Index l, Index d) { return static_cast<double>(static_cast<float>(BFloat16(panel(d, l)))); }, 1e-5);
+      {  // the same from rows that are stored so
+        Matrix<BFloat16> halves(P, cols);
+        const BFloat16* rows[P + 16];
+        for (Index l = 0; l < P + 16; ++l) rows[l] = halves.data() + std::min(l, P - 1) * cols;
+        for (Index l = 0; l < P; ++l) {
+          for (Index d = 0; d < cols; ++d) halves(l, d) = BFloat16(panel(d, l));
+        }
+        Vector<std::uint32_t> others(words.size());
+        Vector<float> other_squares(P);
+        simd::pack_words<A>(rows, P, cols, others.data(), other_squares.data(), true);
+        CHECK(std::equal(others.begin(), others.begin() + cols * P / 2, words.begin()));
+        CHECK(std::equal(squares.begin(), squares.begin() + P, other_squares.begin()));
+        simd::pack_words<A>(rows, 40, cols, others.data(), other_squares.data());
+        CHECK((other_squares[39] == squares[39] && other_squares[40] == 0.0f));
+        for (Index d = 0; d < cols; ++d) CHECK(others[d * 32 + 8] == (words[d * 32 + 8] & 0xFFFFu));
+      }
       simd::encode_panel<A>(panel.data(), cols, static_cast<std::int8_t*>(nullptr), words.data(), steps.data(), squares.data());
       simd::panel_products<float, A, std::int8_t>(words.data(), cols, queries.data(), cols, 3, keep);
       bool rounded = true;

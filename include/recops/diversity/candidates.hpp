@@ -58,6 +58,7 @@ class Candidates {
       panels_ = panel_count<T>(rows_);
       own_ = scratch.take<T>(panels_ * cols() * P);
       own_squares_ = scratch.take<T>(panels_ * P);
+      factors_ = scratch.take<T>(panels_ * P);
       view_.data = own_;
       view_.squares = own_squares_;
     }
@@ -81,11 +82,14 @@ class Candidates {
   bool prepare(Index p) {
     if (ready_[p] != 0) return false;
     ready_[p] = 1;
-    if (own_) pack_one_panel<T, A>(features_, view_.order, rows_, p, view_.unit, own_ + p * cols() * P, own_squares_ + p * P);
+    if (own_)
+      pack_one_panel<T, A>(features_, view_.order, rows_, p, view_.unit, own_ + p * cols() * P, own_squares_ + p * P,
+                           factors_ + p * P);
     return true;
   }
   const T* squares(Index p) const { return view_.squares + p * P; }
   bool marked(Index row) const { return !(view_.squares[row] <= std::numeric_limits<T>::max()); }
+  bool any_marked(Index p) const { return simd::max<T, A>(squares(p), rows_in(p)) > std::numeric_limits<T>::max(); }
   /// How many rows of panel p there are.
   Index rows_in(Index p) const { return std::min(P, rows_ - p * P); }
 
@@ -114,9 +118,11 @@ class Candidates {
   /// Row `i` out of its panel, which must be ready.
   void row(Index i, T* out) const {
     const Index p = i / P, l = i % P, cols = view_.cols;
-    if (cols == 0) return;      // no panel to point into
-    if (own_ && !view_.unit) {  // the very numbers, in one piece
-      std::copy_n(features_.row(item(i)), cols, out);
+    if (cols == 0) return;  // no panel to point into
+    if (own_) {             // the same numbers in one piece
+      const T* const from = features_.row(item(i));
+      const T factor = factors_[i];
+      for (Index d = 0; d < cols; ++d) out[d] = factor * from[d];
       return;
     }
     if (view_.storage == PanelStorage::full) {
@@ -140,7 +146,7 @@ class Candidates {
   MatrixView<const T> features_;
   PanelsView<T> view_;
   Index rows_, panels_ = 0;
-  T *own_ = nullptr, *own_squares_ = nullptr;
+  T *own_ = nullptr, *own_squares_ = nullptr, *factors_ = nullptr;
   std::uint8_t* ready_ = nullptr;
 };
 

@@ -99,7 +99,9 @@ struct DppKernelRule : DppVolumes<T, A> {
     if (!last && !this->redundant(i)) {
       for (Index l = 0; l < count; ++l) coefficients[count * places + l] = factors[(i / P * places + l) * P + i % P];
       inverse[count] = T(1) / std::sqrt(this->rho[i]);
-      picked[count++] = fetch(i);
+      const T* const row = picked[count++] = fetch(i);
+      const Index soon = std::min(this->rows.rows(), 4 * P);  // the panels read it in pieces, after much of C each
+      for (Index at = 0; at < soon; at += Index{64} / static_cast<Index>(sizeof(T))) __builtin_prefetch(row + at);
     }
     this->start[i] = this->rho[i] = never<T>;
   }

@@ -30,7 +30,7 @@ class Greedy {
   Greedy(const Candidates<T, A>& rows, Rule& rule, bool lazy, ConstraintState* limits, Workspace& scratch)
       : rows_(rows), rule_(rule), lazy_(lazy), limits_(limits), panels_(rows.panels()) {
     stale_ = scratch.take<T>(panels_);
-    fresh_ = scratch.take<T>(panels_);
+    fresh_ = scratch.take<T>((panels_ + W - 1) / W * W);
     seen_ = scratch.take<std::int32_t>(panels_);
     std::fill(seen_, seen_ + panels_, -1);
   }
@@ -119,10 +119,9 @@ class Greedy {
   T judge(Index p, T best) {
     see(p);
     any_ = std::max(any_, stale_[p]);
-    if (stale_[p] < best || stale_[p] == never<T>) return best;
-    fresh_[p] = stale_[p];
-    if (limits_) {
-      fresh_[p] = never<T>;
+    if (!limits_) {  // no branch: which panel holds the best cannot be foreseen
+      fresh_[p] = stale_[p];
+    } else if (stale_[p] >= best) {
       for_each_score(p, [&](Index row, T score) {
         if (score > fresh_[p] && score >= best && limits_->allows(rows_.item(row))) fresh_[p] = score;
       });

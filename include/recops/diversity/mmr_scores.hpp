@@ -37,7 +37,7 @@ struct MmrScores {
   void exclude(Index i) { relevance[i] = base[i] = never<T>; }
   /// Readies a panel, and takes out what was marked while packing.
   void prepare(Candidates<T, A>& rows, Index p) {
-    if (!rows.prepare(p)) return;
+    if (!rows.prepare(p) || !rows.any_marked(p)) return;
     for (Index i = p * P; i < p * P + rows.rows_in(p); ++i) {
       if (rows.marked(i)) exclude(i);
     }

@@ -78,40 +78,88 @@ void check_panels(const char* operation, const char* argument, PanelsView<T> vie
   }
 }
 
-/// Squares and, where wanted, unit length of one packed panel; zeros and infinity for rows that are not finite.
+/// Squares and, where wanted, unit length of one packed panel; zeros and infinity for rows that are not finite. `factor` receives
+/// what the rows were multiplied by.
 template <class T, class A>
-void finish_panel(T* panel, Index cols, bool normalize, T* squares) {
+void finish_panel(T* panel, Index cols, bool normalize, T* squares, T* factor) {
+  using B = simd::Batch<T, A>;
   constexpr Index P = simd::panel_width<T>;
-  alignas(64) T factor[P];
-  bool scale = false;
-  for (Index l = 0; l < P; ++l) {
-    const T square = squares[l];
-    if (!(square <= largest_square<T>)) {
-      factor[l] = T(0);
-      squares[l] = std::numeric_limits<T>::infinity();
-    } else if (normalize) {
-      factor[l] = square <= tiny_square<T> ? T(0) : T(1) / std::sqrt(square);
-      squares[l] = square <= tiny_square<T> ? T(0) : T(1);
-    } else {
-      factor[l] = T(1);
+  const B zero(T(0)), one(T(1));
+  bool scale = normalize;
+  for (Index v = 0; v < P; v += simd::lanes<T, A>) {
+    const B square = B::load_aligned(squares + v);
+    const auto sound = square <= B(largest_square<T>), tiny = square <= B(tiny_square<T>);
+    B length = one, kept = square;
+    if (normalize) {
+      length = xsimd::select(tiny, zero, one / xsimd::sqrt(square));
+      kept = xsimd::select(tiny, zero, one);
     }
-    scale |= factor[l] != T(1);
+    xsimd::select(sound, length, zero).store_aligned(factor + v);
+    xsimd::select(sound, kept, B(std::numeric_limits<T>::infinity())).store_aligned(squares + v);
+    scale |= !xsimd::all(sound);
   }
   if (scale) simd::scale_panel<T, A>(panel, cols, factor);
+}
+
+/// Whether rows lie anywhere or in no near cache: then they are fetched ahead.
+template <class S>
+bool far_rows(MatrixView<const S> features, const std::int32_t* order, Index rows) {
+  return order || rows * features.cols() * Index{sizeof(S)} > Index{1} << 19;
 }
 
 /// Packs panel `b` of the rows order[0 .. rows) of `features` (order null: as they come).
 template <class T, class A, class S>
 void pack_one_panel(MatrixView<const S> features, const std::int32_t* order, Index rows, Index b, bool normalize, T* panel,
-                    T* squares) {
+                    T* squares, T* factor) {
   constexpr Index P = simd::panel_width<T>;
   simd::pack_panel<T, A>(
       [&](Index l) RECOPS_LAMBDA_INLINE -> const S* {
         const Index i = b * P + l;
         return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
-      features.cols(), panel, squares, order || rows * features.cols() * Index{sizeof(S)} > Index{1} << 19);
-  finish_panel<T, A>(panel, features.cols(), normalize, squares);
+      features.cols(), panel, squares, far_rows(features, order, rows));
+  finish_panel<T, A>(panel, features.cols(), normalize, squares, factor);
+}
+
+/// Squares and scales of a compact panel. `squares` are those of the rows where they are marked; `stored` of what is stored.
+template <class A>
+void finish_compact_panel(bool normalize, const float* stored, float* squares, float* scales) {
+  using B = simd::Batch<float, A>;
+  const B zero(0.0f), one(1.0f), most(std::numeric_limits<float>::max());
+  for (Index v = 0; v < simd::panel_width<float>; v += simd::lanes<float, A>) {
+    const B was = B::load_aligned(squares + v), step = B::load_aligned(scales + v), now = B::load_aligned(stored + v);
+    B square = step * step * now, scale = step;
+    if (normalize) {
+      const auto tiny = (was <= B(tiny_square<float>)) | (now <= zero);
+      square = xsimd::select(tiny, zero, one);
+      scale = xsimd::select(tiny, zero, one / xsimd::sqrt(now));
+    }
+    const auto sound = was <= most;  // else marked, and zeros
+    xsimd::select(sound, square, was).store_aligned(squares + v);
+    xsimd::select(sound, scale, step).store_aligned(scales + v);
+  }
+}
+
+/// Packs panel `b` of rows that are BFloat16 as BFloat16.
+template <class A>
+void pack_half_panel(MatrixView<const BFloat16> features, const std::int32_t* order, Index rows, Index b, bool normalize,
+                     std::uint32_t* words, float* squares, float* scales) {
+  constexpr Index P = simd::panel_width<float>, read = P + simd::lanes<float, A>;
+  alignas(64) float stored[P];
+  const BFloat16* at[read];
+  for (Index l = 0; l < read; ++l) {
+    const Index i = std::min(b * P + l, rows - 1);
+    at[l] = features.data() + (order ? Index{order[i]} : i) * features.stride();
+  }
+  simd::pack_words<A>(at, std::min(P, rows - b * P), features.cols(), words, stored, far_rows(features, order, rows));
+  for (Index l = 0; l < P; ++l) {
+    scales[l] = 1;
+    squares[l] = stored[l];
+    if (stored[l] <= largest_square<float>) continue;
+    simd::clear_row(words, features.cols(), l, stored);
+    squares[l] = std::numeric_limits<float>::infinity();
+  }
+  finish_compact_panel<A>(normalize, stored, squares, scales);
 }
 
 /// Rounds a packed panel that is not normalised yet to `storage`; squares and scales become those of what is stored.
@@ -126,18 +174,7 @@ void store_panel(const float* panel, Index cols, bool normalize, PanelStorage st
   } else {
     simd::encode_panel<A>(panel, cols, static_cast<std::int8_t*>(nullptr), words, scales, stored);
   }
-  for (Index l = 0; l < P; ++l) {
-    if (!(squares[l] <= std::numeric_limits<float>::max())) continue;  // marked, and zeros
-    const float square = scales[l] * scales[l] * stored[l];
-    if (!normalize) {
-      squares[l] = square;
-    } else if (squares[l] <= tiny_square<float> || !(stored[l] > 0)) {
-      squares[l] = scales[l] = 0;
-    } else {
-      squares[l] = 1;
-      scales[l] = 1 / std::sqrt(stored[l]);
-    }
-  }
+  finish_compact_panel<A>(normalize, stored, squares, scales);
 }
 
 /// Indices of the items whose value is not -infinity, roughly from the highest down (up to 1024 classes between the extremes),
@@ -248,14 +285,22 @@ class Panels {
     scales_.resize(full ? 0 : panels * P);
     const std::int32_t* const order = ordered_ ? order_.data() : nullptr;
     for (Index b = 0; b < panels; ++b) {
+      using A = simd::DefaultArch;
+      T* const squares = squares_.data() + b * P;
+      if constexpr (std::is_same_v<S, BFloat16>) {
+        if (options.storage == PanelStorage::bfloat16) {
+          detail::pack_half_panel<A>(features, order, rows, b, options.normalize, words_.data() + b * cols * P / 2, squares,
+                                     scales_.data() + b * P);
+          continue;
+        }
+      }
       T* const panel = data_.data() + (full ? b * cols * P : 0);
-      detail::pack_one_panel<T, simd::DefaultArch>(features, order, rows, b, full && options.normalize, panel,
-                                                   squares_.data() + b * P);
+      alignas(64) T factor[P];
+      detail::pack_one_panel<T, A>(features, order, rows, b, full && options.normalize, panel, squares, factor);
       if constexpr (std::is_same_v<T, float>) {
         if (!full)
-          detail::store_panel<simd::DefaultArch>(panel, cols, options.normalize, options.storage,
-                                                 words_.data() + b * (words_.size() / panels), squares_.data() + b * P,
-                                                 scales_.data() + b * P);
+          detail::store_panel<A>(panel, cols, options.normalize, options.storage, words_.data() + b * (words_.size() / panels),
+                                 squares, scales_.data() + b * P);
       }
     }
     rows_ = rows;

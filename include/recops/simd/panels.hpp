@@ -13,6 +13,7 @@
 ///     BFloat16   word[d][i] = row_i | row_(i + 32) << 16                                  i in [0, 32)
 ///     int8       word[d][i] = row_i | row_(i + 16) << 8 | row_(i + 32) << 16 | row_(i + 48) << 24      i in [0, 16)
 #pragma once
+#include <algorithm>
 #include <recops/simd/convert.hpp>
 #include <recops/simd/xsimd.hpp>
 
@@ -207,6 +208,68 @@ void scale_panel(T* panel, Index cols, const T* factors) {
   }
 }
 
+/// Zeros for row l of a panel of BFloat16, and for its square.
+inline void clear_row(std::uint32_t* words, Index cols, Index l, float* squares) {
+  constexpr Index H = panel_width<float> / 2;
+  for (Index d = 0; d < cols; ++d) words[d * H + l % H] &= l < H ? 0xFFFF0000u : 0xFFFFu;
+  squares[l] = 0;
+}
+
+/// Writes one panel of `count` rows that are BFloat16 already: what `encode_panel` makes of the packed floats, without making them.
+/// `rows` [panel_width + lanes] says where they lie; behind the last come any that can be read. `squares` [panel_width] receives the
+/// sums of squares, NaN and infinity included. With `ahead` rows are fetched before their use.
+template <class A = DefaultArch>
+RECOPS_INLINE void pack_words(const BFloat16* const* rows, Index count, Index cols, std::uint32_t* words, float* squares,
+                              bool ahead = false) {
+  using B = Batch<float, A>;
+  using I = detail::Words<A>;
+  constexpr Index W = lanes<float, A>, P = panel_width<float>, H = P / 2, line = 32;
+  for (Index v = 0; v < H; v += W) {
+    const BFloat16 *const *const at = rows + v, *const *const other = at + H;
+    for (Index l = W; ahead && l < 2 * W; ++l) {
+      for (Index d = 0; d < cols; d += line) {
+        __builtin_prefetch(at[l] + d);
+        __builtin_prefetch(other[l] + d);
+      }
+    }
+    B low[2] = {B(0.0f), B(0.0f)}, high[2] = {B(0.0f), B(0.0f)}, x[W];  // of even and odd columns
+    const auto pair = [](const BFloat16* a, const BFloat16* b) RECOPS_LAMBDA_INLINE {
+      return bits_as<float>(I(detail::load_words<A>(a) | bits_as<std::int32_t>(load_as<float, A>(b))));
+    };
+    const auto put = [&](Index d, auto some) RECOPS_LAMBDA_INLINE {
+      detail::transpose_lanes<float, A>(x);
+      RECOPS_UNROLL
+      for (Index i = 0; i < W; ++i) {
+        if (i < some) {
+          const I word = bits_as<std::int32_t>(x[i]);
+          word.store_aligned(reinterpret_cast<std::int32_t*>(words + (d + i) * H + v));
+          const B y = bits_as<float>(I(word << 16)), z = bits_as<float>(I(word & I(std::int32_t(0xFFFF0000))));
+          low[i % 2] = mul_add(y, y, low[i % 2]);
+          high[i % 2] = mul_add(z, z, high[i % 2]);
+        }
+      }
+    };
+    Index d = 0;
+    for (; d + W <= cols; d += W) {
+      RECOPS_UNROLL
+      for (Index l = 0; l < W; ++l) x[l] = pair(at[l] + d, other[l] + d);
+      put(d, std::integral_constant<Index, W>{});
+    }
+    if (d < cols) {
+      for (Index l = 0; l < W; ++l) {
+        BFloat16 a[W] = {}, b[W] = {};
+        std::copy_n(at[l] + d, cols - d, a);
+        std::copy_n(other[l] + d, cols - d, b);
+        x[l] = pair(a, b);
+      }
+      put(d, cols - d);
+    }
+    (low[0] + low[1]).store_aligned(squares + v);
+    (high[0] + high[1]).store_aligned(squares + v + H);
+  }
+  for (Index l = count; l < P; ++l) clear_row(words, cols, l, squares);
+}
+
 /// A panel of floats as BFloat16: rounded to nearest, ties to even. `squares` [panel_width] receives the sums of squares of what is
 /// stored.
 template <class A = DefaultArch>
@@ -215,7 +278,7 @@ void encode_panel(const float* panel, Index cols, BFloat16*, std::uint32_t* word
   using I = detail::Words<A>;
   constexpr Index W = lanes<float, A>, P = panel_width<float>, H = P / 2;
   for (Index v = 0; v < H; v += W) {
-    B low(0.0f), high(0.0f);
+    B low[2] = {B(0.0f), B(0.0f)}, high[2] = {B(0.0f), B(0.0f)};  // of even and odd columns: a single one would wait for itself
     for (Index d = 0; d < cols; ++d) {
       const I a = detail::bfloat_of_float<A>(B::load_aligned(panel + d * P + v));
       const I b = detail::bfloat_of_float<A>(B::load_aligned(panel + d * P + v + H));
@@ -223,11 +286,11 @@ void encode_panel(const float* panel, Index cols, BFloat16*, std::uint32_t* word
       word.store_aligned(reinterpret_cast<std::int32_t*>(words + d * H + v));
       B x[2];
       detail::load_panel_words<BFloat16, A>(words + d * H + v, x);
-      low = mul_add(x[0], x[0], low);
-      high = mul_add(x[1], x[1], high);
+      low[d % 2] = mul_add(x[0], x[0], low[d % 2]);
+      high[d % 2] = mul_add(x[1], x[1], high[d % 2]);
     }
-    low.store_aligned(squares + v);
-    high.store_aligned(squares + v + H);
+    (low[0] + low[1]).store_aligned(squares + v);
+    (high[0] + high[1]).store_aligned(squares + v + H);
   }
 }
 
