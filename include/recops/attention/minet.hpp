@@ -8,7 +8,7 @@
 ///     out = [t, g_1 u, g_2 agg_target, g_3 agg_source]            three numbers, not a softmax: all may count, or none
 ///
 /// The concatenations are never built. In the own domain the score's first layer is that of DIN (`pair_layer.hpp`); across domains
-/// W_p (t_n * U D c_j) = (U^T diag(t_n) W_p^T)^T (D c_j): a small matrix a candidate, found for all candidates in one product, and `rank`
+/// W_p (t_n * U D c_j) = (U^T diag(t_n) W_p^T)^T (D c_j): a small matrix a candidate, found for eight candidates in one product, and `rank`
 /// numbers a click. See docs/minet.md.
 ///
 /// Shapes      candidates [total_N, dt]   users [B, du]   clicks [total_L, dc]   out [total_N, dt + du + dt + ds]
@@ -199,9 +199,7 @@ struct ItemAttention {
     MatrixView<T> u;              // [total_N, h], what depends on candidate and user
     detail::PairPanels<T> first;  // own domain
     MatrixView<T> clicks, small;  // across: W_c c_j [total_L, h] and D c_j [total_L, rank]
-    MatrixView<T> transfer;       // [dt, rank h], column r h + k: up(., r) W_p(k, .)
-    MatrixView<T> columns;        // [dt, h], W_p transposed
-    MatrixView<T> mixed;          // [total_N, rank h]: candidates transfer
+    MatrixView<T> mixed;          // [total_N, rank h], column r h + k: sum_c t_c up(c, r) W_p(k, c)
   };
 
   MatrixView<const T> part(Index first, Index count) const { return weight.view().middle_cols(first, count); }
@@ -238,16 +236,25 @@ struct ItemAttention {
     const Index rank = down.rows(), l = clicks.values().rows();
     p.clicks = ws.matrix<T>(l, h);
     p.small = ws.matrix<T>(l, rank);
-    p.transfer = ws.matrix<T>(dt, rank * h);
     p.mixed = ws.matrix<T>(n, rank * h);
     linear<T>(clicks.values(), part(0, dc), {}, p.clicks, ws);
     linear<T>(clicks.values(), down, {}, p.small, ws);
-    p.columns = ws.matrix<T>(dt, h);
-    for (Index k = 0; k < h; ++k)
-      for (Index c = 0; c < dt; ++c) p.columns(c, k) = product(k, c);
+    // A few candidates at a time, each with every column of U: nothing of the size of U times W_p is made for them.
+    constexpr Index together = 8;
+    const MatrixView<T> turned = ws.matrix<T>(rank, dt), scaled = ws.matrix<T>(std::min(n, together) * rank, dt);
     for (Index c = 0; c < dt; ++c)
-      for (Index r = 0; r < rank; ++r) simd::scale<T>(up(c, r), p.columns.row(c), p.transfer.row(c) + r * h, h);
-    simd::gemm<T>(simd::plain(candidates.values()), simd::plain(MatrixView<const T>(p.transfer)), {}, p.mixed, ws);
+      for (Index r = 0; r < rank; ++r) turned(r, c) = up(c, r);
+    for (Index i = 0; i < n; i += together) {
+      const Index count = std::min(n - i, together);
+      for (Index j = 0; j < count; ++j) {
+        const T* const candidate = candidates.values().row(i + j);
+        for (Index r = 0; r < rank; ++r) {
+          T* const to = scaled.row(j * rank + r);
+          for (Index c = 0; c < dt; ++c) to[c] = candidate[c] * turned(r, c);
+        }
+      }
+      linear<T>(scaled.middle_rows(0, count * rank), product, {}, MatrixView<T>(p.mixed.row(i), count * rank, h), ws);
+    }
     return p;
   }
 
@@ -311,8 +318,15 @@ struct ItemAttention {
     linear_backward<T>(clicks.values(), part(0, dc), dhidden, dclicks, dweight.empty() ? dweight : dweight.middle_cols(0, dc), {},
                        ws);
     linear_backward<T>(clicks.values(), down, dsmall, dclicks, gradient.down, {}, ws);
+    // mixed = candidates transfer
+    const MatrixView<const T> product = part(weight.cols() - dt, dt);
+    const MatrixView<T> columns = ws.matrix<T>(dt, h), transfer = ws.matrix<T>(dt, rank * h);
+    for (Index k = 0; k < h; ++k)
+      for (Index c = 0; c < dt; ++c) columns(c, k) = product(k, c);
+    for (Index c = 0; c < dt; ++c)
+      for (Index r = 0; r < rank; ++r) simd::scale<T>(up(c, r), columns.row(c), transfer.row(c) + r * h, h);
     if (!dcandidates.empty())
-      simd::gemm<T>(simd::plain(MatrixView<const T>(dmixed)), simd::transposed(MatrixView<const T>(p.transfer)),
+      simd::gemm<T>(simd::plain(MatrixView<const T>(dmixed)), simd::transposed(MatrixView<const T>(transfer)),
                     {.accumulate = true}, dcandidates, ws);
     if (dweight.empty() && gradient.up.empty()) return;
     const MatrixView<T> dtransfer = ws.matrix<T>(dt, rank * h);
@@ -322,7 +336,7 @@ struct ItemAttention {
       std::fill_n(dcolumn, h, T(0));
       for (Index r = 0; r < rank; ++r) {
         const T* const d = dtransfer.row(c) + r * h;
-        if (!gradient.up.empty()) gradient.up(c, r) += simd::dot<T>(d, p.columns.row(c), h);
+        if (!gradient.up.empty()) gradient.up(c, r) += simd::dot<T>(d, columns.row(c), h);
         simd::axpy<T>(up(c, r), d, dcolumn, h);
       }
       for (Index k = 0; k < h && !dweight.empty(); ++k) dweight(k, weight.cols() - dt + c) += dcolumn[k];
