@@ -228,6 +228,31 @@ TEST_CASE("rows that come from memory are read in streams, with the same result"
   }
 }
 
+TEST_CASE("codes that come from memory are read in streams, with the same result", "[simd][certified]") {
+  Random random = random_stream(24);
+  const Index most = simd::detail::distant_bytes;
+  for (const auto& [count, cols] :
+       {std::pair<Index, Index>{most / 64 + 77, 64}, {most / 32 + 3, 32}, {most / 50 + 1, 50}, {most / 130 + 9, 130}}) {
+    auto rows = random_matrix<float>(count, cols, random);
+    for (Index l = 3; l < count; l += 7) std::copy_n(rows.row(l / 2), cols, rows.row(l));  // ties, far apart
+    QuantizedRows codes;
+    codes.assign(rows.view());
+    const auto query = random_vector<float>(cols, random);
+    Vector<std::int32_t> a(40), b(40);
+    Vector<float> x(40), y(40);
+    Workspace ws;
+    for_each_architecture([&](auto arch) {
+      using A = decltype(arch);
+      simd::scan_top_k<float, A>(query, rows.view(), a, x, ws);
+      const CertifiedSelection s = simd::certified_top_k<A>(query, rows.view(), codes, b, y, ws);
+      CAPTURE(count, cols, A::name());
+      CHECK(s.rescored < 1000);
+      CHECK(std::equal(a.begin(), a.end(), b.begin()));
+      CHECK(std::equal(x.begin(), x.end(), y.begin()));
+    });
+  }
+}
+
 TEST_CASE("strided views of rows and copy", "[simd][certified]") {
   Random random = random_stream(66);
   const Matrix<float> wide = random_matrix<float>(1500, 40, random);

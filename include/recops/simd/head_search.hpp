@@ -295,7 +295,7 @@ template <class A>
   constexpr int W = int_lanes<A>;
   const std::int8_t* row[W];
   for (int r = 0; r < W; ++r) row[r] = rows.row(r < height ? r : static_cast<int>(height) - 1);
-  return int_tile<A>(q, Scattered<std::int8_t>{row}, width, Ahead{});
+  return int_tile<A>(q, Scattered<std::int8_t>{row}, width);
 }
 
 /// By way of int8 codes, one scale for each head of a row (or one for the row).
@@ -353,7 +353,7 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
             for (Index q = 0; q < n; ++q)
               emit(q * heads + h, h, i, W,
                    int_tile<A>(query[q * heads + h].words.codes, Following<std::int8_t>{at + h * width, rows.stride},
-                               Index{columns}, Ahead{}));
+                               Index{columns}));
         }
         for (Index h = 0; h < heads && i < height; ++h) {
           const Following<std::int8_t> part{rows.first + i * rows.stride + h * width, rows.stride};

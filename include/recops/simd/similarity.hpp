@@ -333,9 +333,18 @@ RECOPS_INLINE __m128i sum_each_int(const __m128i* x) {
 #endif
 #if defined(__AVX2__)
 RECOPS_INLINE __m256i sum_each_int(const __m256i* x) {
-  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-  const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+  // Not by horizontal additions, as `sum_each`; and blends are free where shuffles are not.
+  __m256i u[4], w[2];
+  RECOPS_UNROLL
+  for (int i = 0; i < 4; ++i)
+    u[i] = _mm256_add_epi32(_mm256_blend_epi32(x[2 * i], x[2 * i + 1], 0xcc), _mm256_alignr_epi8(x[2 * i + 1], x[2 * i], 8));
+  RECOPS_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const __m256 a = _mm256_castsi256_ps(u[2 * i]), b = _mm256_castsi256_ps(u[2 * i + 1]);
+    w[i] =
+        _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
+  }
+  return _mm256_add_epi32(_mm256_permute2x128_si256(w[0], w[1], 0x20), _mm256_permute2x128_si256(w[0], w[1], 0x31));
 }
 #endif
 #if defined(__AVX512BW__)
@@ -412,7 +421,7 @@ requires(std::is_base_of_v<xsimd::avx512bw, A>) struct IntProducts<A> {
 
 /// Integer products of a quantised query with as many rows of codes as a vector has int32: exact, so the same on every set.
 template <class A, class Rows>
-RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index cols, const Ahead& ahead) {
+RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index cols) {
   using P = IntProducts<A>;
   constexpr int W = int_lanes<A>;
   if constexpr (P::vector) {
@@ -424,14 +433,8 @@ RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index c
       const auto part = rows.from(g);
       RECOPS_UNROLL
       for (int r = 0; r < R; ++r) d[r] = P::zero();
-      std::uintptr_t next = ahead.at + static_cast<std::uintptr_t>(g / R) * ahead.group;
       Index c = 0;
       for (; c + 2 * W <= cols; c += 2 * W) {
-        if (ahead.at != 0) {
-          RECOPS_UNROLL
-          for (int r = 0; r < R; ++r) prefetch(next + static_cast<std::uintptr_t>(r) * ahead.row);
-          next += ahead.chunk;
-        }
         const auto x = P::query(q + c);
         RECOPS_UNROLL
         for (int r = 0; r < R; ++r) d[r] = P::add(d[r], x, P::codes(part.row(r) + c));
@@ -530,23 +533,43 @@ template <class A>
   constexpr int W = int_lanes<A>;
   const std::int8_t* row[W];
   for (int r = 0; r < W; ++r) row[r] = x.data + (r < height ? first + r : first + height - 1) * x.stride;
-  return int_tile<A>(q, Scattered<std::int8_t>{row}, x.cols, Ahead{});
+  return int_tile<A>(q, Scattered<std::int8_t>{row}, x.cols);
 }
 
-/// Scaled integer products: `emit(i, height, products)` for every tile, products in lanes, before the scales of the rows.
+/// Scaled integer products: `emit(i, height, products)` for every tile, products in lanes, before the scales of the rows. Short rows
+/// from memory are read as four streams, which come faster than one, so tiles do not come in order.
 template <class A, class Emit>
 RECOPS_INLINE void int_products(const QuantizedQuery& q, const CodeRows& x, const Emit& emit) {
-  constexpr int W = int_lanes<A>;
+  constexpr Index W = int_lanes<A>;
   const bool far = x.far();
+  const Index streams = far && x.cols < 128 ? 4 : 1;
   const Batch<float, A> scale(q.scale);
-  Index i = 0;
-  for (; i + W <= x.count; i += W) {
-    const Following<std::int8_t> rows{x.data + i * x.stride, x.stride};
-    const Ahead ahead = far ? look_ahead(rows.first, x.cols, x.stride, 2 * W, W < 4 ? W : 4) : Ahead{};
-    emit(i, W, scale * xsimd::to_float(int_tile<A>(q.codes, rows, x.cols, ahead)));
+  const auto scan = [&](const auto cols) RECOPS_LAMBDA_INLINE {
+    const auto tile = [&](Index i) RECOPS_LAMBDA_INLINE {
+      const Following<std::int8_t> rows{x.data + i * x.stride, x.stride};
+      if (far) {  // what lies behind the end is never read
+        const auto next = reinterpret_cast<std::uintptr_t>(rows.first) + (streams > 1 ? 1024 : 2048);
+        for (Index r = 0; r < W; ++r)
+          for (Index b = 0; b < cols; b += 64) prefetch(next + static_cast<std::uintptr_t>(r * x.stride + b));
+      }
+      emit(i, W, scale * xsimd::to_float(int_tile<A>(q.codes, rows, cols)));
+    };
+    Index apart = x.count / W / streams;
+    if (apart > 64) apart -= (apart + 1) % 8;  // streams should not all want the same places of L1
+    for (Index t = 0; t < apart; ++t)
+      for (Index s = 0; s < streams; ++s) tile((s * apart + t) * W);
+    Index i = streams * apart * W;
+    for (; i + W <= x.count; i += W) tile(i);
+    if (const Index height = x.count - i; height > 0)
+      emit(i, height, scale * xsimd::to_float(last_int_tile<A>(q.codes, x, i, height)));
+  };
+  if (x.cols == 64) {  // lengths that compilers know are up to 1.5 times as fast
+    scan(std::integral_constant<Index, 64>());
+  } else if (x.cols == 32) {
+    scan(std::integral_constant<Index, 32>());
+  } else {
+    scan(x.cols);
   }
-  if (const Index height = x.count - i; height > 0)
-    emit(i, height, scale * xsimd::to_float(last_int_tile<A>(q.codes, x, i, height)));
 }
 
 /// What functions over rows take, as what tiles read.
