@@ -99,7 +99,7 @@ class Survivors {
     block_ = ws.take<float>(block_size + W);
   }
 
-  /// Scores of the rows i .. i + height - 1 in lanes, and how far off they may be. Rows come in order.
+  /// Scores of the rows i .. i + height - 1 in lanes, and how far off they may be.
   RECOPS_INLINE void add(Index i, Index height, B score, B error) {
     // A row whose upper bound is beaten has a lower bound that is beaten too. Most rows are, so this is all that is done for them.
     const B upper = score + error, lower = score - error;
@@ -264,7 +264,7 @@ CertifiedSelection certified_top_k(VectorView<const float> query, MatrixView<con
   const float* q = query.data();
   const double absolute = detail::sums_of(q, cols).absolute;
   const B rest(detail::at_least(detail::underflow(cols, absolute)));
-  const detail::InOrder in_order;  // streams are no faster: one of bytes is as fast as their arithmetic
+  const detail::InOrder in_order;  // of indices: `int_products` reads streams of whole tiles
   return detail::certify<A>(query, rows, in_order, indices, scores, ws, [&](detail::Survivors<A>& survivors) {
     if (x.blocks == 1) {
       auto* codes = ws.take<std::int16_t>(query_codes_size(cols));
