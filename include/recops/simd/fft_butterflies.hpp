@@ -49,12 +49,10 @@ struct Five {
 template <class T, class A>
 RECOPS_INLINE Five<Batch<T, A>> five(Batch<T, A> x0, Batch<T, A> x1, Batch<T, A> x2, Batch<T, A> x3, Batch<T, A> x4) {
   using B = Batch<T, A>;
-  // (cos(2 pi / 5) - cos(4 pi / 5)) / 2 and sin(4 pi / 5) / sin(2 pi / 5); the mean of the cosines is -1 / 4.
-  const B quarter(T(-0.25)), spread(T(0.55901699437494742410)), ratio(T(0.61803398874989484820));
-  const B t1 = x1 + x4, t2 = x2 + x3, d1 = x1 - x4, d2 = x3 - x2, both = t1 + t2, apart = t1 - t2;
-  const B mean = mul_add(quarter, both, x0);
-  return {x0 + both, mul_add(spread, apart, mean), minus_product(spread, apart, mean), minus_product(ratio, d2, d1),
-          mul_add(ratio, d1, d2)};
+  const B c1(T(0.30901699437494742410)), c2(T(-0.80901699437494742410)), ratio(T(0.61803398874989484820));
+  const B t1 = x1 + x4, t2 = x2 + x3, d1 = x1 - x4, d2 = x3 - x2;
+  return {x0 + (t1 + t2), mul_add(c2, t2, mul_add(c1, t1, x0)), mul_add(c1, t2, mul_add(c2, t1, x0)),
+          minus_product(ratio, d2, d1), mul_add(ratio, d1, d2)};
 }
 
 /// R = 2 Q with Q odd, without twiddles (Good, Thomas): n = Q n1 + 2 n2, k = Q k1 + (Q + 1) k2 mod R.

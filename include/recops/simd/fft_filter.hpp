@@ -91,69 +91,74 @@ template <class T, class A, class Gain>
   }
 }
 
-/// Last forward level, gains, first inverse level of `parts` parts of R = 8 or 10 elements, more than 16 registers hold: the
-/// transform of one half waits in its place for that of the other; what joins them, the gains and what parts them again take
-/// one number of each.
+/// Last forward level, gains, first inverse level of `parts` parts of R = 8 or 10 elements, more than 16 registers hold: sums of
+/// two elements make half of the bins, differences the other half. What comes back of the sums waits beside the tile.
 template <int R, class T, class A, class Gain>
 [[gnu::noinline]] void fft_fused_halves(T* z, Index parts, Gain gain) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   static_assert(R == 8 || R == 10);
-  // 10: elements 2 n and 5 + 2 n (mod 10) make bins 6 k and 5 + 6 k, no twiddles (Good, Thomas). 8: even and odd ones, e^(-2 pi i k / 8).
-  constexpr int Q = R / 2, odd = Q == 4 ? 1 : Q, bin = Q == 4 ? 1 : Q + 1;
+  // 10: elements 2 n and 2 n + 5 (mod 10), bins 6 k and 6 k + 5, no twiddles (Good, Thomas). 8: elements n and n + 4, bins 2 k
+  // and 2 k + 1, the differences times e^(-2 pi i n / 8).
+  constexpr int Q = R / 2, step = Q == 4 ? 1 : 2, bin = Q == 4 ? 2 : 6, odd = Q == 4 ? 1 : 5;
   const B root(T(0.70710678118654752440));
+  alignas(64) T waits[Q * 2 * W];
   for (Index i = 0; i < parts; ++i, z += R * 2 * W, gain = gain.at(R)) {
     B re[Q], im[Q];
-    const auto load = [&](const T* p, int first) RECOPS_LAMBDA_INLINE {
-      RECOPS_UNROLL
-      for (int q = 0; q < Q; ++q) {
-        re[q] = B::load_aligned(p + (first + 2 * q) % R * 2 * W);
-        im[q] = B::load_aligned(p + (first + 2 * q) % R * 2 * W + W);
-      }
-    };
-    const auto store = [&](T* p, int first) RECOPS_LAMBDA_INLINE {
-      RECOPS_UNROLL
-      for (int q = 0; q < Q; ++q) {
-        re[q].store_aligned(p + (first + 2 * q) % R * 2 * W);
-        im[q].store_aligned(p + (first + 2 * q) % R * 2 * W + W);
-      }
-    };
-    load(z, 0);
-    butterfly<Q, T, A>(re, im);
-    store(z, 0);
-    T* const p = fft_opaque(z);  // else compilers begin both halves at once
-    load(p, odd);
-    butterfly<Q, T, A>(re, im);
-    T* const even = fft_opaque(p);
     RECOPS_UNROLL
-    for (int k = 0; k < Q; ++k) {
-      T* const e = even + 2 * k * 2 * W;
-      B fr = re[k], fi = im[k];
-      if (Q == 4 && k == 2) {
-        fr = im[k];
-        fi = B(T(0)) - re[k];
-      } else if (Q == 4 && k > 0) {
-        const B s = root * (re[k] + im[k]), d = root * (im[k] - re[k]);
-        fr = k == 1 ? s : d;
-        fi = k == 1 ? d : B(T(0)) - s;
-      }
-      const B er = B::load_aligned(e), ei = B::load_aligned(e + W);
-      B pr = er + fr, pi = ei + fi, mr = er - fr, mi = ei - fi;
-      gain.apply(bin * k % R, pr, pi);
-      gain.apply((Q + bin * k) % R, mr, mi);
-      (pr + mr).store_aligned(e);
-      (pi + mi).store_aligned(e + W);
-      fr = pr - mr;
-      fi = pi - mi;
-      re[k] = Q != 4 || k == 0 ? fr : k == 2 ? mi - pi : root * (k == 1 ? fr - fi : B(T(0)) - fr - fi);
-      im[k] = Q != 4 || k == 0 ? fi : k == 2 ? fr : root * (k == 1 ? fr + fi : fr - fi);
+    for (int n = 0; n < Q; ++n) {
+      const T *const a = z + step * n % R * 2 * W, *const b = z + (step * n + Q) % R * 2 * W;
+      re[n] = B::load_aligned(a) + B::load_aligned(b);
+      im[n] = B::load_aligned(a + W) + B::load_aligned(b + W);
     }
+    butterfly<Q, T, A>(re, im);
+    RECOPS_UNROLL
+    for (int k = 0; k < Q; ++k) gain.apply(bin * k % R, re[k], im[k]);
     butterfly<Q, T, A>(im, re);
-    store(even, odd);
-    T* const last = fft_opaque(even);
-    load(last, 0);
+    RECOPS_UNROLL
+    for (int n = 0; n < Q; ++n) {
+      re[n].store_aligned(waits + n * 2 * W);
+      im[n].store_aligned(waits + n * 2 * W + W);
+    }
+    T* const p = fft_opaque(z);  // else compilers begin both halves at once
+    RECOPS_UNROLL
+    for (int n = 0; n < Q; ++n) {
+      const T *const a = p + step * n % R * 2 * W, *const b = p + (step * n + Q) % R * 2 * W;
+      re[n] = B::load_aligned(a) - B::load_aligned(b);
+      im[n] = B::load_aligned(a + W) - B::load_aligned(b + W);
+    }
+    if constexpr (Q == 4) {
+      const B s = root * (re[1] + im[1]), d = root * (im[3] - re[3]), r = re[2];
+      im[1] = root * (im[1] - re[1]);
+      re[1] = s;
+      re[2] = im[2];
+      im[2] = B(T(0)) - r;
+      im[3] = B(T(0)) - root * (re[3] + im[3]);
+      re[3] = d;
+    }
+    butterfly<Q, T, A>(re, im);
+    RECOPS_UNROLL
+    for (int k = 0; k < Q; ++k) gain.apply((bin * k + odd) % R, re[k], im[k]);
     butterfly<Q, T, A>(im, re);
-    store(last, 0);
+    if constexpr (Q == 4) {
+      const B s = root * (re[1] - im[1]), d = B(T(0)) - root * (re[3] + im[3]), r = re[2];
+      im[1] = root * (im[1] + re[1]);
+      re[1] = s;
+      re[2] = B(T(0)) - im[2];
+      im[2] = r;
+      im[3] = root * (re[3] - im[3]);
+      re[3] = d;
+    }
+    const T* const w = fft_opaque(waits + 0);
+    RECOPS_UNROLL
+    for (int n = 0; n < Q; ++n) {
+      T *const a = p + step * n % R * 2 * W, *const b = p + (step * n + Q) % R * 2 * W;
+      const B ur = B::load_aligned(w + n * 2 * W), ui = B::load_aligned(w + n * 2 * W + W);
+      (ur + re[n]).store_aligned(a);
+      (ui + im[n]).store_aligned(a + W);
+      (ur - re[n]).store_aligned(b);
+      (ui - im[n]).store_aligned(b + W);
+    }
   }
 }
 
@@ -313,6 +318,13 @@ template <class T, class A, class Gains>
     fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance, ahead);
     return fft_filter_block<T, A>(plan, fft_side(in, 1), fft_side(out, 1), {blocks.b_first, blocks.b_first, blocks.step}, gains,
                                   first, count, add, z, distance, ahead);
+  }
+  const bool one_behind_the_other = !Gains::shared && blocks.a_first == blocks.b_first && blocks.step == 1 &&
+                                    distance == plan.size() * 2 * lanes<T, A>;
+  if (one_behind_the_other && ahead.rows == 0 && fft_channels(in.a_channels, in.step, first + count - 1, 1) > 0) {
+    // Tiles and their gains: a call for each would cost what a few elements do.
+    fft_filter_parts<T, A>(plan, 1, z, count * top.radix, gains(blocks.a_first + first), ahead);
+    return fft_leave<T, A>(plan, out, first, count, z, distance, add);
   }
   for (Index g = 0; g < count; ++g) {
     T* const tile = z + g * distance;

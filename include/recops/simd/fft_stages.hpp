@@ -65,22 +65,27 @@ RECOPS_INLINE void fft_far_done() {
 /// time), or nowhere (they are all 1).
 enum class FftTwist { none, after, before };
 
-// Butterflies and twiddles from rows or tiles to rows or tiles, which may be the same. One call does element j of every group
-// before element j + 1, so that rows of memory are read and written whole.
+// Butterflies and twiddles from rows or tiles to rows or tiles, which may be the same. Of rows one call does element j of every
+// group before element j + 1, so that rows of memory are read and written whole; of tiles the longer loop is the inner one.
 template <int R, class T, class A>
 RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w,
                                   FftTwist twist) {
   using B = Batch<T, A>;
+  struct Loop {
+    Index count, from, to, w;
+  };
+  Loop outer{span, in.element, out.element, 2 * (R - 1)}, inner{groups, in.group, out.group, 0};
+  if (groups == 1 || (groups < span && in.element == out.element)) std::swap(outer, inner);
+  // Copies: what is stored could be these, as far as compilers know.
   const Index in_step = span * in.element, out_step = span * out.element;
   const std::uintptr_t in_plane = fft_plane(in.re, in.im), out_plane = fft_plane(out.re, out.im);
-  const bool far = lanes<T, A> * sizeof(T) == 64 && out.far;  // a vector is a cache line
+  const bool far = lanes<T, A> * sizeof(T) == 64 && out.far, add = out.add;  // a vector is a cache line
   const T* from = in.re;
   T* to = out.re;
-  for (Index j = span; j > 0; --j, from += in.element, to += out.element, w += 2 * (R - 1)) {
-    const T* p = from;
+  for (; outer.count > 0; --outer.count, from += outer.from, to += outer.to, w += outer.w) {
+    const T *p = from, *v = w;
     T* s = to;
-    for (Index g = groups; g > 0; --g, p += in.group, s += out.group) {
-      const T* const v = fft_opaque(w);
+    for (Index n = inner.count; n > 0; --n, p += inner.from, s += inner.to, v = fft_opaque(v + inner.w)) {
       B re[R], im[R];
       const auto turn = [&]() RECOPS_LAMBDA_INLINE {
         RECOPS_UNROLL
@@ -104,7 +109,7 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
           fft_store_far(fft_imaginary(y, out_plane), im[q]);
           y = fft_opaque(y + out_step);
         }
-      } else if (out.add) {
+      } else if (add) {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
           T* const i = fft_imaginary(y, out_plane);
@@ -465,12 +470,13 @@ template <class T, class A>
 template <class T, class A>
 struct FftBlock {
   static constexpr Index W = lanes<T, A>;
-  Index groups, distance;  // the distance of tiles is no power of two, or they would share cache sets
+  Index groups, distance;  // no multiple of 8 lines: tiles would share cache sets
 
   /// For `tiles` tiles a group.
   [[gnu::noinline]] FftBlock(const FftPlan<T>& plan, Index all, Index tiles = 1) {
     constexpr Index vector = W * static_cast<Index>(sizeof(T));
-    distance = plan.size() * 2 * W + 2 * W;
+    distance = plan.size() * 2 * W;
+    if (plan.size() % 8 == 0) distance += 2 * W;
     const Index tile = tiles * distance * static_cast<Index>(sizeof(T)), whole = 256 / vector, near = 36 * 1024 / tile,
                 fit = 2048 * 1024 / tile;
     groups = near >= whole ? whole : 2 * near >= whole ? whole / 2 : fit < whole ? fit : whole;
