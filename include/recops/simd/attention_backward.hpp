@@ -150,10 +150,12 @@ void backward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index h
   const Index dk = x.key_width, dv = x.value_width;
   const T *k = b.k + head * dk, *v = b.v + head * dv, *key_bias = b.bias ? b.bias + head * b.bias_head : nullptr;
   T *s = tiles.scores, *d = tiles.other;
-  alignas(64) T top[G];  // the maxima are of no interest here
-  scores<T, A, V>(b.count, dk, k, b.k_stride, of.qt, of.lse, s, top);
-  if (terms || key_bias) add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
-  scores<T, A, V>(b.count, dv, v, b.v_stride, of.dot, of.base, d, top);
+  scores<T, A, V>(b.count, dk, k, b.k_stride, of.qt, of.lse, s);
+  if (terms || key_bias) {
+    alignas(64) T top[G];  // the maxima are of no interest here
+    add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
+  }
+  scores<T, A, V>(b.count, dv, v, b.v_stride, of.dot, of.base, d);
   weight_gradients<T, A, V>(b.count, s, d, terms);
   const bool clean =
       !terms || (all_finite<T, A>(k, b.k_stride, b.count, dk) && all_finite<T, A>(of.q_rows, of.q_stride, of.queries, dk) &&

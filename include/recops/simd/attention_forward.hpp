@@ -99,21 +99,19 @@ RECOPS_INLINE void weights(Index keys, T* s, T* l) {
 template <class T, class A, int V>
 void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* shift,
                    T* l, T* o, RowsAhead<T>& ahead) {
-  constexpr Index W = lanes<T, A>, G = V * W;
-  using B = Batch<T, A>;
+  constexpr Index G = V * lanes<T, A>;
   const T *k = b.k + head * x.key_width, *v = b.v + head * x.value_width;
-  alignas(64) T top[G], sum[G];
   const T* key_bias = b.bias ? b.bias + head * b.bias_head : nullptr;
-  bool done = false;
-  if (!terms && !key_bias) {
-    for (Index i = 0; i < G; i += W) B(T(0)).store_aligned(sum + i);
-    score_weights<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top, sum, ahead);
-    done = !out_of_range<T, A>(top, l, G);
-    for (Index i = 0; done && i < G; i += W) (B::load_aligned(l + i) + B::load_aligned(sum + i)).store_aligned(l + i);
-  }
-  if (!done) {
-    scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, top);
-    if (terms || key_bias) add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
+  const bool plain = !terms && !key_bias;
+  scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, &ahead);
+  if (!plain || !near_weights<T, A, V>(b.count, s, l)) {
+    alignas(64) T top[G];
+    if (plain) {
+      scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s);
+      largest<T, A>(b.count, G, s, top);
+    } else {
+      add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
+    }
     if (out_of_range<T, A>(top, l, G)) raise<T, A>(top, b.count, s, shift, l, o, G, x.value_width);
     weights<T, A, V>(b.count, s, l);
   }

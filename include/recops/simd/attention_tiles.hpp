@@ -4,6 +4,7 @@
 /// Tiles serve many queries (lanes are queries), rows serve few (lanes run along a head). Float sums run over at most 60 keys
 /// (or 32 queries) in one chain; these partial sums are added up in order. Scores are kept in units of log 2.
 #pragma once
+#include <cmath>
 #include <limits>
 #include <recops/simd/math.hpp>
 #include <recops/simd/reduce.hpp>
@@ -15,11 +16,13 @@ namespace simd {
 
 namespace attention_kernel {
 
-inline constexpr Index key_block = 60;  // keys whose scores are held at once: a multiple of the tile heights 6 and 12
+inline constexpr Index key_block = 60;  // keys whose scores are held at once: a multiple of the tile heights 4 and 12
 inline constexpr int most_vectors = 2;  // vectors of queries that one tile covers at most
-/// The tallest tile: as many accumulators as the registers hold.
-template <class A>
-inline constexpr int tall = registers<A> == 32 ? 12 : 6;
+/// Rows of a tile of V vectors. Eight sums are as many as two multiply-adds a cycle keep waiting. With sixteen registers no more, though they
+/// would hold twelve: a tile ends in a burst of stores that wait for their sums, and more than eight of them hold up what comes after
+/// (Zen 3: 6 x 2 sums over 32 steps 0.88 of the peak rate, 4 x 2 0.97, both 0.99 without the stores).
+template <class A, int V>
+inline constexpr int tile_rows = registers<A> == 32 ? 12 : 8 / V;
 /// Queries that one call takes at once, and up to how many queries the kernel for few is the faster one.
 template <class T, class A>
 inline constexpr Index query_block = 8 * lanes<T, A>;
@@ -91,6 +94,61 @@ RECOPS_INLINE void exp2_each(Batch<T, A>* x) {
   }
 }
 
+/// Powers of two of exponents from -96 to 31: there the whole part of the exponent is added to that of the fraction's power, and nothing is
+/// clamped, which spares three of eight operations where they compete with the products. `all()` says whether those seen so far were in this
+/// range; where not, some powers are worth nothing. In range they are those of exp2, bit by bit.
+template <class T, class A>
+class NearPowers {
+ public:
+  /// N vectors side by side: their chains would not all fit the scheduler one after the other.
+  template <int N>
+  RECOPS_INLINE void operator()(Batch<T, A>* x) {
+    if constexpr (std::is_same_v<T, float>) {
+      constexpr float u = 0x1p-96f, c[] = {1.00000007f * u,   0.693146967f * u,  0.240221197f * u,
+                                           0.0555071328f * u, 0.0096755415f * u, 0.0013276472f * u};
+      const B magic(0x1.8p23f + 96);  // leaves the nearest whole number, plus 96, in the low bits
+      B t[N], p[N];
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) t[i] = x[i] + magic;
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) p[i] = t[i] - magic;
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) x[i] = x[i] - p[i];
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) p[i] = mul_add(x[i], B(c[5]), B(c[4]));
+      RECOPS_UNROLL
+      for (int k = 3; k >= 0; --k) {
+        RECOPS_UNROLL
+        for (int i = 0; i < N; ++i) p[i] = mul_add(p[i], x[i], B(c[k]));
+      }
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) {
+        const auto whole = bits_as<std::int32_t>(t[i]);
+        seen_ = seen_ | whole;
+        x[i] = bits_as<float>(bits_as<std::int32_t>(p[i]) + (whole << 23));
+      }
+    } else {
+      RECOPS_UNROLL
+      for (int i = 0; i < N; ++i) {
+        far_ = far_ | !((x[i] >= B(T(-96))) & (x[i] <= B(T(31))));
+        x[i] = attention_kernel::exp2(x[i]);
+      }
+    }
+  }
+  bool all() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return xsimd::all((seen_ & Batch<std::int32_t, A>(~(0x4b400000 + 127))) == Batch<std::int32_t, A>(0));
+    } else {
+      return !xsimd::any(far_);
+    }
+  }
+
+ private:
+  using B = Batch<T, A>;
+  Batch<std::int32_t, A> seen_ = Batch<std::int32_t, A>(0);
+  typename B::batch_bool_type far_ = B(T(0)) != B(T(0));
+};
+
 /// Rows of two matrices that will be needed next, to be asked for into L2 little by little while tiles are computed: memory takes only so
 /// many questions at once, and a burst of them holds up what comes after.
 template <class T>
@@ -126,80 +184,100 @@ template <class T, class A>
   return sum == T(0);
 }
 
-/// acc[r][.] = start[.] + sum_d k[r][d] qt[d][.]
-template <class T, class A, int R, int V>
-RECOPS_INLINE void score_products(Index depth, const T* k, Index k_stride, const T* qt, const T* start,
-                                  Batch<T, A> (&acc)[R][V]) {
-  constexpr Index W = lanes<T, A>, G = W * V;
-  using B = Batch<T, A>;
-  RECOPS_UNROLL
-  for (int r = 0; r < R; ++r) {
+/// The numbers a[r * stride + j] of R rows, one pointer to every third row. Pointers and stride are hidden from the compiler at each
+/// step: it would keep an offset for each row and step, and run out of integer registers.
+template <class T, int R>
+struct AlongRows {
+  static constexpr int groups = (R + 2) / 3;
+  const T* at[groups];
+  Index bytes;
+  AlongRows(const T* a, Index stride) : bytes(stride * Index{sizeof(T)}) {
     RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) acc[r][v] = B::load_aligned(start + v * W);
+    for (int g = 0; g < groups; ++g) at[g] = a + 3 * g * stride;
   }
-  for (Index d = 0; d < depth; ++d) {
-    B q[V];
+  RECOPS_INLINE void hide() {
     RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) q[v] = B::load_aligned(qt + d * G + v * W);
+    for (int g = 0; g < groups; ++g) asm("" : "+r"(at[g]));
+    asm("" : "+r"(bytes));
+  }
+  RECOPS_INLINE T get(int r, int step) const {
+    return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(at[r / 3] + step) + r % 3 * bytes);
+  }
+  RECOPS_INLINE void skip(int steps) {
     RECOPS_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const B x(k[r * k_stride + d]);
+    for (int g = 0; g < groups; ++g) at[g] += steps;
+  }
+};
+/// The numbers a[j * stride + r], likewise.
+template <class T>
+struct AlongColumns {
+  const T* at;
+  Index bytes, thrice;
+  AlongColumns(const T* a, Index stride) : at(a), bytes(stride * Index{sizeof(T)}), thrice(3 * bytes) {}
+  RECOPS_INLINE void hide() { asm("" : "+r"(at), "+r"(bytes), "+r"(thrice)); }
+  RECOPS_INLINE const T* row(Index r, int step) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(at + r) + (step == 3 ? thrice : step * bytes));
+  }
+  RECOPS_INLINE T get(int r, int step) const { return *row(r, step); }
+  RECOPS_INLINE void skip(int steps) { at = reinterpret_cast<const T*>(reinterpret_cast<const char*>(at) + steps * bytes); }
+};
+
+/// acc[r][.] += sum_j a(r, j) b[j][.], j < n. Four steps at a time: when a neighbour has the core's other thread, instructions are what is
+/// short, and a loop's own are then a fifth of all.
+template <class T, class A, int R, int V, class Numbers>
+RECOPS_INLINE void add_products(Index n, Numbers a, const T* b, Index b_stride, Batch<T, A> (&acc)[R][V]) {
+  constexpr Index W = lanes<T, A>;
+  using B = Batch<T, A>;
+  AlongColumns<T> rows(b, b_stride);
+  const auto steps = [&](auto count) RECOPS_LAMBDA_INLINE {
+    constexpr int U = count();
+    RECOPS_UNROLL
+    for (int u = 0; u < U; ++u) {
+      a.hide();
+      rows.hide();
+      B x[V];
       RECOPS_UNROLL
-      for (int v = 0; v < V; ++v) acc[r][v] = mul_add(x, q[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) x[v] = simd::detail::in_register(B::load_unaligned(rows.row(v * W, u)));
+      RECOPS_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const B y(a.get(r, u));
+        RECOPS_UNROLL
+        for (int v = 0; v < V; ++v) add_product(y, x[v], acc[r][v]);
+      }
     }
-  }
+    a.skip(U);
+    rows.skip(U);
+  };
+  for (; n >= 4; n -= 4) steps(std::integral_constant<int, 4>());
+  for (; n > 0; --n) steps(std::integral_constant<int, 1>());
 }
 
-/// s[r][.] = start[.] + sum_d k[r][d] qt[d][.]; top = max(top, s).
+/// s[r][.] = start[.] + sum_d k[r][d] qt[d][.]
 template <class T, class A, int R, int V>
-[[gnu::noinline]] void score_tile(Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top) {
-  constexpr Index W = lanes<T, A>, G = W * V;
-  using B = Batch<T, A>;
-  B acc[R][V];
-  score_products<T, A, R, V>(depth, k, k_stride, qt, start, acc);
-  RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) {
-    B most = B::load_aligned(top + v * W);
-    RECOPS_UNROLL
-    for (int r = 0; r < R; ++r) {
-      acc[r][v].store_aligned(s + r * G + v * W);
-      most = xsimd::max(acc[r][v], most);  // in this order a NaN is passed over
-    }
-    most.store_aligned(top + v * W);
-  }
-}
-
-/// The same for `tiles` tiles one after the other, with s <- 2^s and sum += s while the scores are in registers: the powers of one
-/// tile are computed under the products of the next.
-template <class T, class A, int R, int V>
-[[gnu::noinline]] void weight_tiles(Index tiles, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s,
-                                    T* top, T* sum, RowsAhead<T>& ahead) {
+[[gnu::noinline]] void score_tiles(Index tiles, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s,
+                                   RowsAhead<T>* ahead) {
   constexpr Index W = lanes<T, A>, G = W * V;
   using B = Batch<T, A>;
   for (; tiles > 0; --tiles, k += R * k_stride, s += R * G) {
-    ahead.ask();
+    if (ahead) ahead->ask();
     B acc[R][V];
-    score_products<T, A, R, V>(depth, k, k_stride, qt, start, acc);
     RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) {
-      B most = B::load_aligned(top + v * W), all = B::load_aligned(sum + v * W);
+    for (int r = 0; r < R; ++r) {
       RECOPS_UNROLL
-      for (int r = 0; r < R; ++r) {
-        most = xsimd::max(acc[r][v], most);
-        const B p = attention_kernel::exp2(acc[r][v]);
-        p.store_aligned(s + r * G + v * W);
-        all = all + p;
-      }
-      most.store_aligned(top + v * W);
-      all.store_aligned(sum + v * W);
+      for (int v = 0; v < V; ++v) acc[r][v] = B::load_aligned(start + v * W);
+    }
+    add_products<T, A, R, V>(depth, AlongRows<T, R>(k, k_stride), qt, G, acc);
+    RECOPS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      RECOPS_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v].store_aligned(s + r * G + v * W);
     }
   }
 }
 
-/// c[r][.] += sum_j a[r * a_row + j * a_step] b[j][.]
-template <class T, class A, int R, int V>
-[[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
-                                Index c_stride) {
+/// c[r][.] += sum_j a(r, j) b[j][.]
+template <class T, class A, int R, int V, class Numbers>
+[[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_stride, const T* b, Index b_stride, T* c, Index c_stride) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
   B acc[R][V];
@@ -208,19 +286,7 @@ template <class T, class A, int R, int V>
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
   }
-  for (Index j = 0; j < n; ++j) {
-    B x[V];
-    RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) x[v] = B::load_unaligned(b + v * W);
-    RECOPS_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const B y(a[r * a_row]);
-      RECOPS_UNROLL
-      for (int v = 0; v < V; ++v) acc[r][v] = mul_add(y, x[v], acc[r][v]);
-    }
-    a += a_step;
-    b += b_stride;
-  }
+  add_products<T, A, R, V>(n, Numbers(a, a_stride), b, b_stride, acc);
   RECOPS_UNROLL
   for (int r = 0; r < R; ++r) {
     RECOPS_UNROLL
@@ -231,48 +297,77 @@ template <class T, class A, int R, int V>
   }
 }
 
-/// s [keys, V vectors] = start + k q^T, top = the largest of each lane. The last tile overlaps the one before.
+/// s [keys, V vectors] = start + k q^T. The last tile overlaps the one before.
 template <class T, class A, int V>
-void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top) {
-  constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
-  for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
-  for (Index r = 0; r < keys;) {
-    const Index left = keys - r;
-    if (keys >= most && (left > 4 || keys < 4)) {
-      if (left < most) r = keys - most;
-      score_tile<T, A, most, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
-      r += most;
-    } else if (keys >= 4) {
-      if (left < 4) r = keys - 4;
-      score_tile<T, A, 4, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
-      r += 4;
-    } else {
-      score_tile<T, A, 1, V>(depth, k + r * k_stride, k_stride, qt, start, s + r * G, top);
-      ++r;
-    }
-  }
+void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s,
+            RowsAhead<T>* ahead = nullptr) {
+  constexpr Index G = lanes<T, A> * V, most = tile_rows<A, V>;
+  Index r = 0;
+  const auto tiles = [&](Index rows, auto* some) {
+    some((keys - r) / rows, depth, k + r * k_stride, k_stride, qt, start, s + r * G, ahead);
+    r += (keys - r) / rows * rows;
+  };
+  tiles(most, score_tiles<T, A, most, V>);
+  if (most > 4) tiles(4, score_tiles<T, A, 4, V>);
+  if (r == keys) return;
+  if (keys < 4) return tiles(1, score_tiles<T, A, 1, V>);
+  r = keys - 4;
+  tiles(4, score_tiles<T, A, 4, V>);
 }
 
 /// The same from 0.
 template <class T, class A, int V>
-void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T* s, T* top) {
+void scores(Index keys, Index depth, const T* k, Index k_stride, const T* qt, T* s) {
   alignas(64) const T zeros[lanes<T, A> * V] = {};
-  scores<T, A, V>(keys, depth, k, k_stride, qt, zeros, s, top);
+  scores<T, A, V>(keys, depth, k, k_stride, qt, zeros, s);
 }
 
-/// s [keys, V vectors] = 2^(start + k q^T), top = the largest exponent of each lane, sum += s.
+/// s <- 2^s, l += its sum over keys, if all powers are near and no sum is far from 1; else s is worth nothing, and l as it was.
 template <class T, class A, int V>
-void score_weights(Index keys, Index depth, const T* k, Index k_stride, const T* qt, const T* start, T* s, T* top, T* sum,
-                   RowsAhead<T>& ahead) {
-  constexpr Index W = lanes<T, A>, G = W * V, most = tall<A>;
-  for (Index i = 0; i < G; i += W) Batch<T, A>(-infinity<T>).store_aligned(top + i);
-  Index r = keys / most * most;
-  weight_tiles<T, A, most, V>(keys / most, depth, k, k_stride, qt, start, s, top, sum, ahead);
-  if (const Index fours = (keys - r) / 4; fours > 0) {
-    weight_tiles<T, A, 4, V>(fours, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum, ahead);
-    r += 4 * fours;
+[[gnu::noinline]] bool near_weights(Index keys, T* s, T* l) {
+  constexpr Index W = lanes<T, A>, G = V * W;
+  constexpr int N = 4;  // vectors at once
+  using B = Batch<T, A>;
+  NearPowers<T, A> near;
+  B sum[V];
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) sum[v] = B(T(0));
+  const auto some = [&](auto count, Index at) RECOPS_LAMBDA_INLINE {
+    constexpr int n = count();
+    B x[n];
+    RECOPS_UNROLL
+    for (int i = 0; i < n; ++i) x[i] = B::load_aligned(s + at + i * W);
+    near.template operator()<n>(x);
+    RECOPS_UNROLL
+    for (int i = 0; i < n; ++i) {
+      x[i].store_aligned(s + at + i * W);
+      sum[i % V] = sum[i % V] + x[i];
+    }
+  };
+  Index at = 0;
+  for (; at + N * W <= keys * G; at += N * W) some(std::integral_constant<int, N>(), at);
+  for (; at < keys * G; at += G) some(std::integral_constant<int, V>(), at);
+  // Where nothing was summed before, a maximum far below 0 is what scores should be measured from.
+  const B most(std::ldexp(T(1), 30)), least(std::ldexp(T(1), -8));
+  bool fine = near.all();
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v)
+    fine &= xsimd::all((sum[v] <= most) & ((sum[v] >= least) | (B::load_aligned(l + v * W) != B(T(0)))));
+  if (!fine) return false;
+  RECOPS_UNROLL
+  for (int v = 0; v < V; ++v) (B::load_aligned(l + v * W) + sum[v]).store_aligned(l + v * W);
+  return true;
+}
+
+/// top = the largest of each lane.
+template <class T, class A>
+[[gnu::noinline, gnu::cold]] void largest(Index keys, Index G, const T* s, T* top) {
+  using B = Batch<T, A>;
+  for (Index i = 0; i < G; i += lanes<T, A>) {
+    B most(-infinity<T>);
+    for (Index j = 0; j < keys; ++j) most = xsimd::max(B::load_aligned(s + j * G + i), most);  // in this order a NaN is passed over
+    most.store_aligned(top + i);
   }
-  if (r < keys) weight_tiles<T, A, 1, V>(keys - r, depth, k + r * k_stride, k_stride, qt, start, s + r * G, top, sum, ahead);
 }
 
 /// s += `bias`: one number per key (bias_stride 1) or one per score (bias_stride = G); -infinity hides whatever the score is.
@@ -293,24 +388,26 @@ template <class T, class A>
   }
 }
 
-/// c [rows, V vectors] += a^T b, where a number of a belongs to (row r, j) and b has V vectors per j.
+/// c [rows, V vectors] += a^T b, where a number of a belongs to (row r, j), one of a_row and a_step is 1, and b has V vectors per j.
 template <class T, class A, int V>
 [[gnu::noinline]] void sums(Index rows, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
                             Index c_stride, RowsAhead<T>* ahead = nullptr) {
-  constexpr Index most = registers<A> == 32 ? 8 : 6;  // widths are multiples of 8 more often than of 12
+  constexpr int most = registers<A> == 32 ? 8 : tile_rows<A, V>;  // widths are multiples of 8 more often than of 12
   Index r = 0;
-  const auto tile = [&](auto* one) {
-    if (ahead) ahead->ask();
-    one(n, a + r * a_row, a_row, a_step, b, b_stride, c + r * c_stride, c_stride);
+  const auto tiles = [&](auto height) {
+    constexpr int R = height();
+    for (; r + R <= rows; r += R) {
+      if (ahead) ahead->ask();
+      if (a_row == 1) {
+        sum_tile<T, A, R, V, AlongColumns<T>>(n, a + r, a_step, b, b_stride, c + r * c_stride, c_stride);
+      } else {
+        sum_tile<T, A, R, V, AlongRows<T, R>>(n, a + r * a_row, a_row, b, b_stride, c + r * c_stride, c_stride);
+      }
+    }
   };
-  if constexpr (most == 6) {
-    // Four rows are too few chains to keep two pipes busy: 16 rows are 5 + 5 + 6.
-    const Index fives = (6 - rows % 6) % 6;
-    for (Index i = 0; i < fives && 5 * fives <= rows; ++i, r += 5) tile(sum_tile<T, A, 5, V>);
-  }
-  for (; r + most <= rows && (most == 8 || rows - r != 8); r += most) tile(sum_tile<T, A, most, V>);
-  for (; r + 4 <= rows; r += 4) tile(sum_tile<T, A, 4, V>);
-  for (; r < rows; ++r) tile(sum_tile<T, A, 1, V>);
+  tiles(std::integral_constant<int, most>());
+  if constexpr (most > 4) tiles(std::integral_constant<int, 4>());
+  tiles(std::integral_constant<int, 1>());
 }
 
 /// The same for any number of vectors.

@@ -44,28 +44,29 @@ constexpr Index padded(Index n) {
   return (n + lanes<T, A> - 1) / lanes<T, A> * lanes<T, A>;
 }
 
-/// What becomes of a sum before it is stored: nothing,
+/// What becomes of the sums of a row before they are stored, N vectors from `column` on: nothing,
 struct AsItIs {
-  template <class B>
-  RECOPS_INLINE B operator()(B x, Index, Index) const {
-    return x;
+  template <int N, class B>
+  RECOPS_INLINE void operator()(B*, Index, Index) const {}
+};
+/// powers of two, good if all of them are near,
+template <class T, class A>
+struct Powers {
+  attention_kernel::NearPowers<T, A> near;
+  template <int N, class B>
+  RECOPS_INLINE void operator()(B* x, Index, Index) {
+    near.template operator()<N>(x);
   }
 };
-/// a power of two (the limit keeps it finite, and far out of the range in which it is taken),
-struct Power {
-  template <class B>
-  RECOPS_INLINE B operator()(B x, Index, Index) const {
-    return attention_kernel::exp2(xsimd::min(B(64), x));  // in this order a NaN passes
-  }
-};
-/// or a share of its row, plus a bias.
+/// or a share of the row, plus a bias.
 template <class T>
 struct Share {
   const T *factors, *bias;
-  template <class B>
-  RECOPS_INLINE B operator()(B x, Index row, Index column) const {
-    const B f(factors[row]);
-    return bias ? mul_add(x, f, B::load_aligned(bias + column)) : x * f;
+  template <int N, class B>
+  RECOPS_INLINE void operator()(B* x, Index row, Index column) const {
+    RECOPS_UNROLL
+    for (int v = 0; v < N; ++v)
+      x[v] = mul_add(x[v], B(factors[row]), B::load_aligned(bias + column + v * Index{B::size}));
   }
 };
 
@@ -73,11 +74,11 @@ struct Share {
 /// vectors from `column` on. With each tile some of the rows `ahead` are asked for.
 template <class T, class A, int R, int V, class Finish>
 [[gnu::noinline]] void product_tiles(Index rows, Index depth, const T* a, Index a_stride, const T* b, Index b_stride,
-                                     const T* init, T* c, Index c_stride, const Finish finish, Index column,
+                                     const T* init, T* c, Index c_stride, Finish& result, Index column,
                                      attention_kernel::RowsAhead<T>* ahead) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
-  const Index row_bytes = a_stride * static_cast<Index>(sizeof(T));
+  Finish finish = result;  // in registers
   for (Index row = 0; row < rows; row += R) {
     if (rows - row < R) row = rows - R;
     if (ahead) ahead->ask();
@@ -88,66 +89,78 @@ template <class T, class A, int R, int V, class Finish>
       RECOPS_UNROLL
       for (int r = 0; r < R; ++r) acc[r][v] = first;
     }
-    // One pointer to every third row, and hidden from the compiler: an offset for each would take all the integer registers.
-    constexpr int groups = (R + 2) / 3;
-    const T* at[groups];
-    RECOPS_UNROLL
-    for (int g = 0; g < groups; ++g) at[g] = a + (row + 3 * g) * a_stride;
-    const T* from = b + column;
-    for (Index j = depth; j > 0; --j, from += b_stride) {
-      RECOPS_UNROLL
-      for (int g = 0; g < groups; ++g) asm("" : "+r"(at[g]));
-      B x[V];
-      RECOPS_UNROLL
-      for (int v = 0; v < V; ++v) x[v] = simd::detail::in_register(B::load_aligned(from + v * W));
-      RECOPS_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const B y(*reinterpret_cast<const T*>(reinterpret_cast<const char*>(at[r / 3]) + r % 3 * row_bytes));
-        RECOPS_UNROLL
-        for (int v = 0; v < V; ++v) acc[r][v] = mul_add(y, x[v], acc[r][v]);
-      }
-      RECOPS_UNROLL
-      for (int g = 0; g < groups; ++g) ++at[g];
-    }
+    attention_kernel::add_products<T, A, R, V>(depth, attention_kernel::AlongRows<T, R>(a + row * a_stride, a_stride), b + column,
+                                               b_stride, acc);
     T* const to = c + row * c_stride + column;
     RECOPS_UNROLL
     for (int r = 0; r < R; ++r) {
+      finish.template operator()<V>(acc[r], row + r, column);
       RECOPS_UNROLL
-      for (int v = 0; v < V; ++v) finish(acc[r][v], row + r, column + v * W).store_unaligned(to + r * c_stride + v * W);
+      for (int v = 0; v < V; ++v) acc[r][v].store_unaligned(to + r * c_stride + v * W);
     }
   }
+  result = finish;
 }
 
-/// Rows of a tile. Four rows of two vectors are as many sums as two multiply-adds a cycle keep waiting, and run at 0.97 of their rate
-/// where six rows run at 0.9 (Zen 3); under the powers of the tile before six are the faster, 4.1 against 4.35 cycles a product.
-template <class A, class Finish>
-inline constexpr int tile_rows = registers<A> == 32 || std::is_same_v<Finish, Power> ? attention_kernel::tall<A> : 4;
+/// Rows of a tile: powers keep the stores of six rows apart (104 against 106 us a call of 1000 rows, 32 keys and 2 heads).
+template <class A, int V, class Finish>
+inline constexpr int tile_rows = attention_kernel::tile_rows<A, V>;
+template <class T, class A>
+inline constexpr int tile_rows<A, 2, Powers<T, A>> = registers<A> == 32 ? 12 : 6;
 
-/// The same for any number of rows and `vectors`.
+/// The same for any number of rows and `vectors`; returns `finish`.
 template <class T, class A, class Finish = AsItIs>
-void product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
-             Index c_stride, const Finish& finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
-  constexpr int R = tile_rows<A, Finish>;
+Finish product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
+             Index c_stride, Finish finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
   for (Index v = 0; v < vectors; v += 2) {
     const auto tiles = [&](auto* some) {
       some(rows, depth, a, a_stride, b, b_stride, init, c, c_stride, finish, v * lanes<T, A>, ahead);
     };
-    if (rows >= R) {
-      tiles(v + 2 <= vectors ? product_tiles<T, A, R, 2, Finish> : product_tiles<T, A, R, 1, Finish>);
+    constexpr int two = tile_rows<A, 2, Finish>, one = tile_rows<A, 1, Finish>;
+    if (v + 2 <= vectors) {
+      tiles(rows >= two ? product_tiles<T, A, two, 2, Finish> : product_tiles<T, A, 1, 2, Finish>);
     } else {
-      tiles(v + 2 <= vectors ? product_tiles<T, A, 1, 2, Finish> : product_tiles<T, A, 1, 1, Finish>);
+      tiles(rows >= one ? product_tiles<T, A, one, 1, Finish> : product_tiles<T, A, 1, 1, Finish>);
     }
   }
+  return finish;
 }
 
-/// s <- 2^(s - the largest), a whole number of vectors.
+/// The bias of a key that is not there: a weight that no sum notices, and near enough for powers.
+template <class T>
+inline constexpr T absent = T(-90);
+
+/// s <- 2^(s - the largest) for a run of n numbers, a whole number of vectors, of which `keys` are there.
 template <class T, class A>
-[[gnu::noinline, gnu::cold]] void powers_from_largest(T* s, Index n) {
+[[gnu::noinline, gnu::cold]] void powers_from_largest(T* s, Index keys, Index n) {
   using B = Batch<T, A>;
+  std::fill(s + keys, s + n, -std::numeric_limits<T>::infinity());
   B most = B::load_aligned(s);
   for (Index j = lanes<T, A>; j < n; j += lanes<T, A>) most = xsimd::max(B::load_aligned(s + j), most);
   const B largest(max_lane(most));
   for (Index j = 0; j < n; j += lanes<T, A>) attention_kernel::exp2(B::load_aligned(s + j) - largest).store_aligned(s + j);
+}
+
+/// s <- 2^s for `count` such runs, each by itself, so that its bits do not depend on its company: measured from 0 where that is near.
+template <class T, class A>
+[[gnu::noinline, gnu::cold]] void powers_of_runs(T* s, Index count, Index keys, Index n) {
+  using B = Batch<T, A>;
+  for (; count > 0; --count, s += n) {
+    const auto powers = [&](bool store) {
+      attention_kernel::NearPowers<T, A> near;
+      for (Index j = 0; j < n; j += lanes<T, A>) {
+        B x = B::load_aligned(s + j);
+        near.template operator()<1>(&x);
+        if (store) x.store_aligned(s + j);
+      }
+      return near.all();
+    };
+    if (powers(false)) {
+      powers(true);
+    } else {
+      powers_from_largest<T, A>(s, keys, n);
+    }
+  }
 }
 
 /// factors[i] <- 1 / the sum of run i, for `count` runs of n powers, n a whole number of vectors and count of lanes. What crosses lanes is
@@ -228,14 +241,14 @@ MatrixView<const T> summable(MatrixView<const T> x, const std::uint8_t* mask, T*
 
 }  // namespace few_keys
 
-/// The keys and values of one sequence, laid out for the products. A key that is not there, behind the last of a segment, has the bias
-/// -infinity and the value 0.
+/// The keys and values of one sequence, laid out for the products. A key that is not there, behind the last of a segment, has the value 0.
 template <class T, class A = DefaultArch>
 class FewKeys {
  public:
   /// Memory is taken from `ws`. `backward`: both directions.
   FewKeys(const FewKeysOperands<T>& x, bool backward, Workspace& ws)
       : segments_(x.segments),
+        present_(x.keys),
         run_(few_keys::padded<T, A>(x.keys)),
         n_(x.segments * run_),
         depth_(x.depth),
@@ -249,11 +262,9 @@ class FewKeys {
     factors_ = ws.take<T>(few_keys::block * segments_);
     const bool biased = x.key_bias || run_ != x.keys;
     if (biased) bias_ = ws.take<T>(n_);
-    if (x.bias) {
-      out_bias_ = ws.take<T>(padded_width_);
-      std::copy_n(x.bias, width_, out_bias_);
-      std::fill(out_bias_ + width_, out_bias_ + padded_width_, T(0));
-    }
+    out_bias_ = ws.take<T>(padded_width_);
+    std::fill_n(out_bias_, padded_width_, T(0));
+    if (x.bias) std::copy_n(x.bias, width_, out_bias_);
     if (backward) {
       keys_back_ = ws.take<T>(n_ * padded_depth_);
       values_back_ = ws.take<T>(width_ * n_);
@@ -271,7 +282,7 @@ class FewKeys {
         if (there) std::copy_n(v + j * x.v_stride, width_, to);
         std::fill(to + (there ? width_ : 0), to + padded_width_, T(0));
         if (biased)
-          bias_[row] = !there       ? -std::numeric_limits<T>::infinity()
+          bias_[row] = !there       ? few_keys::absent<T>
                        : x.key_bias ? attention_kernel::log2_e<T> * x.key_bias[s * x.bias_segment + j * x.bias_stride]
                                     : T(0);
         if (!backward) continue;
@@ -338,16 +349,20 @@ class FewKeys {
   void weigh(MatrixView<const T> x, attention_kernel::RowsAhead<T>* ahead = nullptr) {
     constexpr Index W = lanes<T, A>;
     const Index count = x.rows() * segments_, whole = (count + W - 1) / W * W;
-    few_keys::product<T, A>(x.rows(), n_ / W, depth_, x.data(), x.stride(), keys_, n_, bias_, weights_, n_, few_keys::Power{},
-                            ahead);
-    std::fill(weights_ + count * run_, weights_ + whole * run_, T(1));
+    const auto product = [&](Index rows, Index row, Index segment, Index vectors, auto finish) {
+      return few_keys::product<T, A>(rows, vectors, depth_, x.row(row), x.stride(), keys_ + segment * run_, n_,
+                                     bias_ ? bias_ + segment * run_ : nullptr, weights_ + row * n_ + segment * run_, n_, finish,
+                                     ahead);
+    };
     // Powers are measured from 0, and only where that would leave the range from the largest.
+    if (!product(x.rows(), 0, 0, n_ / W, few_keys::Powers<T, A>{}).near.all()) [[unlikely]] {
+      product(x.rows(), 0, 0, n_ / W, few_keys::AsItIs{});
+      few_keys::powers_of_runs<T, A>(weights_, count, present_, run_);
+    }
+    std::fill(weights_ + count * run_, weights_ + whole * run_, T(1));
     const auto again = [&](Index i) {
-      const Index s = i % segments_ * run_;
-      T* const p = weights_ + i * run_;
-      few_keys::product<T, A>(1, run_ / W, depth_, x.row(i / segments_), x.stride(), keys_ + s, n_, bias_ ? bias_ + s : nullptr,
-                              p, n_);
-      few_keys::powers_from_largest<T, A>(p, run_);
+      product(1, i / segments_, i % segments_, run_ / W, few_keys::AsItIs{});
+      few_keys::powers_from_largest<T, A>(weights_ + i * run_, present_, run_);
     };
     const auto shares = [&](auto vectors) {
       few_keys::shares<T, A, decltype(vectors)::value, scaled>(weights_, whole, run_, factors_, again);
@@ -359,9 +374,9 @@ class FewKeys {
   }
 
   bool divide_last_;  // the outputs, not the weights
-  Index segments_, run_, n_, depth_, width_, padded_depth_, padded_width_;
+  Index segments_, present_, run_, n_, depth_, width_, padded_depth_, padded_width_;
   T *keys_, *values_;                                                       // [depth, n] in units of log 2; [n, padded width]
-  T *bias_ = nullptr, *out_bias_ = nullptr;                                 // [n], [padded width]
+  T *bias_ = nullptr, *out_bias_;                                           // [n], [padded width]
   T *keys_back_ = nullptr, *values_back_ = nullptr;                         // [n, padded depth] times c; [width, n]
   T *weights_, *factors_, *copy_, *scores_ = nullptr, *copy_in_ = nullptr;  // of a block
 };

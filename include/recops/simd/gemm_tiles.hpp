@@ -48,19 +48,6 @@ constexpr Index lowest_tile(Index rows, Index tiles) {
   return lowest;
 }
 
-/// Keeps a vector that is used several times in its register: gcc would load it anew for each use, and loads are what a tile is
-/// short of.
-template <class T, class A>
-RECOPS_INLINE Batch<T, A> in_register(Batch<T, A> v) {
-#if defined(__x86_64__)
-  auto x = static_cast<typename Batch<T, A>::register_type>(v);
-  asm("" : "+v"(x));
-  return x;
-#else
-  return v;
-#endif
-}
-
 /// How a panel's row is stored, and how it becomes two vectors. Other formats specialise it.
 template <class S, class T, class A>
 struct Stored {

@@ -141,14 +141,13 @@ template <class T, class A, int V>
 template <class T, class A>
 struct Tiles {
   static constexpr Index most = lanes<T, A> * attention_kernel::most_vectors;
-  T *scores, *other, *terms, *summed, *top;
+  T *scores, *other, *terms, *summed;
   unsigned char* buckets;  // [key_block][most]
   Tiles(bool backward, Workspace& ws)
       : scores(ws.take<T>(key_block * most)),
         other(backward ? ws.take<T>(key_block * most) : nullptr),
         terms(ws.take<T>(key_block * most)),
         summed(backward ? ws.take<T>(key_block * most) : nullptr),
-        top(ws.take<T>(most)),
         buckets(ws.take<unsigned char>(key_block * most)) {}
 };
 
@@ -259,7 +258,7 @@ void forward_tile(const SiluAttentionOperands<T>& x, Index j0, Index count, Inde
   constexpr Index G = V * lanes<T, A>;
   const T *k = x.k + j0 * x.k_stride + head * x.key_width, *v = x.v + j0 * x.v_stride + head * x.value_width;
   T* const s = tiles.scores;
-  attention_kernel::scores<T, A, V>(count, x.key_width, k, x.k_stride, qt, s, tiles.top);
+  attention_kernel::scores<T, A, V>(count, x.key_width, k, x.k_stride, qt, s);
   weights<T, A, V>(count, s, terms);
   if (terms.hides && !attention_kernel::all_finite<T, A>(v, x.v_stride, count, x.value_width)) [[unlikely]] {
     attention_kernel::careful_sums(count, x.value_width, G, v, x.v_stride, s, terms.data, o);
@@ -370,8 +369,8 @@ void backward_tile(const SiluAttentionOperands<T>& x, Index j0, Index count, Ind
   const Index dk = x.key_width, dv = x.value_width;
   const T *k = x.k + j0 * x.k_stride + head * dk, *v = x.v + j0 * x.v_stride + head * dv;
   T *const s = tiles.scores, *const d = tiles.other;
-  attention_kernel::scores<T, A, V>(count, dk, k, x.k_stride, of.qt, s, tiles.top);
-  attention_kernel::scores<T, A, V>(count, dv, v, x.v_stride, of.dot, d, tiles.top);
+  attention_kernel::scores<T, A, V>(count, dk, k, x.k_stride, of.qt, s);
+  attention_kernel::scores<T, A, V>(count, dv, v, x.v_stride, of.dot, d);
   weight_gradients<T, A, V>(count, s, d, terms);
   const bool clean = !terms.hides || (attention_kernel::all_finite<T, A>(k, x.k_stride, count, dk) &&
                                       attention_kernel::all_finite<T, A>(of.q_rows, of.q_stride, rows, dk) &&

@@ -64,6 +64,23 @@ inline constexpr Index lanes = static_cast<Index>(Batch<T, A>::size);
 template <class A = DefaultArch>
 inline constexpr int registers = std::is_base_of_v<xsimd::avx512f, A> || std::is_base_of_v<xsimd::neon64, A> ? 32 : 16;
 
+namespace detail {
+
+/// Keeps a vector that is used several times in its register: gcc would load it anew for each use, and loads are what a tile is
+/// short of.
+template <class T, class A>
+RECOPS_INLINE Batch<T, A> in_register(Batch<T, A> v) {
+#if defined(__x86_64__)
+  auto x = static_cast<typename Batch<T, A>::register_type>(v);
+  asm("" : "+v"(x));
+  return x;
+#else
+  return v;
+#endif
+}
+
+}  // namespace detail
+
 /// Names differ from xsimd's, which argument-dependent lookup would also find.
 
 /// a * b + c, in one instruction where there is one (xsimd 8.1 has none for AVX-512, and on NEON leaves it to the compiler).
@@ -84,6 +101,24 @@ RECOPS_INLINE Batch<T, A> mul_add(Batch<T, A> a, Batch<T, A> b, Batch<T, A> c) {
   } else
 #endif
     return xsimd::fma(a, b, c);
+}
+
+/// sum <- sum + a * b. GCC likes to give the result the register of a factor, and then copies or spills sums in a loop that is unrolled.
+template <class T, class A>
+RECOPS_INLINE void add_product(Batch<T, A> a, Batch<T, A> b, Batch<T, A>& sum) {
+#if defined(__FMA__)
+  if constexpr (std::is_base_of_v<xsimd::fma3<xsimd::avx2>, A>) {
+    using V = typename Batch<T, A>::register_type;
+    V x = sum;
+    if constexpr (std::is_same_v<T, float>) {
+      asm("vfmadd231ps %2, %1, %0" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
+    } else {
+      asm("vfmadd231pd %2, %1, %0" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
+    }
+    sum = x;
+  } else
+#endif
+    sum = mul_add(a, b, sum);
 }
 
 /// c - a * b
