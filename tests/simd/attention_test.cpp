@@ -184,6 +184,86 @@ TEMPLATE_TEST_CASE("exp2 of attention is exact to rounding, keeps NaN and underf
   });
 }
 
+TEMPLATE_TEST_CASE("near powers are those of exp2 bit by bit, and know when they are not", "[simd][attention]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    using B = simd::Batch<T, A>;
+    constexpr Index W = simd::lanes<T, A>;
+    alignas(64) T x[W], want[W];
+    Index wrong = 0;
+    const auto see = [&](T value) {
+      std::fill_n(x, W, T(0));
+      x[W - 1] = value;
+      B batch = B::load_aligned(x);
+      simd::attention_kernel::exp2(batch).store_aligned(want);
+      simd::attention_kernel::NearPowers<T, A> near;
+      near.template operator()<1>(&batch);
+      batch.store_aligned(x);
+      if (near.all()) {
+        wrong += !(value >= T(-96.5) && value <= T(32.5)) || x[W - 1] != want[W - 1];
+      } else {
+        wrong += value >= T(-95) && value <= T(31);
+      }
+    };
+    for (int i = -400; i <= 400; ++i) see(static_cast<T>(i) / 4);  // halves may go either way
+    for (double at = -97; at < 33; at += 0.00737) see(static_cast<T>(at));
+    // Among all these some have the bits of 1.5 2^23 in part once it is added to them.
+    for (double at = 16; at < 2e7; at *= 1.0001) see(static_cast<T>(-at)), see(static_cast<T>(at)), see(std::round(static_cast<T>(-at)));
+    for (const double at : {-4194400.0, -4194304.0, -4194273.0, -9437280.0, -9437249.0, -10485840.0, -11796576.0, -12386400.0,
+                            -12451936.0, -12583008.0, -12582912.0, -12582816.0})
+      for (int d = -130; d <= 130; ++d) see(static_cast<T>(at + d));
+    for (const T at : {std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity(), std::numeric_limits<T>::quiet_NaN(),
+                       std::numeric_limits<T>::max(), std::numeric_limits<T>::lowest(), T(-1e9), T(1e7)})
+      see(at);
+    CHECK(wrong == 0);
+  });
+}
+
+TEMPLATE_TEST_CASE("a query has the same bits whatever its neighbours", "[simd][attention]", float, double) {
+  using T = TestType;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    Workspace ws;
+    Random random = random_stream(5);
+    for (const double low : {0.0, -10.0, -300.0}) {
+      AttentionCase c(40, 200, 1, 4, 3, random);
+      for (Index j = 0; j < c.l; ++j) c.k(j, 0) = low * 2 + static_cast<double>(j % 7), c.k(j, 1) = 0;  // scores around `low`, some of them halves
+      for (Index i = 0; i < c.n; ++i) c.q(i, 0) = 1;
+      Matrix<T> out[2] = {Matrix<T>(40, 3), Matrix<T>(40, 3)}, lse[2] = {Matrix<T>(40, 1), Matrix<T>(40, 1)};
+      for (int turn = 0; turn < 2; ++turn) {
+        if (turn == 1) {
+          for (Index i = 0; i < c.n; ++i)
+            if (i % 4 != 0) c.q(i, 0) = i % 4 == 1 ? std::numeric_limits<double>::quiet_NaN() : i % 4 == 2 ? 1e4 : -300;
+        }
+        Operands<T> o(c);
+        simd::attention_forward<T, A>(o.x, 0, c.n, 0, c.l, out[turn], lse[turn], ws);
+      }
+      Index different = 0;
+      for (Index i = 0; i < c.n; i += 4) {
+        for (Index d = 0; d < 3; ++d) different += out[0](i, d) != out[1](i, d);
+        different += lse[0](i, 0) != lse[1](i, 0);
+      }
+      CAPTURE(low);
+      CHECK(different == 0);
+    }
+  });
+}
+
+TEST_CASE("scores of millions below the largest have no weight", "[simd][attention]") {
+  for_each_architecture([&](auto arch) {
+    Workspace ws;
+    Random random = random_stream(6);
+    AttentionCase c(40, 2, 1, 1, 1, random);
+    for (Index i = 0; i < c.n; ++i) c.q(i, 0) = 1;
+    c.k(0, 0) = 0, c.k(1, 0) = -2907265;
+    Operands<float> o(c);
+    Matrix<float> out(40, 1), lse(40, 1);
+    simd::attention_forward<float, decltype(arch)>(o.x, 0, c.n, 0, c.l, out, lse, ws);
+    for (Index i = 0; i < c.n; ++i) CHECK(out(i, 0) == static_cast<float>(c.v(0, 0)));
+  });
+}
+
 namespace {
 
 /// Attention over what `rows` stand for, in every way the kernels read them.

@@ -34,27 +34,30 @@ RowsAhead<T> rows_after(const AttentionOperands<T>& x, const KeyBlock<T>& b, Ind
           .each = 1 + rows / (16 * calls)};
 }
 
-/// Whether a lane's weights would leave the range in which they are exact: its scores are measured from a maximum of long ago (or,
-/// while nothing was summed, from 0).
+/// Lanes whose weights would leave the range in which they are exact: their scores are measured from a maximum of long ago (or, while
+/// nothing was summed, from 0). A block whose weights sum to 2^-8 has a score above -14.
+template <class T, class A>
+RECOPS_INLINE typename Batch<T, A>::batch_bool_type out_of_range(Batch<T, A> top, Batch<T, A> l) {
+  using B = Batch<T, A>;
+  return (top > B(T(30))) | ((l == B(T(0))) & (top < B(T(-14))) & (top > B(-infinity<T>)));
+}
 template <class T, class A>
 RECOPS_INLINE bool out_of_range(const T* top, const T* l, Index G) {
   using B = Batch<T, A>;
   bool far = false;
-  for (Index v = 0; v < G; v += lanes<T, A>) {
-    const B t = B::load_aligned(top + v);
-    far |= xsimd::any((t > B(T(30))) | ((B::load_aligned(l + v) == B(T(0))) & (t < B(T(-8))) & (t > B(-infinity<T>))));
-  }
+  for (Index v = 0; v < G; v += lanes<T, A>)
+    far |= xsimd::any(out_of_range<T, A>(B::load_aligned(top + v), B::load_aligned(l + v)));
   return far;
 }
 
-/// Measures scores from `top` where they are larger, or the first: s, and what was summed before, follow.
+/// Measures the scores of lanes that are out of range from `top`: s, and what was summed before, follow.
 template <class T, class A>
 [[gnu::noinline, gnu::cold]] void raise(const T* top, Index keys, T* s, T* shift, T* l, T* o, Index G, Index width) {
   using B = Batch<T, A>;
   for (Index v = 0; v < G; v += lanes<T, A>) {
     const B zero(T(0)), t = B::load_aligned(top + v), sum = B::load_aligned(l + v);
-    const B first = xsimd::select(t == B(-infinity<T>), zero, t), up = xsimd::select(sum == zero, first, xsimd::max(t, zero));
-    const B f = attention_kernel::exp2(xsimd::min(zero - up, zero));
+    const auto far = out_of_range<T, A>(t, sum);
+    const B up = xsimd::select(far, t, zero), f = xsimd::select(far, attention_kernel::exp2(xsimd::min(zero - t, zero)), B(T(1)));
     (B::load_aligned(shift + v) - up).store_aligned(shift + v);
     (sum * f).store_aligned(l + v);
     for (Index j = 0; j < keys; ++j) (B::load_aligned(s + j * G + v) - up).store_aligned(s + j * G + v);
@@ -95,19 +98,23 @@ RECOPS_INLINE void weights(Index keys, T* s, T* l) {
   for (int v = 0; v < V; ++v) (B::load_aligned(l + v * W) + sum[v]).store_aligned(l + v * W);
 }
 
-/// One block of keys for one group of queries and one head. Scores are kept plus `shift`, the negative of a former maximum.
+/// One block of keys for one group of queries and one head. Scores are kept plus `shift`, the negative of a former maximum. Both ways give
+/// the same bits; once `patience` is at an end only the one for scores that lie far apart is taken.
 template <class T, class A, int V>
 void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index head, const T* terms, const T* qt, T* s, T* shift,
-                   T* l, T* o, RowsAhead<T>& ahead) {
+                   T* l, T* o, Index& patience, RowsAhead<T>& ahead) {
   constexpr Index G = V * lanes<T, A>;
   const T *k = b.k + head * x.key_width, *v = b.v + head * x.value_width;
   const T* key_bias = b.bias ? b.bias + head * b.bias_head : nullptr;
-  const bool plain = !terms && !key_bias;
+  const bool plain = !terms && !key_bias, hope = plain && patience > 0;
   scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s, &ahead);
-  if (!plain || !near_weights<T, A, V>(b.count, s, l)) {
+  if (!hope || !near_weights<T, A, V>(b.count, s, l)) {
     alignas(64) T top[G];
     if (plain) {
-      scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s);
+      if (hope) {
+        --patience;
+        scores<T, A, V>(b.count, x.key_width, k, b.k_stride, qt, shift, s);
+      }
       largest<T, A>(b.count, G, s, top);
     } else {
       add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
@@ -149,6 +156,7 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
     }
     KeyBlocks<T> blocks(x, h0, h1, k0 > x.first_key(q0) ? k0 : x.first_key(q0), k1 < x.last_key(q1 - 1) ? k1 : x.last_key(q1 - 1),
                         key_block, -1, ws);
+    Index patience = 2 * groups * heads;  // the first block of each may well measure from elsewhere
     for (KeyBlock<T> b; blocks.next(b);) {
       RowsAhead<T> ahead = rows_after(x, b, groups * heads);
       for (Index g = 0; g < groups; ++g) {
@@ -161,7 +169,7 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
           const Index row = of.first * heads + h * G;
           (of.vectors == 1 ? forward_block<T, A, 1>
                            : forward_block<T, A, 2>)(x, b, h, terms, qt + of.first * heads * dk + h * dk * G, tiles.scores,
-                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G, ahead);
+                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G, patience, ahead);
         }
       }
       ahead.ask(ahead.rows);  // with terms, or where heads are narrow, there are too few tiles to ask for all

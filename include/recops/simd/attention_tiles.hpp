@@ -94,7 +94,7 @@ RECOPS_INLINE void exp2_each(Batch<T, A>* x) {
   }
 }
 
-/// Powers of two of exponents from -96 to 31: there the whole part of the exponent is added to that of the fraction's power, and nothing is
+/// Powers of two of exponents from -95 to 31: there the whole part of the exponent is added to that of the fraction's power, and nothing is
 /// clamped, which spares three of eight operations where they compete with the products. `all()` says whether those seen so far were in this
 /// range; where not, some powers are worth nothing. In range they are those of exp2, bit by bit.
 template <class T, class A>
@@ -104,9 +104,9 @@ class NearPowers {
   template <int N>
   RECOPS_INLINE void operator()(Batch<T, A>* x) {
     if constexpr (std::is_same_v<T, float>) {
-      constexpr float u = 0x1p-96f, c[] = {1.00000007f * u,   0.693146967f * u,  0.240221197f * u,
+      constexpr float u = even ? 0x1p-96f : 0x1p-95f, c[] = {1.00000007f * u,   0.693146967f * u,  0.240221197f * u,
                                            0.0555071328f * u, 0.0096755415f * u, 0.0013276472f * u};
-      const B magic(0x1.8p23f + 96);  // leaves the nearest whole number, plus 96, in the low bits
+      const B magic(0x1.8p23f + (even ? 96 : 95));  // leaves the nearest whole number, plus 96 or 95, in the low bits
       B t[N], p[N];
       RECOPS_UNROLL
       for (int i = 0; i < N; ++i) t[i] = x[i] + magic;
@@ -124,29 +124,30 @@ class NearPowers {
       RECOPS_UNROLL
       for (int i = 0; i < N; ++i) {
         const auto whole = bits_as<std::int32_t>(t[i]);
-        seen_ = seen_ | whole;
+        seen_ = seen_ | (whole ^ Batch<std::int32_t, A>(0x4b400000));  // the bits of 1.5 2^23
         x[i] = bits_as<float>(bits_as<std::int32_t>(p[i]) + (whole << 23));
       }
     } else {
       RECOPS_UNROLL
       for (int i = 0; i < N; ++i) {
-        far_ = far_ | !((x[i] >= B(T(-96))) & (x[i] <= B(T(31))));
+        near_ = near_ & (x[i] >= B(T(-95))) & (x[i] <= B(T(31)));
         x[i] = attention_kernel::exp2(x[i]);
       }
     }
   }
   bool all() const {
     if constexpr (std::is_same_v<T, float>) {
-      return xsimd::all((seen_ & Batch<std::int32_t, A>(~(0x4b400000 + 127))) == Batch<std::int32_t, A>(0));
+      return xsimd::all((seen_ & Batch<std::int32_t, A>(~127)) == Batch<std::int32_t, A>(0));
     } else {
-      return !xsimd::any(far_);
+      return xsimd::all(near_);
     }
   }
 
  private:
   using B = Batch<T, A>;
+  static constexpr bool even = std::is_base_of_v<xsimd::avx512f, A>;  // halves go where those of exp2 go
   Batch<std::int32_t, A> seen_ = Batch<std::int32_t, A>(0);
-  typename B::batch_bool_type far_ = B(T(0)) != B(T(0));
+  typename B::batch_bool_type near_ = B(T(0)) == B(T(0));
 };
 
 /// Rows of two matrices that will be needed next, to be asked for into L2 little by little while tiles are computed: memory takes only so

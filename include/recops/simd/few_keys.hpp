@@ -355,7 +355,8 @@ class FewKeys {
                                      ahead);
     };
     // Powers are measured from 0, and only where that would leave the range from the largest.
-    if (!product(x.rows(), 0, 0, n_ / W, few_keys::Powers<T, A>{}).near.all()) [[unlikely]] {
+    near_ = near_ && product(x.rows(), 0, 0, n_ / W, few_keys::Powers<T, A>{}).near.all();
+    if (!near_) [[unlikely]] {  // nor will it be for the rows after these
       product(x.rows(), 0, 0, n_ / W, few_keys::AsItIs{});
       few_keys::powers_of_runs<T, A>(weights_, count, present_, run_);
     }
@@ -374,6 +375,7 @@ class FewKeys {
   }
 
   bool divide_last_;  // the outputs, not the weights
+  bool near_ = true;
   Index segments_, present_, run_, n_, depth_, width_, padded_depth_, padded_width_;
   T *keys_, *values_;                                                       // [depth, n] in units of log 2; [n, padded width]
   T *bias_ = nullptr, *out_bias_;                                           // [n], [padded width]

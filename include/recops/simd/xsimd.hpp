@@ -111,9 +111,9 @@ RECOPS_INLINE void add_product(Batch<T, A> a, Batch<T, A> b, Batch<T, A>& sum) {
     using V = typename Batch<T, A>::register_type;
     V x = sum;
     if constexpr (std::is_same_v<T, float>) {
-      asm("vfmadd231ps %2, %1, %0" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
+      asm("vfmadd231ps {%2, %1, %0|%0, %1, %2}" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
     } else {
-      asm("vfmadd231pd %2, %1, %0" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
+      asm("vfmadd231pd {%2, %1, %0|%0, %1, %2}" : "+x"(x) : "x"(static_cast<V>(a)), "x"(static_cast<V>(b)));
     }
     sum = x;
   } else
