@@ -147,6 +147,28 @@ TEMPLATE_TEST_CASE("item attention: blocks, order, threads, and a transfer that 
     for (Index k = 0; k < d; ++k) CHECK(y(i, k) == 0);  // a user without clicks
 }
 
+TEMPLATE_TEST_CASE("across domains equal candidates have equal bits, wherever they stand", "[attention][minet]", float, double) {
+  using T = TestType;
+  Random random = random_stream(672);
+  Workspace ws;
+  Threads threads{3};
+  Workspace parallel(make_executor(threads, 3));
+  for (const Index rank : {1, 2, 4, 10})
+    for (const Index n : {2, 9, 11, 17}) {
+      const ItemAttention<T> across(16, 3, 16, 16, rank, random);
+      Matrix<T> q = random_matrix<T>(n, 16, random), u = random_matrix<T>(1, 3, random), c = random_matrix<T>(5, 16, random);
+      std::copy_n(q.row(0), 16, q.row(n - 1));
+      const std::vector<int> rows{0, static_cast<int>(n)}, keys{0, 5};
+      const JaggedView<const T> who(q.view(), rows), what(c.view(), keys);
+      Matrix<T> y(n, 16), y2(n, 16);
+      across.forward(who, u, what, y, ws);
+      across.forward(who, u, what, y2, parallel);
+      CAPTURE(rank, n);
+      CHECK(max_difference(y.view(), y2.view()) == 0);
+      for (Index k = 0; k < 16; ++k) CHECK(y(n - 1, k) == y(0, k));
+    }
+}
+
 TEST_CASE("minet's gradients agree with central differences", "[attention][minet]") {
   Random random = random_stream(671);
   Workspace ws;

@@ -239,22 +239,28 @@ struct ItemAttention {
     p.mixed = ws.matrix<T>(n, rank * h);
     linear<T>(clicks.values(), part(0, dc), {}, p.clicks, ws);
     linear<T>(clicks.values(), down, {}, p.small, ws);
-    // A few candidates at a time, each with every column of U: nothing of the size of U times W_p is made for them.
+    // A few candidates at a time, each with every column of U: nothing of the size of U times W_p is made for them. Packed weights give a
+    // candidate the same bits in any place.
     constexpr Index together = 8;
-    const MatrixView<T> turned = ws.matrix<T>(rank, dt), scaled = ws.matrix<T>(std::min(n, together) * rank, dt);
+    T* const panels = ws.take<T>(simd::packed_size<T>(dt, h));
+    simd::pack<T>(simd::transposed(product), panels);
+    const MatrixView<T> turned = ws.matrix<T>(rank, dt);
     for (Index c = 0; c < dt; ++c)
       for (Index r = 0; r < rank; ++r) turned(r, c) = up(c, r);
-    for (Index i = 0; i < n; i += together) {
-      const Index count = std::min(n - i, together);
+    ws.parallel_for((n + together - 1) / together, [&](Index block, Workspace& scratch) {
+      const auto inner = scratch.mark();
+      const Index first = block * together, count = std::min(n - first, together);
+      const MatrixView<T> scaled = scratch.matrix<T>(count * rank, dt);
       for (Index j = 0; j < count; ++j) {
-        const T* const candidate = candidates.values().row(i + j);
+        const T* const candidate = candidates.values().row(first + j);
         for (Index r = 0; r < rank; ++r) {
           T* const to = scaled.row(j * rank + r);
           for (Index c = 0; c < dt; ++c) to[c] = candidate[c] * turned(r, c);
         }
       }
-      linear<T>(scaled.middle_rows(0, count * rank), product, {}, MatrixView<T>(p.mixed.row(i), count * rank, h), ws);
-    }
+      simd::gemm_packed<T>(simd::plain(MatrixView<const T>(scaled)), panels, h, {}, MatrixView<T>(p.mixed.row(first), count * rank, h),
+                           scratch);
+    });
     return p;
   }
 
