@@ -258,6 +258,45 @@ TEMPLATE_TEST_CASE("dpp_map: a diagonal beside qualities whose squares vanish", 
   }
 }
 
+TEMPLATE_TEST_CASE("dpp_map: a large diagonal beside features that are as large", "[diversity][dpp]", float, double) {
+  using T = TestType;
+  const T unit = std::is_same_v<T, float> ? T(1e10) : T(1e80);
+  Matrix<T> features(2, 1);
+  features(0, 0) = unit;
+  features(1, 0) = 3 * unit;
+  const Vector<T> quality{1, 1}, diagonal{unit * unit, 0};
+  Vector<std::int32_t> picks(2);
+  Vector<T> scores(2);
+  Workspace ws;
+  const Selection s = dpp_map<T>({.quality = quality, .features = features, .diagonal = diagonal}, {}, picks, scores, ws);
+  REQUIRE(s.count == 2);
+  CHECK((picks[0] == 1 && picks[1] == 0));
+  const double length = 2 * std::log(static_cast<double>(unit));
+  CHECK(static_cast<double>(scores[0]) == Approx(length + std::log(9.0)).epsilon(1e-6));
+  CHECK(std::abs(static_cast<double>(scores[1]) - length) < 1e-3);  // 2 - 1, times unit^2
+}
+
+TEMPLATE_TEST_CASE("dpp_map_backward: small qualities beside a diagonal", "[diversity][dpp]", float, double) {
+  using T = TestType;
+  const Matrix<T> features(1, 3, T(1));
+  const Vector<T> diagonal{T(2)}, dscores{T(1)};
+  const Vector<std::int32_t> picks{0};
+  Workspace ws;
+  for (const double q : {1e-1, 1e-3, 1e-10, 1e-25, 1e-110, 1e-200}) {
+    if (std::is_same_v<T, float> && q < 1e-30) continue;
+    const Vector<T> quality{static_cast<T>(q)};
+    Vector<T> drelevance{T(0)};
+    Matrix<T> dfeatures(1, 3, T(0));
+    dpp_map_backward<T>({.quality = quality, .features = features, .diagonal = diagonal}, {}, picks, dscores,
+                        {.relevance = drelevance, .features = dfeatures}, ws);
+    CAPTURE(q);
+    const double expected = 6 * q / (3 * q * q + 2);  // of log(3 q^2 + 2)
+    const double least = std::is_same_v<T, float> ? 1e-13 : 1e-100;  // where the diagonal dwarfs all else
+    CHECK(std::abs(static_cast<double>(drelevance[0]) - expected) <= 1e-5 * expected + (q < 1e-14 ? least : 0));
+    CHECK(std::abs(static_cast<double>(dfeatures(0, 0)) - 2 * q * q / (3 * q * q + 2)) <= 1e-5 * q * q + (q < 1e-14 ? least : 0));
+  }
+}
+
 TEST_CASE("dpp_map with rounded features is dpp_map of the rounded features", "[diversity][dpp]") {
   Random random(recops_test::seed(), 4);
   auto q = normal_request<float>(random, 200, 12, 0.5);

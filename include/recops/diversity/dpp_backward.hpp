@@ -29,7 +29,12 @@ void dpp_map_backward(const DppInput<T>& input, const DppOptions& options, Vecto
   const Index total = shown.seen + count;
   const Index back = options.window > 0 ? std::min(options.window - 1, total) : total;
   const double alpha = options.alpha, eps = static_cast<double>(detail::dpp_eps<T>(options));
+  const auto quality_of = [&](Index item) {
+    const T q = input.quality[item];
+    return static_cast<double>(input.diagonal.empty() ? q : detail::quality_beside(q, input.diagonal[item]));
+  };
   double* const s = scratch.take<double>(total * total);
+  double* const own = scratch.take<double>(count);  // squared lengths of the picks: `s` without what the diagonal adds
   double* const factor = scratch.take<double>(back * back);
   double* const z = scratch.take<double>(back + 1);
   for (Index a = 0; a < total; ++a) {
@@ -38,8 +43,9 @@ void dpp_map_backward(const DppInput<T>& input, const DppOptions& options, Vecto
       for (Index d = 0; d < cols; ++d) v += static_cast<double>(shown.row(a)[d]) * static_cast<double>(shown.row(b)[d]);
       if (a != b) v *= alpha;
       if (a == b && a >= shown.seen && !input.diagonal.empty()) {
-        const double q = static_cast<double>(input.quality[picks[a - shown.seen]]);
-        v += static_cast<double>(input.diagonal[picks[a - shown.seen]]) / (q * q);
+        own[a - shown.seen] = v;
+        const double q = quality_of(picks[a - shown.seen]);
+        v += static_cast<double>(input.diagonal[picks[a - shown.seen]]) / q / q;
       }
       s[a * total + b] = s[b * total + a] = v;
     }
@@ -65,12 +71,13 @@ void dpp_map_backward(const DppInput<T>& input, const DppOptions& options, Vecto
     }
     if (a >= shown.seen) {
       const Index t = a - shown.seen;
-      double d2 = s[a * total + a];
+      double d2 = s[a * total + a], explained = 0;
       for (Index b = 0; b < rows; ++b) {
         double v = s[a * total + begin + b];
         for (Index l = 0; l < b; ++l) v -= factor[b * back + l] * z[l];
         z[b] = factor[b * back + b] > 0 ? v / factor[b * back + b] : 0;
         d2 -= z[b] * z[b];
+        explained += z[b] * z[b];
       }
       if (d2 > eps * s[a * total + a]) {
         for (Index b = rows; b-- > 0;) {
@@ -85,14 +92,17 @@ void dpp_map_backward(const DppInput<T>& input, const DppOptions& options, Vecto
             const double w = 2 * g * z[i] * z[j] * (i == j ? 1 : alpha);
             if (w != 0) simd::axpy(static_cast<T>(w), shown.row(begin + j), shown.drow(begin + i), cols);
           }
-          if (!gradient.relevance.empty() && !input.diagonal.empty() && begin + i >= shown.seen) {
+          if (!gradient.relevance.empty() && !input.diagonal.empty() && i < rows && begin + i >= shown.seen) {
             const Index item = picks[begin + i - shown.seen];
-            const double q = static_cast<double>(input.quality[item]);
-            gradient.relevance[item] -=
-                static_cast<T>(2 * g * z[i] * z[i] * static_cast<double>(input.diagonal[item]) / (q * q * q));
+            const double q = quality_of(item), ratio = z[i] / q;
+            gradient.relevance[item] -= static_cast<T>(2 * g * ratio * ratio * (static_cast<double>(input.diagonal[item]) / q));
           }
         }
-        if (!gradient.relevance.empty()) gradient.relevance[picks[t]] += 2 * dscores[t] / input.quality[picks[t]];
+        if (!gradient.relevance.empty()) {
+          // 2 / q (1 - (diagonal / q^2) / d2), without the difference of numbers that may be equal but for rounding
+          const double left = input.diagonal.empty() ? d2 : own[t] - explained;
+          gradient.relevance[picks[t]] += static_cast<T>(2 * g * left / quality_of(picks[t]));
+        }
       }
     }
     if (back > 0 && rows < back) extend(a);

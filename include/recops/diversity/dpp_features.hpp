@@ -139,13 +139,9 @@ struct DppFeatureRule {
   }
 
  private:
-  /// Of an item. Where the diagonal entry dwarfs it, one by whose square the entry can be divided: what features add is lost to
-  /// rounding beside it anyway.
   T quality_of(Index item) const {
     const T q = in.quality.data()[item];
-    if (in.diagonal.empty()) return q;
-    const T least = std::sqrt(in.diagonal.data()[item]) * (std::is_same_v<T, float> ? T(1e-9) : T(1e-75));
-    return q < least && is_finite(least) ? least : q;
+    return in.diagonal.empty() ? q : quality_beside(q, in.diagonal.data()[item]);
   }
   Index directions() const { return Windowed ? count : basis.count(); }
   void prepare(Index p) {

@@ -68,6 +68,14 @@ T dpp_eps(const DppOptions& options) {
   return static_cast<T>((std::is_same_v<T, float> ? 1e-6 : 1e-10) * (options.window > 0 ? 4 : 1));
 }
 
+/// The quality of an item with a diagonal entry d. Where d dwarfs q, a larger one by whose square d can be divided: what features of length
+/// up to 2e11 (float) or 1e112 (double) add is lost to rounding beside d anyway.
+template <class T>
+T quality_beside(T q, T d) {
+  const T least = std::sqrt(d) * (std::is_same_v<T, float> ? T(1e-15) : T(1e-120));
+  return q < least && is_finite(least) ? least : q;
+}
+
 inline void check_dpp_options(const char* operation, const DppOptions& options) {
   check_option(operation, "window", options.window >= 0, "window >= 0", static_cast<double>(options.window));
   check_option(operation, "alpha", options.alpha >= 0 && options.alpha <= 1, "0 <= alpha <= 1", options.alpha);
