@@ -51,4 +51,11 @@ TEST_CASE("attention with residual and norm: value, gradient, serving form, erro
   CHECK(error_of([&] { layer.backward(a, b, dy.view().middle_rows(0, 4), saved, dx, dz, gradient, ws); }) ==
         "AttentionSublayer::backward: dy: expected shape [5, 6], got [4, 6]");
   CHECK(error_of([&] { AttentionSublayer<double>(6, 2, 1.0, random); }).find("dropout") != std::string::npos);
+  AttentionSublayer<double> unfit = layer;
+  unfit.norm.weight.resize(5);
+  Matrix<double> kept(5, 6, 7.0);
+  CHECK(error_of([&] { unfit.forward(a, b, kept, ws); }) == "LayerNorm: weight: expected size 6, got 5");
+  CHECK(error_of([&] { unfit.forward(a, b, kept, saved, step, ws); }) == "LayerNorm: weight: expected size 6, got 5");
+  CHECK(error_of([&] { (void)freeze(unfit); }) == "LayerNorm: weight: expected size 6, got 5");
+  for (const double v : leaf_values(kept)) CHECK(v == 7);
 }

@@ -147,6 +147,9 @@ TEST_CASE("Dense refuses shapes that disagree and writes nothing", "[nn][dense]"
   normed.norm.weight.resize(2);
   CHECK(error_of([&] { normed.forward(x, y, ws); }) == "LayerNorm: weight: expected size 3, got 2");
   CHECK(error_of([&] { (void)freeze(normed); }) == "LayerNorm: weight: expected size 3, got 2");
+  Dense<float, BatchNorm<float>> batch_normed(4, 3, Activation::relu, random);
+  batch_normed.norm.running_mean.resize(2);
+  CHECK(error_of([&] { batch_normed.forward(x, y, ws); }) == "BatchNorm: running_mean: expected size 3, got 2");
   CHECK(error_of([&] { RmsNorm<float>(3).output_cols(4); }) == "RmsNorm: weight: expected size 4, got 3");
   CHECK(error_of([&] { BatchNorm<float>(3).output_cols(4); }) == "BatchNorm: weight: expected size 4, got 3");
   for (const float v : leaf_values(y)) CHECK(v == 7);

@@ -36,12 +36,14 @@ struct AttentionSublayer {
     Matrix<T> sum;  ///< [total_N, E], what the norm reads
   };
   void forward(JaggedView<const T> x, JaggedView<const T> z, MatrixView<T> y, Workspace& ws) const {
+    norm.output_cols(attention.embed());
     attention.forward(x, z, y, ws);
     add(x.values(), y);
     norm.forward(y, y, ws);
   }
   void forward(JaggedView<const T> x, JaggedView<const T> z, MatrixView<T> y, Saved& saved, const Step& step,
                Workspace& ws) const {
+    norm.output_cols(attention.embed());
     saved.sum.resize(x.values().rows(), attention.embed());
     attention.forward(x, z, saved.sum, saved.attention, step.child(0), ws);
     if (dropout > 0) Dropout<T>(dropout).forward(saved.sum, saved.sum, saved.dropout, step.child(1), ws);
@@ -83,7 +85,9 @@ class FrozenAttentionSublayer {
  public:
   FrozenAttentionSublayer() = default;
   explicit FrozenAttentionSublayer(const AttentionSublayer<T>& layer)
-      : attention_(freeze(layer.attention, Weights<S>())), norm_(layer.norm) {}
+      : attention_(freeze(layer.attention, Weights<S>())), norm_(layer.norm) {
+    norm_.output_cols(layer.attention.embed());
+  }
   /// As `AttentionSublayer::forward`.
   void forward(JaggedView<const T> x, JaggedView<const T> z, MatrixView<T> y, Workspace& ws) const {
     attention_.forward(x, z, y, ws);

@@ -246,6 +246,8 @@ struct BatchNorm {
   Index output_cols(Index input_cols) const {
     const MatrixView<const T> none(nullptr, 0, input_cols);
     detail::check_norm<T>("BatchNorm", none, weight, bias, 1, options.epsilon);
+    check_size("BatchNorm", "running_mean", VectorView<const T>(running_mean), input_cols);
+    check_size("BatchNorm", "running_variance", VectorView<const T>(running_variance), input_cols);
     return input_cols;
   }
 

@@ -62,8 +62,10 @@ struct TransformerBlock {
   /// E; throws `Error` unless the parts fit each other and the input.
   Index output_cols(Index input_cols) const {
     self_attn.output_cols(input_cols);
-    norm1.output_cols(input_cols);
-    norm2.output_cols(input_cols);
+    if constexpr (requires { norm1.output_cols(input_cols); }) {
+      norm1.output_cols(input_cols);
+      norm2.output_cols(input_cols);
+    }
     return linear2.output_cols(linear1.output_cols(input_cols));
   }
 
