@@ -89,7 +89,11 @@ class Candidates {
   }
   const T* squares(Index p) const { return view_.squares + p * P; }
   bool marked(Index row) const { return !(view_.squares[row] <= std::numeric_limits<T>::max()); }
-  bool any_marked(Index p) const { return simd::max<T, A>(squares(p), rows_in(p)) > std::numeric_limits<T>::max(); }
+  bool any_marked(Index p) const {
+    bool any = false;
+    for (Index i = 0; i < rows_in(p); ++i) any |= marked(p * P + i);
+    return any;
+  }
   /// How many rows of panel p there are.
   Index rows_in(Index p) const { return std::min(P, rows_ - p * P); }
 

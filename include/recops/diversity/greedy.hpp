@@ -30,7 +30,7 @@ class Greedy {
   Greedy(const Candidates<T, A>& rows, Rule& rule, bool lazy, ConstraintState* limits, Workspace& scratch)
       : rows_(rows), rule_(rule), lazy_(lazy), limits_(limits), panels_(rows.panels()) {
     stale_ = scratch.take<T>(panels_);
-    fresh_ = scratch.take<T>((panels_ + W - 1) / W * W);
+    fresh_ = scratch.take<T>(panels_);
     seen_ = scratch.take<std::int32_t>(panels_);
     std::fill(seen_, seen_ + panels_, -1);
   }

@@ -62,6 +62,7 @@ class GateMap {
   Index expert(Index g) const { return list_[static_cast<std::size_t>(g)]; }
   /// Every task sees every expert in order: gates are `[B, T, E]`.
   bool is_dense() const { return dense_; }
+  /// The same tasks see the same experts in the same order.
   bool operator==(const GateMap&) const = default;
 
  private:

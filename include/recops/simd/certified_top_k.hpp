@@ -40,7 +40,7 @@ namespace simd {
 
 namespace detail {
 
-/// Rows scored between two looks at the threshold.
+/// Rows scored exactly between two looks at the threshold.
 inline constexpr Index scan_block = 512;
 
 /// Sums of a query, in double.

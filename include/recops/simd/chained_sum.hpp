@@ -15,11 +15,13 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace simd {
 
+/// A sum that is not yet in its total; `finish` adds the last chain. NaN and infinity stay with their column. Takes room for n numbers.
 template <class T>
 class ChainedSum {
  public:
+  /// Terms in a chain.
   static constexpr Index chain = 512;
-  /// Adds to `total`; its room in `ws` is the caller's to give back.
+  /// Adds to `total [n]`, null only if n is 0; the room in `ws` is the caller's to give back.
   ChainedSum(T* total, Index n, Workspace& ws) : total_(total), part_(ws.take<T>(n)), n_(n) { std::fill_n(part_, n, T(0)); }
   /// Where the next term is added.
   T* next() {
@@ -27,6 +29,7 @@ class ChainedSum {
     ++count_;
     return part_;
   }
+  /// Adds what is not yet in the total. Without it the last 1 ... 512 terms are lost; called again it adds nothing.
   void finish() {
     add<T>(part_, total_, n_);
     std::fill_n(part_, n_, T(0));

@@ -543,12 +543,15 @@ RECOPS_INLINE void int_products(const QuantizedQuery& q, const CodeRows& x, cons
   constexpr Index W = int_lanes<A>;
   const bool far = x.far();
   const Index streams = far && x.cols < 128 ? 4 : 1;
+  // Whole rows where rows lie apart, and never what the tile itself reads.
+  const Index least = streams > 1 ? 1024 : std::max<Index>(2048, W * x.stride);
+  const Index distance = x.stride - x.cols < 64 ? least : (least + x.stride - 1) / x.stride * x.stride;
   const Batch<float, A> scale(q.scale);
   const auto scan = [&](const auto cols) RECOPS_LAMBDA_INLINE {
     const auto tile = [&](Index i) RECOPS_LAMBDA_INLINE {
       const Following<std::int8_t> rows{x.data + i * x.stride, x.stride};
       if (far) {  // what lies behind the end is never read
-        const auto next = reinterpret_cast<std::uintptr_t>(rows.first) + (streams > 1 ? 1024 : 2048);
+        const auto next = reinterpret_cast<std::uintptr_t>(rows.first) + static_cast<std::uintptr_t>(distance);
         for (Index r = 0; r < W; ++r)
           for (Index b = 0; b < cols; b += 64) prefetch(next + static_cast<std::uintptr_t>(r * x.stride + b));
       }
