@@ -342,7 +342,8 @@ struct Din {
     din_first_layer_backward<T>(candidates, history, linears[0].weight, d, dcandidates, dhistory, gradient.linears[0].weight,
                                 gradient.linears[0].bias, ws);
   }
-  /// Folds Dice's statistics of a training step into the running ones.
+  /// Folds Dice's statistics of a training step into the running ones. Throws `Error` unless a training
+  /// forward has filled `saved`.
   void update(const Saved& saved) {
     detail::check_saved_layers("Din::update", saved.activations.size(), activations.size());
     for (std::size_t k = 0; k < activations.size(); ++k) detail::update_layer(activations[k], saved.activations[k]);

@@ -136,7 +136,8 @@ struct Ple {
       up = down;
     }
   }
-  /// Folds the batch statistics of a training step into the running ones; does nothing without batch norm.
+  /// Folds the batch statistics of a training step into the running ones; does nothing without batch norm. Throws `Error`
+  /// unless a training forward has filled `saved`.
   void update(const Saved& saved) {
     detail::check_saved_layers("Ple::update", saved.levels.size(), levels.size());
     for (std::size_t l = 0; l < levels.size(); ++l) levels[l].update(saved.levels[l]);

@@ -60,7 +60,7 @@ struct Experts {
     for (std::size_t e = 0; e < experts.size(); ++e)
       experts[e].backward(x, dy.middle_cols(static_cast<Index>(e) * cols, cols), saved.experts[e], dx, gradient.experts[e], ws);
   }
-  /// Lets every expert fold in what a training step gathered.
+  /// Lets every expert fold in what a training step gathered. Throws `Error` unless a training forward filled `saved`.
   void update(const Saved& saved) {
     detail::check_saved_layers("Experts::update", saved.experts.size(), experts.size());
     for (std::size_t e = 0; e < experts.size(); ++e) detail::update_layer(experts[e], saved.experts[e]);

@@ -89,7 +89,8 @@ struct Mlp {
       hidden[i].backward(input(i), dout, saved.hidden[i], d, i > 0, gradient.hidden[i], ws);
     }
   }
-  /// Folds the statistics of a training step into the norms' running ones.
+  /// Folds the statistics of a training step into the norms' running ones. Throws `Error` unless a training
+  /// forward has filled `saved`.
   void update(const Saved& saved) {
     detail::check_saved_layers("Mlp::update", saved.hidden.size(), hidden.size());
     for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i].update(saved.hidden[i]);
