@@ -231,8 +231,8 @@ TEST_CASE("rows that come from memory are read in streams, with the same result"
 TEST_CASE("codes that come from memory are read in streams, with the same result", "[simd][certified]") {
   Random random = random_stream(24);
   const Index most = simd::detail::distant_bytes;
-  for (const auto& [count, cols] :
-       {std::pair<Index, Index>{most / 64 + 77, 64}, {most / 32 + 3, 32}, {most / 50 + 1, 50}, {most / 130 + 9, 130}}) {
+  for (const Index cols : {64, 32, 50, 130}) {
+    const Index count = most / cols + 77;
     auto rows = random_matrix<float>(count, cols, random);
     for (Index l = 3; l < count; l += 7) std::copy_n(rows.row(l / 2), cols, rows.row(l));  // ties, far apart
     QuantizedRows codes;
