@@ -84,7 +84,12 @@ RECOPS_INLINE void store_words(void* p, Words<A> v) {
 
 template <class A>
 RECOPS_INLINE Words<A> choose(typename Words<A>::batch_bool_type condition, Words<A> yes, Words<A> no) {
-  return xsimd::select(condition, yes, no);
+#if defined(__AVX512F__)
+  if constexpr (std::is_base_of_v<xsimd::avx512f, A>) {  // xsimd 8.1 takes words for halves here, and does not compile
+    return _mm512_mask_blend_epi32(condition, no, yes);
+  } else
+#endif
+    return xsimd::select(condition, yes, no);
 }
 
 /// Halves in lanes to floats, by integer arithmetic.
