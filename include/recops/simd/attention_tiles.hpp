@@ -18,9 +18,9 @@ namespace attention_kernel {
 
 inline constexpr Index key_block = 60;  // keys whose scores are held at once: a multiple of the tile heights 4 and 12
 inline constexpr int most_vectors = 2;  // vectors of queries that one tile covers at most
-/// Rows of a tile of V vectors. Eight sums are as many as two multiply-adds a cycle keep waiting. With sixteen registers no more, though they
-/// would hold twelve: a tile ends in a burst of stores that wait for their sums, and more than eight of them hold up what comes after
-/// (Zen 3: 6 x 2 sums over 32 steps 0.88 of the peak rate, 4 x 2 0.97, both 0.99 without the stores).
+/// Rows of a tile of V vectors. Eight sums are as many as two multiply-adds a cycle keep waiting. With sixteen registers no more,
+/// though they would hold twelve: a tile ends in a burst of stores that wait for their sums, and more than eight of them hold up what
+/// comes after (Zen 3: 6 x 2 sums over 32 steps 0.88 of the peak rate, 4 x 2 0.97, both 0.99 without the stores).
 template <class A, int V>
 inline constexpr int tile_rows = registers<A> == 32 ? 12 : 8 / V;
 /// Queries that one call takes at once, and up to how many queries the kernel for few is the faster one.
@@ -63,69 +63,65 @@ RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
   }
 }
 
-/// The same for N vectors, step by step side by side: their chains would not all fit the scheduler one after the other.
+/// x <- unit 2^(x - n) for N vectors, n the whole number nearest to x; whole = 1.5 2^23 + offset + n. Step by step side by side: their
+/// chains would not all fit the scheduler one after the other.
+template <int N, class A>
+RECOPS_INLINE void fraction_powers(Batch<float, A>* x, float unit, float offset, Batch<float, A>* whole) {
+  using B = Batch<float, A>;
+  const float c[] = {1.00000007f * unit,   0.693146967f * unit,  0.240221197f * unit,
+                     0.0555071328f * unit, 0.0096755415f * unit, 0.0013276472f * unit};
+  const B magic(0x1.8p23f + offset);
+  B p[N];
+  RECOPS_UNROLL
+  for (int i = 0; i < N; ++i) whole[i] = x[i] + magic;
+  RECOPS_UNROLL
+  for (int i = 0; i < N; ++i) p[i] = whole[i] - magic;
+  RECOPS_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = x[i] - p[i];
+  RECOPS_UNROLL
+  for (int i = 0; i < N; ++i) p[i] = mul_add(x[i], B(c[5]), B(c[4]));
+  RECOPS_UNROLL
+  for (int k = 3; k >= 0; --k) {
+    RECOPS_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = mul_add(p[i], x[i], B(c[k]));
+  }
+  RECOPS_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = p[i];
+}
+
+/// 2^x for N vectors.
 template <int N, class T, class A>
 RECOPS_INLINE void exp2_each(Batch<T, A>* x) {
   using B = Batch<T, A>;
   if constexpr (std::is_same_v<T, float> && registers<A> == 16) {
-    constexpr float c[] = {1.00000007f, 0.693146967f, 0.240221197f, 0.0555071328f, 0.0096755415f, 0.0013276472f};
-    const B magic(12583039.0f), least(-127.0f);
-    B t[N], p[N];
+    B t[N];
     RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) x[i] = xsimd::max(least, x[i]);
+    for (int i = 0; i < N; ++i) x[i] = xsimd::max(B(-127.0f), x[i]);
+    fraction_powers<N>(x, 1.0f, 127.0f, t);
     RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) t[i] = x[i] + magic;
-    RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) p[i] = t[i] - magic;
-    RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) x[i] = x[i] - p[i];
-    RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) p[i] = mul_add(x[i], B(c[5]), B(c[4]));
-    RECOPS_UNROLL
-    for (int k = 3; k >= 0; --k) {
-      RECOPS_UNROLL
-      for (int i = 0; i < N; ++i) p[i] = mul_add(p[i], x[i], B(c[k]));
-    }
-    RECOPS_UNROLL
-    for (int i = 0; i < N; ++i) x[i] = p[i] * bits_as<float>(bits_as<std::int32_t>(t[i]) << 23);
+    for (int i = 0; i < N; ++i) x[i] = x[i] * bits_as<float>(bits_as<std::int32_t>(t[i]) << 23);
   } else {
     RECOPS_UNROLL
     for (int i = 0; i < N; ++i) x[i] = attention_kernel::exp2(x[i]);
   }
 }
 
-/// Powers of two of exponents from -95 to 31: there the whole part of the exponent is added to that of the fraction's power, and nothing is
-/// clamped, which spares three of eight operations where they compete with the products. `all()` says whether those seen so far were in this
-/// range; where not, some powers are worth nothing. In range they are those of exp2, bit by bit.
+/// Powers of two of exponents from -95 to 31: there the whole part of the exponent is added to that of the fraction's power, and
+/// nothing is clamped, which spares operations where they compete with the products. `all()` says whether those seen so far were in
+/// this range; where not, some powers are worth nothing. In range they are those of exp2, bit by bit.
 template <class T, class A>
 class NearPowers {
  public:
-  /// N vectors side by side: their chains would not all fit the scheduler one after the other.
   template <int N>
   RECOPS_INLINE void operator()(Batch<T, A>* x) {
     if constexpr (std::is_same_v<T, float>) {
-      constexpr float u = even ? 0x1p-96f : 0x1p-95f, c[] = {1.00000007f * u,   0.693146967f * u,  0.240221197f * u,
-                                           0.0555071328f * u, 0.0096755415f * u, 0.0013276472f * u};
-      const B magic(0x1.8p23f + (even ? 96 : 95));  // leaves the nearest whole number, plus 96 or 95, in the low bits
-      B t[N], p[N];
-      RECOPS_UNROLL
-      for (int i = 0; i < N; ++i) t[i] = x[i] + magic;
-      RECOPS_UNROLL
-      for (int i = 0; i < N; ++i) p[i] = t[i] - magic;
-      RECOPS_UNROLL
-      for (int i = 0; i < N; ++i) x[i] = x[i] - p[i];
-      RECOPS_UNROLL
-      for (int i = 0; i < N; ++i) p[i] = mul_add(x[i], B(c[5]), B(c[4]));
-      RECOPS_UNROLL
-      for (int k = 3; k >= 0; --k) {
-        RECOPS_UNROLL
-        for (int i = 0; i < N; ++i) p[i] = mul_add(p[i], x[i], B(c[k]));
-      }
+      B t[N];
+      fraction_powers<N>(x, even ? 0x1p-96f : 0x1p-95f, even ? 96.0f : 95.0f, t);
       RECOPS_UNROLL
       for (int i = 0; i < N; ++i) {
         const auto whole = bits_as<std::int32_t>(t[i]);
         seen_ = seen_ | (whole ^ Batch<std::int32_t, A>(0x4b400000));  // the bits of 1.5 2^23
-        x[i] = bits_as<float>(bits_as<std::int32_t>(p[i]) + (whole << 23));
+        x[i] = bits_as<float>(bits_as<std::int32_t>(x[i]) + (whole << 23));
       }
     } else {
       RECOPS_UNROLL

@@ -111,7 +111,7 @@ inline constexpr int tile_rows<A, 2, Powers<T, A>> = registers<A> == 32 ? 12 : 6
 /// The same for any number of rows and `vectors`; returns `finish`.
 template <class T, class A, class Finish = AsItIs>
 Finish product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
-             Index c_stride, Finish finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
+               Index c_stride, Finish finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
   for (Index v = 0; v < vectors; v += 2) {
     const auto tiles = [&](auto* some) {
       some(rows, depth, a, a_stride, b, b_stride, init, c, c_stride, finish, v * lanes<T, A>, ahead);
