@@ -257,6 +257,12 @@ TEST_CASE("cross features by tables are those by embeddings", "[attention][twin]
   check_gradient("cross", leaf_values(cross), leaf_values(dcross), dense_loss, report);
   INFO(report.where);
   CHECK(report.worst < 1e-7);
+  Matrix<std::int32_t> same(200000, 2, 0);  // float sums of many equal numbers keep their digits
+  const Matrix<float> ones(200000, 1, 0.1f), table(2, 1, 1.f), weight(1, 2, 1.f);
+  const std::vector<int> rows{0, 1, 2};
+  Matrix<float> dtable(2, 1, 0.f);
+  cross_table_bias_backward<float>(table, rows, weight, weight, same, ones, dtable, {}, {}, ws);
+  CHECK(std::abs(dtable(0, 0) - 20000) < 0.01f);
   ids(4, 1) = 7;
   CHECK_THAT(error_of([&] { cross_table_bias<double>(collapsed, first_row, ids, bias); }), contains("ids"));
 }

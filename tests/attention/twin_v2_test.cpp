@@ -166,6 +166,20 @@ TEST_CASE("clustering ends on what cannot be told apart, and on NaN", "[attentio
     x(i, i % 4) = i % 2 == 0 ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
   cluster_behaviours<float>(x, {}, o, clusters, ws);
   CHECK(partition(clusters, Vector<float>(), 500, o));
+  // Two bumps, and a row that is not finite where a centroid would start: the others part as ever.
+  for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const Index bad : {0, 12}) {
+      Matrix<float> bumps = random_matrix<float>(25, 4, random);
+      for (Index i = 0; i < 25; ++i)
+        for (Index c = 0; c < 4; ++c) bumps(i, c) += i % 2 == 0 ? 50.f : -50.f;
+      bumps(bad, 1) = odd;
+      cluster_behaviours<float>(bumps, {}, {.max_size = 13}, clusters, ws);
+      REQUIRE(clusters.size() == 2);
+      for (Index c = 0; c < 2; ++c)
+        for (const std::int32_t m : clusters[c])
+          CHECK((m == bad || m % 2 == clusters[c][clusters[c][0] == bad ? 1 : 0] % 2));
+    }
+  }
   x.fill(std::numeric_limits<float>::quiet_NaN());
   Vector<float> ratio(500, std::numeric_limits<float>::quiet_NaN());
   cluster_behaviours<float>(x, ratio, o, clusters, ws);

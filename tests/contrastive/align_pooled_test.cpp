@@ -38,10 +38,13 @@ TEST_CASE("mean_pool and its gradient; nobody with both sequences; errors", "[co
   const Matrix<double> x{{1, 2}, {3, 4}, {5, 9}};
   const std::vector<int> offsets{0, 2, 2, 3}, other{0, 0, 3, 3}, ids{1, 2};
   Matrix<double> mean(3, 2, 5.0), dx(3, 2, 1.0);
-  mean_pool<double>(JaggedView<const double>(x.view(), offsets), mean);
+  mean_pool<double>(JaggedView<const double>(x.view(), offsets), mean, ws);
   CHECK(max_difference(mean.view(), Matrix<double>{{2, 3}, {0, 0}, {5, 9}}.view()) == 0);
   mean_pool_backward<double>(JaggedView<const double>(x.view(), offsets), mean, dx);
   CHECK(max_difference(dx.view(), Matrix<double>{{2, 2.5}, {2, 2.5}, {6, 10}}.view()) == 0);
+  Matrix<float> many(1000000, 1, 0.1f), one(1, 1);
+  mean_pool<float>(JaggedView<const float>(many.view()), one, ws);
+  CHECK(std::abs(one(0, 0) - 0.1f) < 6e-7f);
   const JaggedView<const double> a(x.view(), offsets), b(x.view(), other), c(x.view());
   CHECK(align_pooled_value_and_grad<double>(a, b, {}, 1, dx, dx, nullptr, ws) == 0);
   CHECK(dx(2, 1) == 10);

@@ -198,6 +198,13 @@ TEST_CASE("FARM: smaller weights, empty batches, errors", "[models][farm]") {
   in.live = silent;
   CHECK(error_of([&] { model.forward(in, y, ws); }) == "Farm: live: expected 5 sequences, got 2");
   in = batch.input();
+  model.forward(in, y, saved, {}, ws);
+  saved.live.f.resize(3, 4);
+  gradient = make_gradient(model);
+  Matrix<float> dcandidates(7, 4, 0.f);
+  CHECK(error_of([&] { model.backward(in, y.view(), saved, {.dcandidates = dcandidates}, gradient, ws); })
+            .find("Farm::backward: saved: expected shape") == 0);
+  for (const float v : leaf_values(dcandidates)) CHECK(v == 0);
   in.users = IndexView(zero);
   CHECK(error_of([&] { model.forward(in, y, ws); }) == "Farm: users: expected size 5, got 1");
   const Farm<float> brief({.width = 4, .length = 4}, random);

@@ -50,6 +50,11 @@ TEST_CASE("attention with residual and norm: value, gradient, serving form, erro
   CHECK(report.worst < 1e-6);
   CHECK(error_of([&] { layer.backward(a, b, dy.view().middle_rows(0, 4), saved, dx, dz, gradient, ws); }) ==
         "AttentionSublayer::backward: dy: expected shape [5, 6], got [4, 6]");
+  gradient = zeros_like(layer);
+  Matrix<double> short_dz(6, 4, 0.0);
+  CHECK(error_of([&] { layer.backward(a, b, dy, saved, dx, short_dz, gradient, ws); }) ==
+        "AttentionSublayer::backward: dkeys: expected shape [7, 4], got [6, 4]");
+  for (const double v : leaf_values(gradient.norm.bias)) CHECK(v == 0);
   CHECK(error_of([&] { AttentionSublayer<double>(6, 2, 1.0, random); }).find("dropout") != std::string::npos);
   AttentionSublayer<double> unfit = layer;
   unfit.norm.weight.resize(5);

@@ -170,10 +170,15 @@ void cross_table_bias_backward(MatrixView<const T> tables, IndexView first_row, 
   const Index heads = w.rows(), e = tables.cols();
   const MatrixView<T> dcollapsed = ws.matrix<T>(tables.rows(), heads), folded = ws.matrix<T>(heads, w.cols()),
                       dfolded = ws.matrix<T>(heads, w.cols());
-  std::fill_n(dcollapsed.data(), tables.rows() * heads, T(0));
   std::fill_n(dfolded.data(), heads * w.cols(), T(0));
+  double* const sums = ws.take<double>(tables.rows() * heads);  // a million behaviours may share an id
+  std::fill_n(sums, tables.rows() * heads, 0.0);
   for (Index l = 0; l < ids.rows(); ++l)
-    for (Index j = 0; j < ids.cols(); ++j) simd::add<T>(dbias.row(l), dcollapsed.row(first_row[j] + ids(l, j)), heads);
+    for (Index j = 0; j < ids.cols(); ++j) {
+      double* const to = sums + (first_row[j] + ids(l, j)) * heads;
+      for (Index a = 0; a < heads; ++a) to[a] += static_cast<double>(dbias(l, a));
+    }
+  for (Index i = 0; i < tables.rows() * heads; ++i) dcollapsed.data()[i] = static_cast<T>(sums[i]);
   detail::fold_cross<T>(w, beta, folded);
   for (Index j = 0; j < beta.cols(); ++j) {
     const Index first = first_row[j], count = first_row[j + 1] - first;

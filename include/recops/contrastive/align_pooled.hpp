@@ -11,6 +11,7 @@
 #pragma once
 #include <recops/contrastive/in_batch.hpp>
 #include <recops/nn/normalize_rows.hpp>
+#include <recops/simd/chained_sum.hpp>
 
 namespace recops {
 
@@ -24,13 +25,16 @@ inline namespace RECOPS_ABI {
 
 /// mean `[B, D]` of the rows of each sequence of x; zeros for an empty one.
 template <Real T>
-void mean_pool(JaggedView<const T> x, MatrixView<T> mean) {
+void mean_pool(JaggedView<const T> x, MatrixView<T> mean, Workspace& ws) {
   check_jagged("mean_pool", "x", x, any_size, any_size);
   check_shape("mean_pool", "mean", mean, x.size(), x.cols());
   for (Index b = 0; b < x.size(); ++b) {
     const MatrixView<const T> rows = x[b];
     std::fill_n(mean.row(b), mean.cols(), T(0));
-    for (Index l = 0; l < rows.rows(); ++l) simd::add(rows.row(l), mean.row(b), mean.cols());
+    const auto mark = ws.mark();
+    simd::ChainedSum<T> sum(mean.row(b), mean.cols(), ws);
+    for (Index l = 0; l < rows.rows(); ++l) simd::add(rows.row(l), sum.next(), mean.cols());
+    sum.finish();
     if (rows.rows() > 0) simd::scale(T(1) / static_cast<T>(rows.rows()), mean.row(b), mean.row(b), mean.cols());
   }
 }
@@ -71,8 +75,8 @@ double align_pooled(const char* name, JaggedView<const T> x, JaggedView<const T>
   const MatrixView<T> mean_x = matrix(), mean_y = matrix(), unit_x = matrix(), unit_y = matrix();
   const VectorView<T> weights = ws.vector<T>(users);
   for (Index b = 0; b < users; ++b) weights[b] = x.length(b) > 0 && y.length(b) > 0 ? T(1) : T(0);
-  mean_pool<T>(x, mean_x);
-  mean_pool<T>(y, mean_y);
+  mean_pool<T>(x, mean_x, ws);
+  mean_pool<T>(y, mean_y, ws);
   normalize_rows<T>(mean_x, unit_x);
   normalize_rows<T>(mean_y, unit_y);
   const InBatchOptions<T> options{.log_scale = o.log_scale, .weights = weights, .u_ids = o.ids, .v_ids = o.ids};

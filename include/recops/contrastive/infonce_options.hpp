@@ -46,7 +46,8 @@ struct InfoNceOptions {
   IndexView row_ids = {};                       ///< [B] and
   IndexView column_ids = {};                    ///< [K]: a column with the row's id is left out (same item, user or session)
   ExcludeRule rule = {};                        ///< any other rule
-  /// Columns with <u_i, v_j> above that of the row's positive less this margin are left out; -infinity: none is.
+  /// Columns with <u_i, v_j> above that of the row's positive less this margin are left out; -infinity: none is. Products that are equal
+  /// but for rounding may fall on either side: a margin of 0 wants to be one of -1e-6, say, where copies of the positive may occur.
   double margin = -std::numeric_limits<double>::infinity();
 
   // What is right, instead of one positive a row.

@@ -293,6 +293,7 @@ struct AutocorrAttention {
  private:
   void check(const char* name, JaggedView<const T> x, MatrixView<const T> y) const {
     check_jagged(name, "x", x, any_size, any_size);
+    check_option(name, "factor", options.factor > 0 && std::isfinite(options.factor), "factor > 0", options.factor);
     output_cols(x.cols());
     detail::check_plans(name, x, plans);
     check_shape(name, "y", y, x.values().rows(), x.cols());

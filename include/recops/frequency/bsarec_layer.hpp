@@ -185,6 +185,7 @@ struct BsarecLayer {
     check_option(name, "alpha", 0 <= options.alpha && options.alpha <= 1, "0 <= alpha <= 1", options.alpha);
     check_jagged(name, "x", x, any_size, any_size);
     output_cols(x.cols());
+    attention_layer.filter.check_parameters(name);
     check_shape(name, "y", y, x.values().rows(), x.cols());
   }
 };

@@ -301,6 +301,9 @@ struct Farm {
     check(name, in, dy);
     const Index nv = in.video.values().rows(), nl = in.live.values().rows(), n = dy.rows(), e = o.candidate;
     check_shape(name, "saved", saved.t.view(), n, 2 * e);
+    check_shape(name, "saved", saved.gate.view(), o.output == FarmOutput::gated ? n : 0, 1);
+    check_saved(name, in.video, saved.video);
+    check_saved(name, in.live, saved.live);
     if (!inputs.dvideo.empty()) check_shape(name, "dvideo", inputs.dvideo, nv, o.width);
     if (!inputs.dlive.empty()) check_shape(name, "dlive", inputs.dlive, nl, o.width);
     if (!inputs.dcandidates.empty()) check_shape(name, "dcandidates", inputs.dcandidates, n, e);
@@ -361,6 +364,18 @@ struct Farm {
  private:
   using Domain = typename Saved::Domain;
 
+  void check_saved(const char* name, JaggedView<const T> x, const Domain& s) const {
+    const FarmOptions& o = options;
+    const Index rows = x.values().rows(), users = x.size();
+    check_shape(name, "saved", s.f.view(), o.bands == FarmBands::none ? 0 : rows, o.width);
+    check_shape(name, "saved", s.a.view(), o.intra ? rows : 0, o.width);
+    check_shape(name, "saved", s.c.view(), o.cross ? rows : 0, o.width);
+    check_shape(name, "saved", s.target.kv.view(), rows, any_size);
+    if (o.align == 0) return;
+    check_shape(name, "saved", s.mean.view(), users, o.width);
+    check_shape(name, "saved", s.daligned.view(), users, o.align_width > 0 ? o.align_width : o.width);
+  }
+
   /// A domain's sequence after the bands (0), intra (1) or cross (2): of the last step until there that exists.
   JaggedView<const T> after(JaggedView<const T> x, const Domain& s, int step) const {
     if (step >= 2 && options.cross) return x.with_values(s.c.view());
@@ -410,7 +425,7 @@ struct Farm {
       s.unit.resize(users, width);
       s.daligned.resize(users, width);
       s.daligned.fill(T(0));
-      mean_pool<T>(f, s.mean);
+      mean_pool<T>(f, s.mean, ws);
       if (options.align_width > 0) projection.forward(s.mean, s.projected, ws);
       normalize_rows<T>(compared(s), s.unit);
     };

@@ -58,6 +58,7 @@ struct AttentionSublayer {
     check_shape(name, "saved", saved.sum.view(), dy.rows(), dy.cols());
     if (!dx.empty()) check_shape(name, "dx", dx, dy.rows(), dy.cols());
     check_gradient_shapes(name, *this, gradient);
+    attention.check_backward(name, x, z, z, {}, dy, saved.attention, dx, dz, dz, gradient.attention);
     const auto mark = ws.mark();
     const MatrixView<T> dsum = ws.matrix<T>(dy.rows(), dy.cols());
     std::fill_n(dsum.data(), dsum.rows() * dsum.cols(), T(0));

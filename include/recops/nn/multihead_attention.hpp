@@ -258,11 +258,11 @@ struct MultiheadAttention {
                                     saved.log_sum_exp, ws);
     out_proj.forward(saved.attended, y, ws);
   }
-  /// Adds to dqueries, dkeys, dvalues (each unless empty; they may be the same view where the inputs are) and to `gradient`.
-  void backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
-                VectorView<const std::uint8_t> key_mask, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dqueries,
-                MatrixView<T> dkeys, MatrixView<T> dvalues, MultiheadAttention& gradient, Workspace& ws) const {
-    const char* const name = "MultiheadAttention::backward";
+  /// What `backward` checks, for layers that write before they call it. Returns the options of the attention.
+  AttentionOptions check_backward(const char* name, JaggedView<const T> queries, JaggedView<const T> keys,
+                                  JaggedView<const T> values, VectorView<const std::uint8_t> key_mask, MatrixView<const T> dy,
+                                  const Saved& saved, MatrixView<T> dqueries, MatrixView<T> dkeys, MatrixView<T> dvalues,
+                                  const MultiheadAttention& gradient) const {
     const AttentionOptions o = check(name, queries, keys, values, key_mask, "dy", dy);
     const Index e = embed(), n = queries.values().rows(), l = keys.values().rows();
     const bool joint = one_input(queries, keys, values, key_mask);
@@ -274,6 +274,17 @@ struct MultiheadAttention {
     if (!dkeys.empty()) check_shape(name, "dkeys", dkeys, l, key_width());
     if (!dvalues.empty()) check_shape(name, "dvalues", dvalues, l, value_width());
     check_gradient_shapes(name, *this, gradient);
+    return o;
+  }
+  /// Adds to dqueries, dkeys, dvalues (each unless empty; they may be the same view where the inputs are) and to `gradient`.
+  void backward(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
+                VectorView<const std::uint8_t> key_mask, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dqueries,
+                MatrixView<T> dkeys, MatrixView<T> dvalues, MultiheadAttention& gradient, Workspace& ws) const {
+    const char* const name = "MultiheadAttention::backward";
+    const AttentionOptions o =
+        check_backward(name, queries, keys, values, key_mask, dy, saved, dqueries, dkeys, dvalues, gradient);
+    const Index e = embed(), n = queries.values().rows(), l = keys.values().rows();
+    const bool joint = one_input(queries, keys, values, key_mask);
     const auto mark = ws.mark();
     const auto zeros = [&](Index rows, Index cols) {
       const MatrixView<T> m = ws.matrix<T>(rows, cols);
