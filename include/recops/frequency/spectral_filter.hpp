@@ -6,7 +6,8 @@
 /// Shapes      x, y [total, D] with offsets [B + 1]   W two planes [K, D], K = length / 2 + 1
 /// Padding     see padding.hpp.  Ragged sequences (fill none) take W's first K_b rows or interpolate it, see `GainFit`.
 /// Edge cases  Im W at DC and (even L) Nyquist has no effect, its gradient is exactly 0.   Empty sequences: nothing.
-///             NaN and infinity stay in their sequence and channel; in dW they reach their channel.
+///             NaN and infinity stay in their sequence and channel; in dW they reach their channel. (What is finite and overflows within,
+///             from 10^35 or so on, may reach the sequence it shares a transform with.)
 /// Precision   5e-7 (1 + log2(L) / 10) max |W| |x| in float.  Two sequences of a length share one transform: the rounding errors of
 ///             both relate to the larger one, and which are paired depends on the batch.  Same bits for any number of threads.
 /// Cost        5 L log2 L + 6 L flops per channel and sequence, 2 L^2 up to `direct_filter_rows`; backward twice that.  Scratch: the gains of every distinct length (2 L scalars per channel).

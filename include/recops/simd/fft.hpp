@@ -9,7 +9,8 @@
 ///             each costs half. Of one sequence blocks of channels are paired instead. Rounding errors are relative to the
 ///             larger of a pair.
 /// Edge cases  Im of DC and (even L) Nyquist is exactly 0 in rfft, ignored in irfft. L = 0 or D = 0: nothing happens. A NaN or
-///             infinity stays in its sequence, and in its channel.
+///             infinity stays in its sequence, and in its channel; finite numbers beyond the largest over 4 L may overflow on the
+///             way, and then spoil the other of their pair too.
 /// Precision   In float a round trip is within 5e-7 (1 + log2(L) / 10) of |x|, in double within 1e-15 (1 + log2(L) / 10).
 /// Cost        About 2.5 L log2 L operations per real channel and direction. Scratch: at most 2 MB, or one vector of channels
 ///             where L is longer. No allocation once the workspace has grown.
