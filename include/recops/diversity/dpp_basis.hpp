@@ -20,27 +20,25 @@ class DppBasis {
  public:
   DppBasis() = default;
   DppBasis(Index cols, Index capacity, bool orthonormal, T alpha, T eps, Workspace& scratch)
-      : cols_(simd::padded<T>(cols)), capacity_(simd::padded<T>(capacity)), orthonormal_(orthonormal), alpha_(alpha), eps_(eps) {
+      : cols_(simd::padded<T>(cols)), orthonormal_(orthonormal), alpha_(alpha), eps_(eps) {
     rows_ = scratch.take<T>(capacity * cols_);
-    columns_ = scratch.take<T>(cols_ * capacity_);
-    c_ = scratch.take<T>(capacity_);
-    std::fill(columns_, columns_ + cols_ * capacity_, T(0));
+    c_ = scratch.take<T>(simd::padded<T>(capacity));
   }
   Index stride() const { return cols_; }
   Index count() const { return count_; }
   const T* row(Index l) const { return rows_ + l * cols_; }
-  void clear() { count_ = 0; }  // what is behind `count` is overwritten before it is used; products with it are not looked at
+  void clear() { count_ = 0; }
 
   /// out = the g that x (padded) with diagonal entry s would add; false, and zeros, if x is redundant: no more than eps of s is left.
   bool residual(const T* x, T s, T* out) {
-    simd::set_products<T, A>(columns_, capacity_, count_, x, cols_, c_);
+    simd::set_products<T, A>(rows_, cols_, count_, x, cols_, c_);
     T square = simd::subtract_rows<T, A>(rows_, cols_, count_, c_, orthonormal_ ? T(1) : alpha_, x, cols_, out);
     T rho = square;
     if (!orthonormal_) {
       rho = s;
       for (Index l = 0; l < count_; ++l) rho -= c_[l] * c_[l];
-    } else if (square <= s / 2 && square > 0 && count_ > 0) {  // much was cancelled: what is left is not orthogonal enough yet
-      simd::set_products<T, A>(columns_, capacity_, count_, out, cols_, c_);
+    } else if (square <= s / 16 && square > 0 && count_ > 0) {  // most was cancelled: what is left is not orthogonal enough
+      simd::set_products<T, A>(rows_, cols_, count_, out, cols_, c_);
       rho = simd::subtract_rows<T, A>(rows_, cols_, count_, c_, T(1), out, cols_, out);
     }
     if (!(rho > eps_ * s)) {
@@ -61,15 +59,14 @@ class DppBasis {
   /// Makes g (padded) row l, in the place of another or behind the last.
   void put(Index l, const T* g) {
     if (g != rows_ + l * cols_) std::copy_n(g, cols_, rows_ + l * cols_);
-    for (Index d = 0; d < cols_; ++d) columns_[d * capacity_ + l] = g[d];
     count_ = std::max(count_, l + 1);
   }
 
  private:
-  Index cols_ = 0, capacity_ = 0, count_ = 0;
+  Index cols_ = 0, count_ = 0;
   bool orthonormal_ = true;
   T alpha_ = 1, eps_ = 0;
-  T *rows_ = nullptr, *columns_ = nullptr, *c_ = nullptr;
+  T *rows_ = nullptr, *c_ = nullptr;
 };
 
 }  // namespace detail

@@ -1,11 +1,10 @@
 /// @file   recops/simd/gram_schmidt.hpp
-/// @brief  Kernels that project one vector off a growing set of vectors: two small matrix-vector products without horizontal sums.
+/// @brief  Kernels that project one vector off a growing set of vectors: two small matrix-vector products.
 ///
-/// The set is kept twice: `rows` [count, stride] and, for the products, `columns` [stride, capacity], its transpose. `stride` is a
-/// whole number of cache lines and `capacity` too, zeros behind what is in use; all is 64-byte aligned. Sums run over the columns in
-/// a fixed order that depends on the sizes alone.
+/// The set is `rows` [count, stride]; `stride` is a whole number of cache lines and all is 64-byte aligned. Sums run over the columns
+/// in a fixed order that depends on the sizes alone.
 #pragma once
-#include <recops/simd/xsimd.hpp>
+#include <recops/simd/shuffle.hpp>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -18,43 +17,26 @@ RECOPS_INLINE constexpr Index padded(Index n) {
   return (n + line - 1) / line * line;
 }
 
-namespace detail {
-
-template <int V, class T, class A>
-RECOPS_INLINE void set_products(const T* columns, Index capacity, const T* x, Index cols, T* out) {
-  using B = Batch<T, A>;
-  constexpr Index W = lanes<T, A>;
-  constexpr int S = 8 / V;  // sums apart, so that none waits for itself
-  B sum[S * V];
-  RECOPS_UNROLL
-  for (int i = 0; i < S * V; ++i) sum[i] = B(T(0));
-  for (Index d = 0; d < cols; d += S) {  // whole cache lines: S divides them
-    RECOPS_UNROLL
-    for (int s = 0; s < S; ++s) {
-      RECOPS_UNROLL
-      for (int v = 0; v < V; ++v)
-        sum[s * V + v] = mul_add(B(x[d + s]), B::load_aligned(columns + (d + s) * capacity + v * W), sum[s * V + v]);
-    }
-  }
-  RECOPS_UNROLL
-  for (int half = S / 2; half > 0; half /= 2) {
-    RECOPS_UNROLL
-    for (int i = 0; i < half * V; ++i) sum[i] = sum[i] + sum[i + half * V];
-  }
-  RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) sum[v].store_aligned(out + v * W);
-}
-
-}  // namespace detail
-
-/// out_l = <row l, x> for l in [0, count) and zeros up to a whole number of vectors; `cols` and x are padded.
+/// out_l = <row l, x> for l in [0, count); `out` has room for whole cache lines. `cols` and x are padded.
 template <class T, class A = DefaultArch>
-void set_products(const T* columns, Index capacity, Index count, const T* x, Index cols, T* out) {
-  constexpr Index W = lanes<T, A>;
-  Index l = 0;
-  for (; l + 4 * W <= padded<T>(count) && l + 2 * W < count; l += 4 * W)
-    detail::set_products<4, T, A>(columns + l, capacity, x, cols, out + l);
-  for (; l < count; l += W) detail::set_products<1, T, A>(columns + l, capacity, x, cols, out + l);
+void set_products(const T* rows, Index stride, Index count, const T* x, Index cols, T* out) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>, R = W > 8 ? W : 8;  // rows at once, so that no sum waits for itself
+  for (Index l = 0; l < count; l += R) {
+    const T* row[R];
+    RECOPS_UNROLL
+    for (Index r = 0; r < R; ++r) row[r] = rows + (l + r < count ? l + r : l) * stride;
+    B sum[R];
+    RECOPS_UNROLL
+    for (Index r = 0; r < R; ++r) sum[r] = B(T(0));
+    for (Index d = 0; d < cols; d += W) {
+      const B v = B::load_aligned(x + d);
+      RECOPS_UNROLL
+      for (Index r = 0; r < R; ++r) sum[r] = mul_add(v, B::load_aligned(row[r] + d), sum[r]);
+    }
+    RECOPS_UNROLL
+    for (Index r = 0; r < R; r += W) sum_each<T, A>(sum + r).store_aligned(out + l + r);
+  }
 }
 
 /// out = scale · x - sum_l c_l row_l over `cols` (padded) numbers; returns its sum of squares. x may lie anywhere.

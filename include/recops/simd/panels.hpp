@@ -155,9 +155,17 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
   static_assert(P % W == 0);
   for (Index v = 0; v < P; v += W) {
     const Stored* rows[W];
-    for (Index l = 0; l < W; ++l) rows[l] = row(v + l);
-    B sum[2] = {B(T(0)), B(T(0))}, x[W];  // of even and odd columns: a single one would wait for itself
-    if (!rows[0]) {                       // rows come without gaps: nor is there any behind this one
+    Index count = 0;
+    for (Index l = 0; l < W; ++l) {
+      rows[l] = row(v + l);
+      if (rows[l]) {
+        ++count;
+      } else {
+        rows[l] = rows[0];  // cleared below
+      }
+    }
+    B sum[4] = {B(T(0)), B(T(0)), B(T(0)), B(T(0))}, x[W];  // of every fourth column: a single one would wait for itself
+    if (count == 0) {                                       // rows come without gaps: nor is there any behind this one
       for (Index d = 0; d < cols; ++d) sum[0].store_aligned(panel + d * P + v);
       sum[0].store_aligned(squares + v);
       continue;
@@ -166,30 +174,32 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
       const Stored* const next = row(l);
       for (Index d = 0; next && d < cols; d += line) __builtin_prefetch(next + d);
     }
+    const auto put = [&](Index d, auto some) RECOPS_LAMBDA_INLINE {
+      detail::transpose_lanes<T, A>(x);
+      RECOPS_UNROLL
+      for (Index i = 0; i < W; ++i) {
+        if (i < some) {
+          x[i].store_aligned(panel + (d + i) * P + v);
+          sum[i % 4] = mul_add(x[i], x[i], sum[i % 4]);
+        }
+      }
+    };
     Index d = 0;
     for (; d + W <= cols; d += W) {
       RECOPS_UNROLL
-      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? load_as<T, A>(rows[l] + d) : B(T(0));
-      detail::transpose_lanes<T, A>(x);
-      RECOPS_UNROLL
-      for (Index i = 0; i < W; ++i) {
-        x[i].store_aligned(panel + (d + i) * P + v);
-        sum[i % 2] = mul_add(x[i], x[i], sum[i % 2]);
-      }
+      for (Index l = 0; l < W; ++l) x[l] = load_as<T, A>(rows[l] + d);
+      put(d, std::integral_constant<Index, W>{});
     }
     if (d < cols) {
       RECOPS_UNROLL
-      for (Index l = 0; l < W; ++l) x[l] = rows[l] ? load_first_as<T, A>(rows[l] + d, cols - d) : B(T(0));
-      detail::transpose_lanes<T, A>(x);
-      RECOPS_UNROLL
-      for (Index i = 0; i < W; ++i) {
-        if (d + i < cols) {
-          x[i].store_aligned(panel + (d + i) * P + v);
-          sum[i % 2] = mul_add(x[i], x[i], sum[i % 2]);
-        }
-      }
+      for (Index l = 0; l < W; ++l) x[l] = load_first_as<T, A>(rows[l] + d, cols - d);
+      put(d, cols - d);
     }
-    (sum[0] + sum[1]).store_aligned(squares + v);
+    ((sum[0] + sum[1]) + (sum[2] + sum[3])).store_aligned(squares + v);
+    for (Index l = count; l < W; ++l) {
+      for (Index c = 0; c < cols; ++c) panel[c * P + v + l] = T(0);
+      squares[v + l] = T(0);
+    }
   }
 }
 
