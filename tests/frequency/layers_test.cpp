@@ -70,41 +70,40 @@ TEMPLATE_TEST_CASE("layers are the papers'", "[frequency][golden]", float, doubl
   const Golden golden("frequency");
   const double bound = sizeof(T) == 4 ? 5e-5 : 1e-11;
   Random random(1);
-  const auto check = [&](const std::string& name, auto layer, Index length, Index count) {
+  const auto check = [&](const std::string& name, auto layer, Index length, Index count, double times = 1) {
     const auto offsets = every(length, count);
-    CHECK(distance_to_golden<T>(golden, name, layer, IndexView(offsets)) < bound);
+    CHECK(distance_to_golden<T>(golden, name, layer, IndexView(offsets)) < times * bound);
   };
   check("fmlp_even", SpectralFilter<T>(5, {.length = 12}, random), 12, 3);
   check("slide", SlideFilter<T>(4, {.length = 17, .layer = 1, .layers = 3}, random), 17, 2);
   FarmIntraDomainOptions farm = {.length = 11, .band = {.keep = 2}, .hidden = 7, .gate_scale = 2};
   check("farm", FarmIntraDomain<T>(4, farm, random), 11, 3);
   check("fmlp_prime", SpectralFilter<T>(5, {.length = 67, .padding = {SequenceFill::zero}}, random), 67, 3);
-  if constexpr (std::is_same_v<T, double>) {  // templates are slow to compile
-    check("fmlp_odd", SpectralFilter<T>(5, {.length = 13}, random), 13, 3);
-    check("fmlp_one", SpectralFilter<T>(5, {.length = 1}, random), 1, 3);
-    check("fmlp_block", FilterBlock<T, Fmlp<T>>(Fmlp<T>(SpectralFilter<T>(6, {.length = 10}, random), 6), 6, {}, random), 10, 2);
-    check("bsarec_c5", BsarecLayer<T>(6, {.length = 14, .band = {keep_from_bsarec_c(5)}, .heads = 2}, random), 14, 2);
-    check("bsarec_c4", BsarecLayer<T>(6, {.length = 9, .band = {keep_from_bsarec_c(4)}, .heads = 2}, random), 9, 2);
-    farm.per_channel = true;
-    check("farm_channels", FarmIntraDomain<T>(4, farm, random), 11, 3);
-    check("autocorr", AutocorrAttention<T>(4, 15, {.factor = 1.5}, random), 15, 2);
-    check("autocorr_window", AutocorrAttention<T>(4, 15, {.factor = 1.5, .layer = 1, .layers = 2, .ratio = 0.5}, random), 15, 2);
+  check("fmlp_block", FilterBlock<T, Fmlp<T>>(Fmlp<T>(SpectralFilter<T>(6, {.length = 10}, random), 6), 6, {}, random), 10, 2);
+  check("bsarec_c5", BsarecLayer<T>(6, {.length = 14, .band = {keep_from_bsarec_c(5)}, .heads = 2}, random), 14, 2);
+  check("bsarec_c4", BsarecLayer<T>(6, {.length = 9, .band = {keep_from_bsarec_c(4)}, .heads = 2}, random), 9, 2);
+  check("fmlp_odd", SpectralFilter<T>(5, {.length = 13}, random), 13, 3);
+  check("fmlp_one", SpectralFilter<T>(5, {.length = 1}, random), 1, 3);
+  farm.per_channel = true;
+  check("farm_channels", FarmIntraDomain<T>(4, farm, random), 11, 3);
+  // The gradients of its query's and key's biases are 0: what rounding leaves of sums that cancel.
+  check("autocorr", AutocorrAttention<T>(4, 15, {.factor = 1.5}, random), 15, 2, 10);
+  check("autocorr_window", AutocorrAttention<T>(4, 15, {.factor = 1.5, .layer = 1, .layers = 2, .ratio = 0.5}, random), 15, 2, 10);
 
-    Workspace ws;
-    const SpectralPlans<T> plans(9);
-    for (const auto& [name, length] : {std::pair("amplitude_even", Index{8}), std::pair("amplitude_odd", Index{9})}) {
-      const std::string c = name;
-      const auto offsets = every(length, 2);
-      const Matrix<T> x = golden.matrix<T>(c + ".x"), dy = golden.matrix<T>(c + ".dy");
-      Matrix<T> y(dy.rows(), 3), dx(x.rows(), 3, T(0));
-      const SpectralFeatureOptions o = {.feature = SpectralFeature::log_amplitude, .epsilon = 1e-12};
-      const JaggedView<const T> in(x.view(), IndexView(offsets));
-      spectral_features<T>(in, o, plans, y, ws);
-      spectral_features_backward<T>(in, o, plans, dy.view(), dx, ws);
-      const Matrix<double> y0 = golden.matrix<double>(c + ".y"), dx0 = golden.matrix<double>(c + ".dx");
-      CHECK(max_difference(y.view(), y0.view()) < bound);
-      CHECK(max_difference(dx.view(), dx0.view()) < bound);
-    }
+  Workspace ws;
+  const SpectralPlans<T> plans(9);
+  for (const auto& [name, length] : {std::pair("amplitude_even", Index{8}), std::pair("amplitude_odd", Index{9})}) {
+    const std::string c = name;
+    const auto offsets = every(length, 2);
+    const Matrix<T> x = golden.matrix<T>(c + ".x"), dy = golden.matrix<T>(c + ".dy");
+    Matrix<T> y(dy.rows(), 3), dx(x.rows(), 3, T(0));
+    const SpectralFeatureOptions o = {.feature = SpectralFeature::log_amplitude, .epsilon = 1e-12};
+    const JaggedView<const T> in(x.view(), IndexView(offsets));
+    spectral_features<T>(in, o, plans, y, ws);
+    spectral_features_backward<T>(in, o, plans, dy.view(), dx, ws);
+    const Matrix<double> y0 = golden.matrix<double>(c + ".y"), dx0 = golden.matrix<double>(c + ".dx");
+    CHECK(max_difference(y.view(), y0.view()) < bound);
+    CHECK(max_difference(dx.view(), dx0.view()) < bound);
   }
 }
 
