@@ -247,6 +247,40 @@ TEST_CASE("what a history given twice, in another order, or summed tells", "[att
   }
 }
 
+TEMPLATE_TEST_CASE("a NaN in din stays with its candidate, or with its user", "[attention][din]", float, double) {
+  using T = TestType;
+  Random random = random_stream(664);
+  Workspace ws;
+  Din<T> layer(5, {7, 4}, random);
+  Matrix<T> q = random_matrix<T>(7, 5, random), e = random_matrix<T>(40, 5, random);
+  const std::vector<int> qo{0, 2, 5, 7}, eo{0, 11, 31, 40};
+  Matrix<T> y(7, 5), spoilt(7, 5), served(7, 5);
+  for (const DinWeights weights : {DinWeights::plain, DinWeights::softmax}) {
+    layer.weights = weights;
+    const auto frozen = freeze(layer);
+    layer.forward({q.view(), qo}, {e.view(), eo}, y, ws);
+    const auto same_outside = [&](Index first, Index last) {
+      layer.forward({q.view(), qo}, {e.view(), eo}, spoilt, ws);
+      frozen.forward({q.view(), qo}, {e.view(), eo}, served, ws);
+      for (Index i = 0; i < 7; ++i)
+        for (Index c = 0; c < 5; ++c) {
+          if (i < first || i >= last) {
+            CHECK(spoilt(i, c) == y(i, c));
+            CHECK(std::abs(served(i, c) - y(i, c)) < T(1e-4));
+          } else if (c == 3) {  // the other columns only if the weights spread it
+            CHECK((std::isnan(spoilt(i, c)) && std::isnan(served(i, c))));
+          }
+        }
+    };
+    const T kept = std::exchange(e(20, 3), std::numeric_limits<T>::quiet_NaN());
+    same_outside(2, 5);
+    e(20, 3) = kept;
+    const T candidate = std::exchange(q(3, 3), std::numeric_limits<T>::quiet_NaN());
+    same_outside(3, 4);
+    q(3, 3) = candidate;
+  }
+}
+
 TEST_CASE("din names what is wrong and writes nothing", "[attention][din][errors]") {
   Random random = random_stream(663);
   Workspace ws;

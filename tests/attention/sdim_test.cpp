@@ -168,6 +168,29 @@ TEST_CASE("no bits: the mean of groups is the whole history, whatever the candid
   }
 }
 
+TEMPLATE_TEST_CASE("a NaN in sdim stays in its buckets, and with its user", "[attention][sdim]", float, double) {
+  using T = TestType;
+  Random random = random_stream(645);
+  Workspace ws;
+  const Sdim<T> layer(4, {.groups = 3, .bits = 2}, random);
+  Matrix<T> q = random_matrix<T>(6, 4, random), e = random_matrix<T>(50, 4, random), y(6, 4), spoilt(6, 4);
+  const std::vector<int> qo{0, 2, 4, 6}, eo{0, 15, 35, 50};
+  layer.forward({q.view(), qo}, {e.view(), eo}, y, ws);
+  e(20, 1) = std::numeric_limits<T>::quiet_NaN();
+  layer.forward({q.view(), qo}, {e.view(), eo}, spoilt, ws);
+  for (const Index i : {0, 1, 4, 5})
+    for (Index c = 0; c < 4; ++c) CHECK(spoilt(i, c) == y(i, c));
+  Matrix<T> tables(3 * layer.buckets(), 4);
+  layer.build({e.view(), eo}, tables, ws);
+  Index touched = 0;
+  for (Index r = 0; r < tables.rows(); ++r) {
+    const bool nan = std::any_of(tables.row(r), tables.row(r) + 4, [](T v) { return std::isnan(v); });
+    CHECK((!nan || r / layer.buckets() == 1));
+    touched += nan;
+  }
+  CHECK(touched == 3);  // one bucket of each group
+}
+
 TEST_CASE("sdim names what is wrong and writes nothing", "[attention][sdim][errors]") {
   Random random = random_stream(644);
   Workspace ws;

@@ -257,6 +257,37 @@ TEST_CASE("an exact unit without ages needs no times", "[attention][sim]") {
   CHECK(max_difference(y.view(), whole.view()) < 1e-14);
 }
 
+TEMPLATE_TEST_CASE("a NaN in sim stays with its user; the soft search ranks it last", "[attention][sim]", float, double) {
+  using T = TestType;
+  Random random = random_stream(654);
+  Workspace ws;
+  const SoftSearch<T> soft(4, 4, 3, random);
+  const ExactSearchUnit<T> unit(4, 4, 2, 0, 0, 1, random);
+  Matrix<T> q = random_matrix<T>(6, 4, random), e = random_matrix<T>(30, 4, random), keys(30, 3), scores(6, 10);
+  const std::vector<int> qo{0, 2, 4, 6}, eo{0, 10, 20, 30};
+  Matrix<std::int32_t> indices(6, 10);
+  Matrix<T> y(6, 4), pooled(6, 4), bad_y(6, 4), bad_pooled(6, 4);
+  const auto all = [&](MatrixView<T> out, MatrixView<T> sums) {
+    soft.project_keys(e, keys, ws);
+    soft.search({q.view(), qo}, {keys.view(), eo}, indices, scores, ws);
+    unit.forward({q.view(), qo}, {e.view(), eo}, {}, {}, indices, out, ws);
+    soft.pooled({q.view(), qo}, {e.view(), eo}, sums, ws);
+  };
+  all(y, pooled);
+  e(14, 2) = std::numeric_limits<T>::quiet_NaN();
+  all(bad_y, bad_pooled);
+  for (const Index i : {2, 3}) {
+    CHECK(indices(i, 9) == 4);
+    CHECK(std::isnan(scores(i, 9)));
+    for (Index j = 0; j < 9; ++j) CHECK(!std::isnan(scores(i, j)));
+  }
+  for (const Index i : {0, 1, 4, 5})
+    for (Index c = 0; c < 4; ++c) {
+      CHECK(bad_y(i, c) == y(i, c));
+      CHECK(bad_pooled(i, c) == pooled(i, c));
+    }
+}
+
 TEST_CASE("sim names what is wrong and writes nothing", "[attention][sim][errors]") {
   Random random = random_stream(654);
   Workspace ws;
