@@ -388,6 +388,7 @@ RECOPS_INLINE void panel_products(const PanelWord<T, S>* panel, Index cols, cons
         detail::load_panel_words<S>(panel + d * words + v + i * W, x);
         RECOPS_UNROLL
         for (int part = 0; part < parts; ++part) {
+          if (Queries > 1) x[part] = detail::in_register(x[part]);  // else loaded again for every vector
           RECOPS_UNROLL
           for (int q = 0; q < Queries; ++q) {
             B& s = into[(i * parts + part) * Queries + q];
