@@ -330,3 +330,47 @@ TEST_CASE("constraints are checked, and allocate nothing once warm", "[diversity
   everything();
   CHECK(counter.count() == 0);
 }
+
+TEST_CASE("constraints: what a pin that is lost leaves behind", "[diversity][constraints]") {
+  const Vector<double> relevance{4, std::nan(""), 2, 1};
+  Matrix<double> features(4, 4, 0.0);
+  for (Index i = 0; i < 4; ++i) features(i, i) = 1;
+  Workspace ws;
+  Selection done;
+  const auto pick = [&](const Constraints& c, Index k) {
+    Vector<std::int32_t> picks(k);
+    done = mmr<double>({.relevance = relevance, .features = features, .constraints = &c}, {}, picks, {}, ws);
+    return List(picks.begin(), picks.end());
+  };
+  // Another pin has its key: nothing else may come of it.
+  const Vector<std::int32_t> keys{5, 5, 5, -1}, two_pins{0, 1, -1, -1}, kin{2, 0, -1};
+  CHECK(pick({.pins = two_pins, .duplicates = keys}, 4) == List{0, 3, -1, -1});
+  CHECK((done.relaxed == rule_pin && done.status == SelectionStatus::infeasible));
+  CHECK(pick({.pins = kin, .duplicates = keys}, 3) == List{2, 0, 3});  // pins stand, duplicates of each other or not
+  CHECK(done.relaxed == 0);
+  // A minimum counted on it: another item of its group has to come.
+  const Vector<std::int32_t> groups{1, 0, 1, 0}, at_least{1}, pin{-1, 1};
+  const std::vector<GroupRules> rules{{.groups = groups, .least_of = at_least}};
+  CHECK(pick({.groups = rules, .pins = pin}, 2) == List{0, 3});
+  CHECK(done.relaxed == rule_pin);
+}
+
+TEST_CASE("constraints: without items, what cannot be kept is reported", "[diversity][constraints]") {
+  Random random(recops_test::seed(), 3);
+  const auto q = recops_test::normal_request<float>(random, 0, 24, 2);
+  const Vector<std::int32_t> none, at_least{1};
+  const std::vector<GroupRules> rules{{.groups = none, .least_of = at_least}};
+  Vector<std::uint8_t> relaxed(3);
+  const Constraints constraints{.groups = rules, .relaxed = relaxed};
+  Workspace ws;
+  for (const auto& [name, select] : selectors<float>(q, {}, {}, SelectionEvaluation::lazy)) {
+    CAPTURE(name);
+    Vector<std::int32_t> picks(3, 7);
+    relaxed.fill(77);
+    const Selection done = select(&constraints, picks, ws);
+    CHECK((done.count == 0 && done.status == SelectionStatus::exhausted && done.relaxed == rule_least));
+    CHECK(std::count(picks.begin(), picks.end(), -1) == 3);
+    CHECK(std::count(relaxed.begin(), relaxed.end(), 0) == 3);
+    CHECK(select(nullptr, VectorView<std::int32_t>(), ws).status == SelectionStatus::ok);
+  }
+}

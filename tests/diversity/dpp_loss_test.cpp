@@ -187,3 +187,24 @@ TEST_CASE("errors of determinantal losses; NaN", "[diversity][dpp_loss]") {
   }
   for (Index i = 0; i < 8; ++i) CHECK(df.data()[i] == 3);
 }
+
+TEST_CASE("determinantal losses of rows of very different lengths", "[diversity][dpp_loss]") {
+  Workspace ws;
+  // det (L + I) = 1 + |v_i|^2 summed + the squared areas of pairs
+  const Matrix<double> f{{1, 0}, {0, 1}, {0.6, 0.8}};
+  for (const double q0 : {1e7, 2e7, 1e9}) {
+    const Vector<double> q{q0, 1, 1};
+    const std::vector<std::int32_t> first{0};
+    const double square = q0 * q0, normaliser = 1 + (square + 2) + (square + square * 0.64 + 0.36);
+    CHECK(dpp_nll<double>({.features = f, .quality = q}, first, {.delta = 0}, {}, ws) ==
+          Approx(std::log(normaliser / square)).epsilon(1e-12));
+  }
+  const Matrix<double> two{{1, 0}, {0, 1}};
+  const Vector<double> q{1e6, 0};
+  const std::vector<std::int32_t> both{0, 1};
+  CHECK(dpp_nll<double>({.features = two, .quality = q}, both, {.delta = 1e-3}, {}, ws) ==
+        Approx(std::log((1e12 + 1 + 1e-3) * (1 + 1e-3)) - std::log((1e12 + 1e-3) * 1e-3)).epsilon(1e-12));
+  const Matrix<double> x{{1e8, 0}, {0, 1}}, near{{1, 0}, {1, 1e-9}};
+  CHECK(soft_volume<double>(x, {.delta = 0}, {}, ws) == Approx(-8 * std::log(10.0)));
+  CHECK(soft_volume<double>(near, {.delta = 0}, {}, ws) == infinity);  // still no more than rounding
+}

@@ -608,3 +608,32 @@ TEST_CASE("dpp_map: scratch of a kernel grows with its items, not with the place
     for (Index t = 0; t < 12; ++t) CHECK(picks[t] == (t < 10 ? t : -1));
   }
 }
+
+TEMPLATE_TEST_CASE("dpp_map: strided rows, scores that are not wanted, more places than items", "[diversity][dpp]", float,
+                   double) {
+  using T = TestType;
+  const auto request = []<class S>(const SelectionInput<S>& in) {
+    return DppInput<S>{in.relevance, in.features, {}, in.history, in.allowed, {}, in.constraints};
+  };
+  for (const Index window : {0, 4}) {
+    const DppOptions o{.window = window};
+    recops_test::check_strided<T>([&](const SelectionInput<T>& in, auto picks, auto scores,
+                                      Workspace& ws) { dpp_map<T>(request(in), o, picks, scores, ws); },
+                                  [&](const SelectionBatch<T>& batch, auto picks, auto scores, Workspace& ws) {
+                                    dpp_map<T>(batch, o, picks, scores, {}, ws);
+                                  },
+                                  [&](const SelectionInput<T>& in, auto picks, auto g, const SelectionGradient<T>& to,
+                                      Workspace& ws) { dpp_map_backward<T>(request(in), o, picks, g, to, ws); });
+    // A kernel with gaps.
+    Random random(recops_test::seed(), 14);
+    const auto q = normal_request<T>(random, 70, 12, 0.3);
+    const Matrix<T> kernel = kernel_of<T>(recops_test::dpp_reference<T>(q.input(), q.features, o));
+    recops_test::Padded<T> strided(kernel.view());
+    CHECK(run_kernel<T>(strided, {}, o, 8) == run_kernel<T>(kernel, {}, o, 8));
+  }
+  for (const Index window : {0, 4, 50000}) {
+    recops_test::check_many_places([&](const SelectionInput<float>& in, auto picks, Workspace& ws) {
+      return dpp_map<float>(request(in), {.window = window}, picks, {}, ws);
+    });
+  }
+}

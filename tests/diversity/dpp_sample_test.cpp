@@ -120,3 +120,36 @@ TEST_CASE("samples: functions of their row, rank, duplicates, sizes, errors", "[
   CHECK(sampler.rank() == 0);
   CHECK(sampler.sample_any({}, {}, ws).count == 0);
 }
+
+TEST_CASE("samples do not depend on the scales of features and qualities, nor on gaps", "[diversity][dpp_sample]") {
+  Random random = random_stream(7603);
+  Workspace ws;
+  Matrix<float> f = random_matrix<float>(40, 6, random);
+  Vector<std::int32_t> picks(5), expected(5);
+  DppSampler<float> sampler, plain;
+  plain.prepare({.features = f}, ws);
+  Padded<float> strided(f.view());
+  for (const auto& [f_scale, q_scale] :
+       {std::pair(1.0, 1.0), {0x1p66, 0x1p99}, {0x1p-83, 0x1p-66}, {0x1p-66, 0x1p66}, {0x1p30, 0x1p-99}}) {
+    for (Index i = 0; i < 40; ++i) simd::scale(static_cast<float>(f_scale), f.row(i), strided.view().row(i), 6);
+    const Vector<float> q(40, static_cast<float>(q_scale));
+    sampler.prepare({.features = strided, .quality = q}, ws);
+    for (std::uint64_t row = 0; row < 50; ++row) {
+      CHECK(plain.sample({.seed = 4, .row = row}, expected, ws).count == 5);
+      CHECK(sampler.sample({.seed = 4, .row = row}, picks, ws).count == 5);
+      CHECK(std::equal(picks.begin(), picks.end(), expected.begin()));
+    }
+  }
+  CHECK(strided.intact());
+  // Every item of three that are orthogonal, at the ends of what float holds.
+  for (const auto& [size, quality] : {std::pair(1e20f, 1e30f), {1e-25f, 1e-20f}, {1e-40f, 1.0f}}) {
+    const Matrix<float> axes{{size, 0, 0}, {0, size, 0}, {0, 0, size}};
+    const Vector<float> q(3, quality);
+    sampler.prepare({.features = axes, .quality = q}, ws);
+    Vector<std::int32_t> all(3);
+    const Selection done = sampler.sample({.seed = 4}, all, ws);
+    CHECK((done.count == 3 && done.status == SelectionStatus::ok));
+    std::sort(all.begin(), all.end());
+    CHECK((all[0] == 0 && all[1] == 1 && all[2] == 2));
+  }
+}

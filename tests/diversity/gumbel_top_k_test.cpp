@@ -57,8 +57,22 @@ TEST_CASE("Gumbel top-k: sizes, keys, what is not a number, errors", "[diversity
   // A temperature near 0 leaves the order of the logits.
   CHECK(gumbel_top_k<float>(logits, 1e-4, at, keys, picks, ws) == 4);
   CHECK((picks[0] == 2 && picks[1] == 0 && picks[2] == 5 && picks[3] == 6));
-  CHECK(error_of([&] { gumbel_top_k<float>(logits, 0, at, keys, picks, ws); }) ==
-        "gumbel_top_k: temperature: expected temperature > 0, got 0");
+  // Logits that are finite, but not divided by the temperature.
+  const Vector<float> far{nan, 3e38f, 1, -3e38f};
+  CHECK(gumbel_top_k<float>(far, 0.5, at, VectorView<float>(keys.data(), 4), picks, ws) == 3);
+  CHECK((picks[0] == 1 && picks[1] == 2 && picks[2] == 3 && picks[3] == -1));
+  CHECK(keys[0] == -inf);
+  Matrix<float> p(2, 7);
+  Vector<float> weights(7, 7.0f), dkeys(7, 7.0f);
+  for (const double broken : {0.0, -1.0, 1e-50, 1e50, static_cast<double>(inf), static_cast<double>(nan)}) {
+    const auto names_it = [](const std::string& message) {
+      return message.find("temperature: expected a number above 0 in the range of T") != std::string::npos;
+    };
+    CHECK(names_it(error_of([&] { gumbel_top_k<float>(logits, broken, at, keys, picks, ws); })));
+    CHECK(names_it(error_of([&] { relaxed_top_k<float>(logits, broken, p, weights, ws); })));
+    CHECK(names_it(error_of([&] { relaxed_top_k_backward<float>(p, broken, weights, dkeys, ws); })));
+  }
+  CHECK((weights[0] == 7 && dkeys[6] == 7));
   CHECK(error_of([&] { gumbel_top_k<float>(logits, 1, at, VectorView<float>(keys.data(), 3), picks, ws); }) ==
         "gumbel_top_k: keys: expected size 7, got 3");
 }
@@ -112,8 +126,6 @@ TEST_CASE("the relaxed choice: its gradient where it saturates, its limits", "[d
   const Vector<float> dw{1, 2, 3, 4, 5};
   relaxed_top_k_backward<float>(p, 0.01, dw, dkeys, ws);
   for (const float g : dkeys) CHECK(std::isfinite(g));
-  CHECK(error_of([&] { relaxed_top_k<float>(keys, 0, p, w, ws); }) ==
-        "relaxed_top_k: temperature: expected temperature > 0, got 0");
   Vector<float> none;
   relaxed_top_k<float>({}, 1, MatrixView<float>(p.data(), 2, 0), none, ws);
 }

@@ -164,6 +164,12 @@ TEST_CASE("predictions that are none, and errors", "[diversity][lookahead]") {
   CHECK(error({.tolerance = -1}) == "lookahead: tolerance: expected tolerance >= 0, got -1");
   CHECK(error({.candidates = -1}) == "lookahead: candidates: expected candidates >= 0, got -1");
   CHECK(picks[0] == 1);
+  const Vector<float> many(60000, 0.5f);
+  Vector<std::int32_t> two(2, 7);
+  CHECK(error_of([&] {
+          lookahead<float>(many, many, {.candidates = 60000, .beam = 60000}, predict, two, ws);
+        }).find("beam * candidates below 2^31") != std::string::npos);
+  CHECK((two[0] == 7 && two[1] == 7));
   Vector<float> h(4);
   lookahead_scores<float>(r, c, 2, h);
   CHECK((h[0] == 4 && h[2] == 2 && std::isnan(h[3])));

@@ -111,3 +111,27 @@ TEST_CASE("labels of a batch are those of its requests; masks, NaN, history, err
         std::string::npos);
   for (const float v : y) CHECK(v == -1);
 }
+
+TEMPLATE_TEST_CASE("labels: strided rows, and temperatures that T does not hold", "[diversity][labels]", float, double) {
+  using T = TestType;
+  Random random = random_stream(7302);
+  Workspace ws;
+  const Matrix<T> x = random_matrix<T>(30, 5, random), history = random_matrix<T>(3, 5, random);
+  const Vector<T> r = random_vector<T>(30, random);
+  Padded<T> wide(x.view()), wide_history(history.view());
+  Vector<T> packed(30), strided(30, T(7));
+  for (const TeacherLabels kind : {TeacherLabels::hard, TeacherLabels::graded, TeacherLabels::soft}) {
+    const MmrLabelOptions o{.teacher = {.lambda = 0.4}, .picks = 5, .labels = kind};
+    mmr_labels<T>(MmrInput<T>{.relevance = r, .features = x, .history = history}, o, packed, ws);
+    mmr_labels<T>(MmrInput<T>{.relevance = r, .features = wide, .history = wide_history}, o, strided, ws);
+    CHECK(std::equal(packed.begin(), packed.end(), strided.begin()));
+  }
+  CHECK((wide.intact() && wide_history.intact()));
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  for (const double broken : {0.0, -1.0, inf, std::is_same_v<T, float> ? 1e-50 : 1e-310, std::is_same_v<T, float> ? 1e50 : inf}) {
+    const MmrLabelOptions o{.picks = 5, .labels = TeacherLabels::soft, .temperature = broken};
+    CHECK(error_of([&] { mmr_labels<T>(MmrInput<T>{.relevance = r, .features = x}, o, strided, ws); }).find("temperature") !=
+          std::string::npos);
+  }
+  CHECK(std::equal(packed.begin(), packed.end(), strided.begin()));
+}

@@ -13,6 +13,7 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/golden.hpp"
+#include "support/selectors.hpp"
 #include "support/threads.hpp"
 
 using namespace recops;
@@ -817,4 +818,11 @@ TEST_CASE("mmr says what is wrong and touches nothing", "[diversity][mmr]") {
   CHECK(std::count(dr.begin(), dr.end(), 0.0f) == 20);
   back({0, 1, -1, -1}, dr);
   CHECK(dr[0] == 0.5f);
+}
+
+TEST_CASE("mmr: scratch grows with the items, not with the places", "[diversity][mmr]") {
+  for (const Index window : {0, 4, 50000})
+    recops_test::check_many_places([&](const SelectionInput<float>& in, auto picks, Workspace& ws) {
+      return mmr<float>({.relevance = in.relevance, .features = in.features}, {.window = window}, picks, {}, ws);
+    });
 }

@@ -230,3 +230,21 @@ TEST_CASE("msd: a history row that is not finite takes no place in the window", 
     CHECK(std::equal(a.data(), a.data() + 180, b.data()));
   }
 }
+
+TEMPLATE_TEST_CASE("msd: strided rows, scores that are not wanted, more places than items", "[diversity][msd]", float, double) {
+  using T = TestType;
+  for (const Index window : {0, 4}) {
+    const MsdOptions o{.window = window};
+    recops_test::check_strided<T>(
+        [&](const SelectionInput<T>& in, auto picks, auto scores, Workspace& ws) { msd<T>(in, o, picks, scores, ws); },
+        [&](const SelectionBatch<T>& batch, auto picks, auto scores, Workspace& ws) { msd<T>(batch, o, picks, scores, {}, ws); },
+        [&](const SelectionInput<T>& in, auto picks, auto g, const SelectionGradient<T>& to, Workspace& ws) {
+          msd_backward<T>(in, o, picks, g, to, ws);
+        });
+  }
+  for (const Index window : {0, 4, 50000}) {
+    recops_test::check_many_places([&](const SelectionInput<float>& in, auto picks, Workspace& ws) {
+      return msd<float>(in, {.window = window}, picks, {}, ws);
+    });
+  }
+}

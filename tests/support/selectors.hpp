@@ -12,6 +12,7 @@
 
 #include "support/catch.hpp"
 #include "support/golden.hpp"
+#include "support/numbers.hpp"
 #include "support/threads.hpp"
 
 namespace recops_test {
@@ -192,6 +193,64 @@ void check_batch(F&& many, G&& one) {
     CHECK(std::equal(alone.begin(), alone.end(), picks.row(b)));
     CHECK(std::equal(alone_scores.begin(), alone_scores.end(), scores.row(b)));
   }
+}
+
+/// Rows that are further apart than they are long give what rows side by side give, and the gaps are left alone; so are scores that are
+/// not wanted, whatever they point to. `one(input, picks, scores, ws)`, `many(batch, picks, scores, ws)`,
+/// `backward(input, picks, dscores, gradient, ws)`.
+template <class T, class One, class Many, class Backward>
+void check_strided(One&& one, Many&& many, Backward&& backward) {
+  using recops::JaggedView, recops::Matrix, recops::MatrixView, recops::Vector, recops::VectorView;
+  recops::Random random(seed(), 12);
+  const auto q = normal_request<T>(random, 90, 7, 4);
+  Padded<T> features(q.features.view()), history(q.history.view());
+  const recops::SelectionInput<T> packed = q.input();
+  recops::SelectionInput<T> strided = packed;
+  strided.features = features;
+  strided.history = history;
+  recops::Workspace ws;
+  Vector<std::int32_t> picks(10), picks2(10);
+  Vector<T> scores(10), scores2(10);
+  one(packed, VectorView<std::int32_t>(picks), VectorView<T>(scores), ws);
+  one(strided, VectorView<std::int32_t>(picks2), VectorView<T>(scores2), ws);
+  CHECK(std::equal(picks.begin(), picks.end(), picks2.begin()));
+  CHECK(std::equal(scores.begin(), scores.end(), scores2.begin()));
+  scores2.fill(T(7));
+  one(strided, VectorView<std::int32_t>(picks2), VectorView<T>(scores2.data(), 0), ws);
+  CHECK(std::count(scores2.begin(), scores2.end(), T(7)) == 10);
+
+  const std::vector<std::int32_t> offsets{0, 40, 90};
+  Padded<std::int32_t> lists(2, 6);
+  Padded<T> values(2, 6);
+  Matrix<std::int32_t> lists2(2, 6);
+  Matrix<T> values2(2, 6);
+  many({.relevance = q.relevance, .features = JaggedView<const T>(features.view(), offsets)}, lists.view(), values.view(), ws);
+  many({.relevance = q.relevance, .features = JaggedView<const T>(q.features, offsets)}, lists2.view(), values2.view(), ws);
+  CHECK(max_difference(lists.view(), lists2.view()) == 0);
+  CHECK(max_difference(values.view(), values2.view()) == 0);
+
+  Padded<T> dx(90, 7), dh(4, 7);
+  Matrix<T> dx2(90, 7, T(0)), dh2(4, 7, T(0));
+  const VectorView<const std::int32_t> chosen = picks;
+  const Vector<T> g = random_vector<T>(10, random);
+  backward(strided, chosen, VectorView<const T>(g), recops::SelectionGradient<T>{.features = dx, .history = dh}, ws);
+  backward(packed, chosen, VectorView<const T>(g), recops::SelectionGradient<T>{.features = dx2, .history = dh2}, ws);
+  CHECK(max_difference(dx.view(), dx2.view()) == 0);
+  CHECK(max_difference(dh.view(), dh2.view()) == 0);
+  CHECK((features.intact() && history.intact() && lists.intact() && values.intact() && dx.intact() && dh.intact()));
+}
+
+/// Scratch grows with the items, not with the places. `select(input, picks, ws)`.
+template <class F>
+void check_many_places(F&& select) {
+  recops::Random random(seed(), 13);
+  auto q = normal_request<float>(random, 3, 8, 0);
+  for (float& r : q.relevance) r = std::abs(r);  // of use as qualities
+  recops::Vector<std::int32_t> picks(100000);
+  recops::Workspace ws;
+  CHECK(select(q.input(), recops::VectorView<std::int32_t>(picks), ws).count == 3);
+  CHECK((picks[2] >= 0 && picks[3] == -1));
+  CHECK(ws.high_water() < 100000);
 }
 
 /// Central differences of sum_t g_t score(picks before t, pick t). `q` is what the callables look at.

@@ -124,9 +124,9 @@ class ConstraintState {
     }
     if (!rules.duplicates.empty()) {
       keys_ = dense(rules.duplicates, {}, nullptr, nullptr, key_count_, scratch);
-      taken_ = filled<std::uint8_t>(key_count_, 0, scratch);
+      taken_ = filled<std::int32_t>(key_count_, 0, scratch);
       for (Index t = 0; t < rules.pins.size(); ++t) {
-        if (rules.pins[t] >= 0 && keys_[rules.pins[t]] >= 0) taken_[keys_[rules.pins[t]]] = 1;
+        if (rules.pins[t] >= 0 && keys_[rules.pins[t]] >= 0) ++taken_[keys_[rules.pins[t]]];
       }
     }
     columns_ = scratch.take<Column>(count_);
@@ -163,7 +163,7 @@ class ConstraintState {
       column.places[column.shown + place_] = g;
       if (g >= 0 && ahead_[item] == 0) count_in(column, g);
     }
-    if (keys_ && keys_[item] >= 0) taken_[keys_[item]] = 1;
+    if (keys_ && keys_[item] >= 0 && ahead_[item] != pinned) ++taken_[keys_[item]];
     ahead_[item] = 0;
   }
   /// The item pinned to this place cannot be picked: the place is free.
@@ -171,10 +171,11 @@ class ConstraintState {
     lost_ |= rule_pin;
     --pins_left_;
     ahead_[item] = 0;
-    if (keys_ && keys_[item] >= 0) taken_[keys_[item]] = 0;
+    if (keys_ && keys_[item] >= 0) --taken_[keys_[item]];
     for (Index c = 0; c < count_; ++c) {
-      columns_[c].places[columns_[c].shown + place_] = -1;
-      count_out(columns_[c], columns_[c].group[item]);
+      Column& column = columns_[c];
+      column.places[column.shown + place_] = -1;
+      if (column.group[item] >= 0) count_out(column, column.group[item]);
     }
     begin(place_);
     lost_at_ = place_;
@@ -208,12 +209,13 @@ class ConstraintState {
     std::int32_t* group;        // [N] dense, -1: none
     std::int32_t* total;        // [groups] in the list, or certain to come
     std::int32_t* most;         // [groups]
-    std::int32_t* lacking;      // [groups] still wanted besides what is certain to come
+    std::int32_t* wanted;       // [groups] the minimum, less what is certain to come
+    std::int32_t* open;         // [groups] items that may still be picked, as far as is known
     std::uint8_t* near;         // [groups] window and gap rules that one more at this place would break
     std::int32_t* near_groups;  // those with a bit in `near`
     std::int32_t* counts;       // [groups] zeros between uses
     std::int32_t* places;       // [shown + places] group at each place known so far, -1: none or unknown
-    Index shown, near_count, lack;
+    Index shown, near_count, lack;  // lack: sum of `lacking`
   };
 
   template <class T>
@@ -272,7 +274,8 @@ class ConstraintState {
     c.near = filled<std::uint8_t>(groups, 0, scratch);
     c.near_groups = scratch.take<std::int32_t>(groups);
     c.most = scratch.take<std::int32_t>(groups);
-    c.lacking = scratch.take<std::int32_t>(groups);
+    c.wanted = scratch.take<std::int32_t>(groups);
+    c.open = scratch.take<std::int32_t>(groups);
     for (Index i = 0; i < items_; ++i) {
       if (c.group[i] >= 0 && (ahead_[i] != 0 || usable(i))) ++c.counts[c.group[i]];
     }
@@ -281,8 +284,9 @@ class ConstraintState {
       const Index most = 0 <= name && name < rules.most_of.size() ? rules.most_of[name] : rules.most;
       c.most[g] = static_cast<std::int32_t>(std::min<Index>(most < 0 ? never_reached : most, never_reached));
       const std::int32_t least = 0 <= name && name < rules.least_of.size() ? rules.least_of[name] : 0;
-      c.lacking[g] = std::min(std::max(least, 0), std::exchange(c.counts[g], 0));  // negative: no minimum
-      c.lack += c.lacking[g];
+      c.wanted[g] = std::max(least, 0);  // negative: no minimum
+      c.open[g] = std::exchange(c.counts[g], 0);
+      c.lack += lacking(c, g);
     }
     for (Index i = 0; i < items_; ++i) {
       if (ahead_[i] != 0 && c.group[i] >= 0) count_in(c, c.group[i]);
@@ -292,12 +296,17 @@ class ConstraintState {
     }
     return c;
   }
+  /// How many of a group are wanted besides those certain to come, as far as there are items.
+  static std::int32_t lacking(const Column& c, Index g) { return std::max(0, std::min(c.wanted[g], c.open[g])); }
   static void count_in(Column& c, std::int32_t g) {
-    ++c.total[g];
-    if (c.lacking[g] > 0) --c.lacking[g], --c.lack;
+    c.lack -= lacking(c, g);
+    ++c.total[g], --c.wanted[g], --c.open[g];
+    c.lack += lacking(c, g);
   }
-  static void count_out(Column& c, std::int32_t g) {  // a minimum that counted on it is missed, and reported in the end
-    if (g >= 0) --c.total[g];
+  static void count_out(Column& c, std::int32_t g) {  // of an item that cannot be picked, after all
+    c.lack -= lacking(c, g);
+    --c.total[g], ++c.wanted[g];
+    c.lack += lacking(c, g);
   }
 
   /// Marks the groups of which one more at this place would break a window or gap rule.
@@ -344,7 +353,7 @@ class ConstraintState {
         bits |= column.near[g];
         if (column.total[g] - (ahead_[item] != 0) >= column.most[g]) bits |= rule_most;
       }
-      if (ahead_[item] == 0 && column.lack > 0 && column.lack >= free_places() - pending_ && (g < 0 || column.lacking[g] == 0))
+      if (ahead_[item] == 0 && column.lack > 0 && column.lack >= free_places() - pending_ && (g < 0 || lacking(column, g) == 0))
         bits |= rule_least;
     }
     return bits;
@@ -361,7 +370,7 @@ class ConstraintState {
   Column* columns_ = nullptr;
   std::uint8_t* ahead_ = nullptr;  // [N] certain to come, and how
   std::int32_t* keys_ = nullptr;
-  std::uint8_t* taken_ = nullptr;
+  std::int32_t* taken_ = nullptr;  // [keys] items of the list, or pinned
   const std::int32_t* picked_ = nullptr;
   Index place_ = 0, pending_ = 0, pins_left_ = 0, lost_at_ = -1;
   bool tight_ = false;

@@ -49,7 +49,7 @@ Selection dpp_select(const DppInput<T>& in, Index cols, const DppOptions& option
     using Rule = DppFeatureRule<T, A, windowed>;
     return select_by_features<Rule, T, A>(
         as_selection(in), cols, options.normalize, lazy, picks, scores, scratch,
-        [&](Candidates<T, A>& rows, const T* value) { return Rule(in, options, rows, value, picks.size(), scratch); });
+        [&](Candidates<T, A>& rows, const T* value, Index most) { return Rule(in, options, rows, value, most, scratch); });
   };
   return options.window > 0 ? select(std::true_type{}) : select(std::false_type{});
 }
@@ -59,24 +59,19 @@ template <class T, class A, class Fetch>
 Selection dpp_select_kernel(Index items, const T* diagonal, Fetch&& row, const DppOptions& options,
                             const Constraints* constraints, VectorView<std::int32_t> picks, VectorView<T> scores,
                             Workspace& scratch) {
-  Selection done;
-  if (items == 0) {
-    done.status = picks.empty() ? SelectionStatus::ok : SelectionStatus::exhausted;
-  } else {
-    std::optional<ConstraintState> limits;
-    if (constraints)
-      limits.emplace(
-          *constraints, items, picks.size(), [diagonal](Index i) { return diagonal[i] > never<T>; }, scratch);
-    Candidates<T, A> rows({}, {}, items, false, false, nullptr, scratch);
-    const auto select = [&]<class Rule>(std::type_identity<Rule>) {
-      Rule rule(options, rows, row, diagonal, std::min(picks.size(), items), scratch);  // no more picks than items
-      const bool lazy = options.evaluation == SelectionEvaluation::lazy;
-      return Greedy<T, A, Rule>(rows, rule, lazy, limits ? &*limits : nullptr, scratch).run(picks, scores.data());
-    };
-    using F = std::remove_reference_t<Fetch>;
-    done = options.window > 0 ? select(std::type_identity<DppKernelWindowRule<T, A, F>>{})
-                              : select(std::type_identity<DppKernelRule<T, A, F>>{});
-  }
+  std::optional<ConstraintState> limits;
+  if (constraints)
+    limits.emplace(
+        *constraints, items, picks.size(), [diagonal](Index i) { return diagonal[i] > never<T>; }, scratch);
+  Candidates<T, A> rows({}, {}, items, false, false, nullptr, scratch);
+  const auto select = [&]<class Rule>(std::type_identity<Rule>) {
+    Rule rule(options, rows, row, diagonal, std::min(picks.size(), items), scratch);  // no more picks than items
+    const bool lazy = options.evaluation == SelectionEvaluation::lazy;
+    return Greedy<T, A, Rule>(rows, rule, lazy, limits ? &*limits : nullptr, scratch).run(picks, scores);
+  };
+  using F = std::remove_reference_t<Fetch>;
+  const Selection done = options.window > 0 ? select(std::type_identity<DppKernelWindowRule<T, A, F>>{})
+                                            : select(std::type_identity<DppKernelRule<T, A, F>>{});
   clear_places(done.count, picks, scores);
   return done;
 }

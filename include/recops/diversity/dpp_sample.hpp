@@ -9,7 +9,8 @@
 /// Shapes      features [N, D]   quality [N] or empty   picks [k], in the order of drawing.
 /// Edge cases  k above the rank of V: no such set, count 0 and `rank_exhausted`. N = 0, k = 0, D = 0.  An item of probability 0 is never
 ///             drawn, nor an item twice.
-/// NaN         Features or quality that are not finite: Error from `prepare`, as there is no distribution.
+/// NaN         Features or quality that are not finite, or items whose squares are not, as doubles: Error from `prepare`, as there is
+///             no distribution.
 /// Precision   Spectrum and choice of eigenvectors in double; N-sized arrays in T.
 /// Cost        prepare: 2 N D^2 + O(D^3) flops. Sample: 2 N D k + 2 N k^2, and 2 passes over N numbers a pick. No allocation once warm.
 /// Randomness  A function of `at` (seed, row, step, sample).
@@ -76,8 +77,8 @@ class DppSampler {
     for (Index n = rank_; n > 0 && left > 0; --n) {
       if (std::log(u[n - 1]) < logs[n - 1] + e(n - 1, left - 1) - e(n, left)) taken[--left] = static_cast<std::int32_t>(n - 1);
     }
-    draw(taken, k, u + rank_, picks, ws);
-    return {k, SelectionStatus::ok};
+    const Index count = draw(taken, k, u + rank_, picks, ws);
+    return {count, count == k ? SelectionStatus::ok : SelectionStatus::rank_exhausted};
   }
 
   /// Draws a set of any size into the first places of `picks`; at most `rank()` items, of which `picks` must have room for.
@@ -92,8 +93,8 @@ class DppSampler {
     for (Index n = 0; n < rank_; ++n)
       if (u[n] * (1 + values_[n]) < values_[n]) taken[k++] = static_cast<std::int32_t>(n);
     std::fill(picks.begin(), picks.end(), -1);
-    draw(taken, k, u + rank_, picks.segment(0, k), ws);
-    return {k, k == picks.size() ? SelectionStatus::ok : SelectionStatus::exhausted};
+    const Index count = draw(taken, k, u + rank_, picks.segment(0, k), ws);
+    return {count, count == picks.size() ? SelectionStatus::ok : SelectionStatus::exhausted};
   }
 
  private:
@@ -105,16 +106,23 @@ class DppSampler {
     return u;
   }
 
-  /// Items one by one from the span of the eigenvectors taken[0 .. k).
-  void draw(const std::int32_t* taken, Index k, const double* u, VectorView<std::int32_t> picks, Workspace& ws) const {
+  /// Items one by one from the span of the eigenvectors taken[0 .. k). Returns how many: k, unless T cannot hold what is left.
+  Index draw(const std::int32_t* taken, Index k, const double* u, VectorView<std::int32_t> picks, Workspace& ws) const {
     const Index n = items_, d = in_.features.cols();
-    if (k == 0) return;
+    if (k == 0) return 0;
     const MatrixView<T> directions = ws.matrix<T>(k, d), b = ws.matrix<T>(k, n), basis = ws.matrix<T>(k, k);
+    // The scale of all items is taken out of the directions, and the qualities, that T can hold both.
+    const double scale = std::sqrt(*std::max_element(values_.begin(), values_.begin() + rank_));
     for (Index j = 0; j < k; ++j)
-      for (Index c = 0; c < d; ++c) directions(j, c) = static_cast<T>(vectors_(taken[j], c) / std::sqrt(values_[taken[j]]));
+      for (Index c = 0; c < d; ++c)
+        directions(j, c) = static_cast<T>(vectors_(taken[j], c) * (scale / std::sqrt(values_[taken[j]])));
+    T* const share = ws.take<T>(n);
+    for (Index i = 0; i < n; ++i) {
+      const double q = in_.quality.empty() ? 1.0 : static_cast<double>(in_.quality[i]);
+      share[i] = static_cast<T>(std::min(q / scale, static_cast<double>(std::numeric_limits<T>::max())));
+    }
     // Column i is item i in the span: its squared length is the probability that it is drawn, times k.
-    simd::gemm<T>(simd::plain(MatrixView<const T>(directions)), simd::transposed(in_.features),
-                  {.column_scale = in_.quality.empty() ? nullptr : in_.quality.data()}, b, ws);
+    simd::gemm<T>(simd::plain(MatrixView<const T>(directions)), simd::transposed(in_.features), {.column_scale = share}, b, ws);
     T *const p = ws.take<T>(n), *const c = ws.take<T>(n);
     std::fill_n(p, n, T(0));
     for (Index j = 0; j < k; ++j) {
@@ -123,6 +131,7 @@ class DppSampler {
     }
     for (Index t = 0; t < k; ++t) {
       const Index item = choose(p, n, u[t]);
+      if (item < 0) return t;
       picks[t] = static_cast<std::int32_t>(item);
       T* const own = basis.row(t);
       for (Index j = 0; j < k; ++j) own[j] = b(j, item);
@@ -138,13 +147,14 @@ class DppSampler {
       }
       for (Index s = 0; s <= t; ++s) p[picks[s]] = T(0);
     }
+    return k;
   }
-  /// The item at which the running sum of p passes u times its total; never one of probability 0.
+  /// The item at which the running sum of p passes u times its total; never one of probability 0: -1 if there is no other.
   static Index choose(const T* p, Index n, double u) {
     double total = 0;
     for (Index i = 0; i < n; ++i) total += static_cast<double>(p[i]);
     double sum = 0;
-    Index last = 0;
+    Index last = -1;
     for (Index i = 0; i < n; ++i) {
       if (!(p[i] > 0)) continue;
       last = i;

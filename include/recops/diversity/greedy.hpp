@@ -35,7 +35,7 @@ class Greedy {
     std::fill(seen_, seen_ + panels_, -1);
   }
 
-  Selection run(VectorView<std::int32_t> picks, T* scores) {
+  Selection run(VectorView<std::int32_t> picks, VectorView<T> scores) {
     const Index k = picks.size();
     Selection done;
     if (limits_) limits_->follow(picks.data());
@@ -51,7 +51,7 @@ class Greedy {
       if (row == rows_.size()) row = choose(done.status);
       if (row == rows_.size()) break;
       picks.data()[t] = static_cast<std::int32_t>(rows_.item(row));
-      if (scores) scores[t] = rule_.reported(row);
+      if (!scores.empty()) scores.data()[t] = rule_.reported(row);
       if (limits_) limits_->take(rows_.item(row));
       rule_.take(row, t + 1 == k);
       ++done.count;

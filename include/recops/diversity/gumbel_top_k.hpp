@@ -10,7 +10,7 @@
 /// Shapes      logits, keys [N]   picks [k].  Returns how many were picked: min(k, items whose logit is a number).
 /// Ties        The lowest index.  Unused picks become -1.
 /// NaN         An item whose logit is not finite is never picked; its key is -infinity.
-/// Precision   T; uniforms of 23 bits in float, 52 in double.
+/// Precision   T; uniforms of 23 bits in float, 52 in double. a / temperature saturates at the largest number.
 /// Cost        Two logarithms per item, then that of a top k. No allocation once the workspace has grown.
 /// Randomness  A function of `at` (seed, row, step) and of the item's place alone.
 /// Reference   Kool et al., Stochastic beams and where to find them, ICML 2019 (arXiv 1903.06059). `relaxed_top_k`: Xie & Ermon,
@@ -28,16 +28,26 @@
 
 namespace recops {
 inline namespace RECOPS_ABI {
+namespace detail {
 
-/// Writes `picks` [k], largest key first, and `keys` [N] (or empty: not wanted). Throws `Error` unless temperature > 0.
+/// One that T holds, and its reciprocal.
+template <class T>
+void check_temperature(const char* name, double temperature) {
+  check_option(name, "temperature", temperature >= std::numeric_limits<T>::min() && temperature <= std::numeric_limits<T>::max(),
+               "a number above 0 in the range of T", temperature);
+}
+
+}  // namespace detail
+
+/// Writes `picks` [k], largest key first, and `keys` [N] (or empty: not wanted). Throws `Error` unless temperature is
+/// above 0 and finite, in T.
 template <Real T>
 Index gumbel_top_k(VectorView<const T> logits, double temperature, const RandomRow& at, VectorView<T> keys,
                    VectorView<std::int32_t> picks, Workspace& ws) {
   constexpr const char* name = "gumbel_top_k";
   check_size(name, "logits", logits, any_size);
   const Index n = logits.size();
-  check_option(name, "temperature", temperature > 0 && temperature < std::numeric_limits<double>::infinity(), "temperature > 0",
-               temperature);
+  detail::check_temperature<T>(name, temperature);
   if (!keys.empty()) check_size(name, "keys", keys, n);
   check_size(name, "picks", picks, any_size);
   const auto mark = ws.mark();
@@ -51,8 +61,9 @@ Index gumbel_top_k(VectorView<const T> logits, double temperature, const RandomR
   simd::log<T>(gumbel, gumbel, n);
   Index finite = 0;
   for (Index i = 0; i < n; ++i) {
-    const T a = logits[i] / static_cast<T>(temperature);
-    const bool ok = std::abs(a) <= std::numeric_limits<T>::max();
+    constexpr T most = std::numeric_limits<T>::max();
+    const bool ok = std::abs(logits[i]) <= most;
+    const T a = std::clamp(logits[i] / static_cast<T>(temperature), -most, most);
     key[i] = ok ? a - gumbel[i] : -std::numeric_limits<T>::infinity();
     finite += ok;
   }
@@ -75,7 +86,7 @@ void relaxed_top_k(VectorView<const T> keys, double temperature, MatrixView<T> p
   constexpr const char* name = "relaxed_top_k";
   check_size(name, "keys", keys, any_size);
   const Index n = keys.size();
-  check_option(name, "temperature", temperature > 0, "temperature > 0", temperature);
+  detail::check_temperature<T>(name, temperature);
   check_shape(name, "probabilities", probabilities, any_size, n);
   check_size(name, "weights", weights, n);
   const auto mark = ws.mark();
@@ -101,7 +112,7 @@ void relaxed_top_k_backward(MatrixView<const T> probabilities, double temperatur
   constexpr const char* name = "relaxed_top_k_backward";
   check_shape(name, "probabilities", probabilities, any_size, any_size);
   const Index n = probabilities.cols();
-  check_option(name, "temperature", temperature > 0, "temperature > 0", temperature);
+  detail::check_temperature<T>(name, temperature);
   check_size(name, "dweights", dweights, n);
   check_size(name, "dkeys", dkeys, n);
   const auto mark = ws.mark();

@@ -123,12 +123,14 @@ LookaheadPlan lookahead(VectorView<const T> rewards, VectorView<const T> continu
   check_option(name, "tail", std::isfinite(options.tail), "a finite number", options.tail);
   check_option(name, "tolerance", options.tolerance >= 0, "tolerance >= 0", options.tolerance);
   const auto mark = ws.mark();
-  std::fill(picks.begin(), picks.end(), -1);
   LookaheadPlan done{0, options.tail, 0};
   const Index n = rewards.size();
   auto* const sorted = ws.take<std::int32_t>(n);
   const Index usable = detail::sequence_order(rewards, continuations, sorted, ws), m = std::min(picks.size(), usable);
-  if (m == 0) return done;
+  if (m == 0) {
+    std::fill(picks.begin(), picks.end(), -1);
+    return done;
+  }
 
   const VectorView<std::int32_t> plan = ws.vector<std::int32_t>(m);
   const VectorView<T> worth = ws.vector<T>(m + 1);
@@ -237,7 +239,7 @@ LookaheadPlan lookahead(VectorView<const T> rewards, VectorView<const T> continu
   const auto value = [&](Index s) { return states.earned[s] + states.left[s] * options.tail; };
   for (Index s = 1; s < states.count; ++s)
     if (value(s) > value(best)) best = s;
-  std::copy_n(states.prefix.row(best), done.count, picks.data());
+  std::fill(std::copy_n(states.prefix.row(best), done.count, picks.begin()), picks.end(), -1);
   done.value = value(best);
   return done;
 }

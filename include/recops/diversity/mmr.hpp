@@ -37,19 +37,14 @@ template <class T, class A>
 Selection mmr_select(const MmrProblem<T>& problem, VectorView<std::int32_t> picks, VectorView<T> scores, Workspace& scratch) {
   const auto mark = scratch.mark();
   const auto& in = problem.in;
-  Selection done;
   const bool columns = problem.options.window > 0 || !in.similarity.empty() || !in.categories.empty() ||
                        !problem.has_features() || problem.options.feature_weight != 1;
-  if (problem.items == 0) {
-    done.status = picks.empty() ? SelectionStatus::ok : SelectionStatus::exhausted;
-  } else {
-    std::optional<ConstraintState> limits;
-    if (in.constraints)
-      limits.emplace(
-          *in.constraints, problem.items, picks.size(), [&](Index i) { return !problem.excluded(i); }, scratch);
-    done = (columns ? mmr_by_columns<T, A> : mmr_by_panels<T, A>)(problem, limits ? &*limits : nullptr, picks, scores.data(),
-                                                                  scratch);
-  }
+  std::optional<ConstraintState> limits;
+  if (in.constraints)
+    limits.emplace(
+        *in.constraints, problem.items, picks.size(), [&](Index i) { return !problem.excluded(i); }, scratch);
+  const Selection done =
+      (columns ? mmr_by_columns<T, A> : mmr_by_panels<T, A>)(problem, limits ? &*limits : nullptr, picks, scores, scratch);
   clear_places(done.count, picks, scores);
   return done;
 }

@@ -104,11 +104,11 @@ struct MmrColumnRule {
 };
 
 template <class T, class A>
-Selection mmr_by_columns(const MmrProblem<T>& problem, ConstraintState* limits, VectorView<std::int32_t> picks, T* scores,
-                         Workspace& scratch) {
+Selection mmr_by_columns(const MmrProblem<T>& problem, ConstraintState* limits, VectorView<std::int32_t> picks,
+                         VectorView<T> scores, Workspace& scratch) {
   const auto& in = problem.in;
   Candidates<T, A> rows(in.features, in.panels, problem.items, problem.unit, false, nullptr, scratch);
-  MmrColumnRule<T, A> rule(problem, rows, picks.size(), scratch);
+  MmrColumnRule<T, A> rule(problem, rows, std::min(picks.size(), problem.items), scratch);
   return Greedy<T, A, MmrColumnRule<T, A>>(rows, rule, false, limits, scratch).run(picks, scores);
 }
 

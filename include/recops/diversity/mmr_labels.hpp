@@ -36,7 +36,9 @@ template <class T>
 void check_mmr_labels(const char* name, const MmrLabelOptions& o) {
   check_option(name, "picks", o.picks >= 0, "picks >= 0", static_cast<double>(o.picks));
   if (o.labels != TeacherLabels::soft) return;
-  check_option(name, "temperature", o.temperature > 0, "temperature > 0", o.temperature);
+  check_option(name, "temperature",
+               o.temperature >= std::numeric_limits<T>::min() && o.temperature <= std::numeric_limits<T>::max(),
+               "a number above 0 in the range of T", o.temperature);
   check_option(name, "window", o.teacher.window == 0, "no window for soft labels", static_cast<double>(o.teacher.window));
 }
 

@@ -74,14 +74,14 @@ struct MmrPanelRule {
 };
 
 template <class T, class A>
-Selection mmr_by_panels(const MmrProblem<T>& problem, ConstraintState* limits, VectorView<std::int32_t> picks, T* scores,
-                        Workspace& scratch) {
+Selection mmr_by_panels(const MmrProblem<T>& problem, ConstraintState* limits, VectorView<std::int32_t> picks,
+                        VectorView<T> scores, Workspace& scratch) {
   const auto& in = problem.in;
   const bool lazy = problem.options.evaluation == SelectionEvaluation::lazy;
   const T* const value = mmr_values(problem, scratch);
   const bool sorted = lazy && in.panels.rows == 0 && picks.size() + problem.history > 1 && problem.items > simd::panel_width<T>;
   Candidates<T, A> rows(in.features, in.panels, problem.items, problem.unit, sorted, value, scratch);
-  MmrPanelRule<T, A> rule(problem, rows, value, picks.size(), scratch);
+  MmrPanelRule<T, A> rule(problem, rows, value, std::min(picks.size(), problem.items), scratch);
   return Greedy<T, A, MmrPanelRule<T, A>>(rows, rule, lazy, limits, scratch).run(picks, scores);
 }
 

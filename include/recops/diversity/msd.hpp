@@ -65,7 +65,7 @@ struct MsdRule {
 
   const MsdOptions& options;
   Candidates<T, A>& rows;
-  Index places, back;                     // back: how many of what was shown count
+  Index places, back;                     // k; how many of what was shown count
   T *relevance, *base, *product;          // [size]; base = lambda r; product with z
   T *top_relevance, *top_base, *longest;  // of each panel; rows' greatest length
   T *kept, *z;                            // rows that count (a ring, where there is a window); their sum
@@ -74,7 +74,7 @@ struct MsdRule {
 
   static bool takes(T) { return true; }
 
-  MsdRule(const SelectionInput<T>& in, const MsdOptions& o, Candidates<T, A>& candidates, const T* value, Index k,
+  MsdRule(const SelectionInput<T>& in, const MsdOptions& o, Candidates<T, A>& candidates, const T* value, Index k, Index most,
           Workspace& scratch)
       : options(o), rows(candidates), places(k), back(o.window > 0 ? o.window - 1 : std::numeric_limits<Index>::max()) {
     const Index size = rows.size(), cols = rows.cols(), seen = in.history.rows();
@@ -85,7 +85,7 @@ struct MsdRule {
     top_base = scratch.take<T>(rows.panels());
     longest = scratch.take<T>(rows.panels());
     z = scratch.take<T>(cols);
-    kept = scratch.take<T>((o.window > 0 ? std::min(back, seen + k) + 1 : 1) * cols);
+    kept = scratch.take<T>((o.window > 0 ? std::min(back, seen + most) + 1 : 1) * cols);
     std::fill(z, z + cols, T(0));
     for (Index i = 0; i < size; ++i) {
       const T r = i < rows.rows() ? value[rows.item(i)] : never<T>;
@@ -177,9 +177,10 @@ template <class T, class A>
 Selection msd_select(const SelectionInput<T>& in, Index cols, const MsdOptions& options, VectorView<std::int32_t> picks,
                      VectorView<T> scores, Workspace& scratch) {
   using Rule = MsdRule<T, A>;
-  return select_by_features<Rule, T, A>(
-      in, cols, options.normalize, options.evaluation == SelectionEvaluation::lazy, picks, scores, scratch,
-      [&](Candidates<T, A>& rows, const T* value) { return Rule(in, options, rows, value, picks.size(), scratch); });
+  return select_by_features<Rule, T, A>(in, cols, options.normalize, options.evaluation == SelectionEvaluation::lazy, picks,
+                                        scores, scratch, [&](Candidates<T, A>& rows, const T* value, Index most) {
+                                          return Rule(in, options, rows, value, picks.size(), most, scratch);
+                                        });
 }
 
 }  // namespace detail

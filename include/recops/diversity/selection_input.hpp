@@ -108,26 +108,21 @@ Selection select_by_features(const SelectionInput<T>& in, [[maybe_unused]] Index
                              VectorView<std::int32_t> picks, VectorView<T> scores, Workspace& scratch, Make&& make) {
   const auto mark = scratch.mark();
   const Index items = in.relevance.size();
-  Selection done;
-  if (items == 0) {
-    done.status = picks.empty() ? SelectionStatus::ok : SelectionStatus::exhausted;
-  } else {
-    T* const value = scratch.take<T>(items);  // relevance, -infinity where the item is out
-    for (Index i = 0; i < items; ++i) {
-      const T r = in.relevance.data()[i];
-      value[i] = (!in.allowed.empty() && in.allowed.data()[i] == 0) || !is_finite(r) || !Rule::takes(r) ? never<T> : r;
-    }
-    std::optional<ConstraintState> limits;
-    if (in.constraints)
-      limits.emplace(
-          *in.constraints, items, picks.size(), [value](Index i) { return value[i] > never<T>; }, scratch);
-    const bool packed = in.panels.rows != 0 || in.panels.cols != 0;
-    const bool sorted = lazy && !packed && picks.size() + in.history.rows() > 1;
-    Candidates<T, A> rows(in.features, in.panels, items, packed ? in.panels.unit : normalize, sorted, value, scratch);
-    assert(rows.cols() == cols);
-    Rule rule = make(rows, value);
-    done = Greedy<T, A, Rule>(rows, rule, lazy, limits ? &*limits : nullptr, scratch).run(picks, scores.data());
+  T* const value = scratch.take<T>(items);  // relevance, -infinity where the item is out
+  for (Index i = 0; i < items; ++i) {
+    const T r = in.relevance.data()[i];
+    value[i] = (!in.allowed.empty() && in.allowed.data()[i] == 0) || !is_finite(r) || !Rule::takes(r) ? never<T> : r;
   }
+  std::optional<ConstraintState> limits;
+  if (in.constraints)
+    limits.emplace(
+        *in.constraints, items, picks.size(), [value](Index i) { return value[i] > never<T>; }, scratch);
+  const bool packed = in.panels.rows != 0 || in.panels.cols != 0;
+  const bool sorted = lazy && !packed && picks.size() + in.history.rows() > 1;
+  Candidates<T, A> rows(in.features, in.panels, items, packed ? in.panels.unit : normalize, sorted, value, scratch);
+  assert(rows.cols() == cols);
+  Rule rule = make(rows, value, std::min(picks.size(), items));  // no more picks than items
+  const Selection done = Greedy<T, A, Rule>(rows, rule, lazy, limits ? &*limits : nullptr, scratch).run(picks, scores);
   clear_places(done.count, picks, scores);
   return done;
 }

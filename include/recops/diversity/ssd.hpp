@@ -204,7 +204,7 @@ Selection ssd_select(const SelectionInput<T>& in, Index cols, const SsdOptions& 
   using Rule = SsdRule<T, A>;
   return select_by_features<Rule, T, A>(
       in, cols, options.normalize, options.evaluation == SelectionEvaluation::lazy, picks, scores, scratch,
-      [&](Candidates<T, A>& rows, const T* value) { return Rule(in, options, rows, value, picks.size(), scratch); });
+      [&](Candidates<T, A>& rows, const T* value, Index most) { return Rule(in, options, rows, value, most, scratch); });
 }
 
 }  // namespace detail
