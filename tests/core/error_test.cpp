@@ -86,7 +86,7 @@ TEST_CASE("check_jagged", "[core][error]") {
         "op: history: expected offsets that end with the number of rows 3, got 2 at position 2");
 }
 
-TEST_CASE("check_indices and check_option", "[core][error]") {
+TEST_CASE("check_indices, check_option and checked_size", "[core][error]") {
   const std::vector<std::int32_t> indices{0, 4, -1};
   CHECK_NOTHROW(check_indices("op", "ids", IndexView(indices).segment(0, 2), 5));
   CHECK_NOTHROW(check_indices("op", "ids", IndexView(), 0));
@@ -96,6 +96,8 @@ TEST_CASE("check_indices and check_option", "[core][error]") {
         "op: ids: expected indices from 0 to below 4, got 4 at position 1");
   CHECK(message([] { check_indices("op", "ids", IndexView(static_cast<const std::int64_t*>(nullptr), 1), 4); }) ==
         "op: ids: expected any size, got 1 at a null pointer");
+  CHECK(checked_size("op", "n", 0) == 0);
+  CHECK(message([] { checked_size("op", "n", -1); }) == "op: n: expected a size >= 0, got -1");
   CHECK_NOTHROW(check_option("op", "lambda", true, "0 <= lambda <= 1", 0.5));
   CHECK(message([] { check_option("op", "lambda", false, "0 <= lambda <= 1", 1.5); }) ==
         "op: lambda: expected 0 <= lambda <= 1, got 1.5");

@@ -102,5 +102,14 @@ TEST_CASE("DiffuRec: no allocation, no requests, wrong input", "[diffusion][diff
   CHECK(error_of([&] { d.forward(history, x, IndexView(steps, 3), {}, {}, m, ws); }).find("t: expected 4 steps") !=
         std::string::npos);
   CHECK(error_of([&] { DiffuRecDenoiser<float>({.lambda = -1}, random); }).find("lambda >= 0") != std::string::npos);
+  check_refused({
+      {"DiffuRecDenoiser: width", [](Random& r) { DiffuRecDenoiser<float>({.width = -4}, r); }},
+      {"TimeEmbedding: sine_width", [](Random&) { TimeEmbedding<float>(-4, {}); }},
+      {"TimeEmbedding: sine_width", [](Random& r) { TimeEmbedding<float>(-4, 3, {}, r); }},
+      {"TimeEmbedding: out", [](Random& r) { TimeEmbedding<float>(4, -3, {}, r); }},
+      {"TimeEmbedding: sine_width", [](Random& r) { TimeEmbedding<float>(-4, 3, 2, Activation::silu, {}, r); }},
+      {"TimeEmbedding: hidden", [](Random& r) { TimeEmbedding<float>(4, -3, 2, Activation::silu, {}, r); }},
+      {"TimeEmbedding: out", [](Random& r) { TimeEmbedding<float>(4, 3, -2, Activation::silu, {}, r); }},
+  });
   for (const float v : leaf_values(m)) CHECK(v == 3.0f);
 }

@@ -230,3 +230,34 @@ TEST_CASE("bin_linear is a complex product with its adjoint", "[frequency]") {
   CHECK(dot(xr, dxr) + dot(xi, dxi) == Approx(value));
   CHECK(dot(mr, dmr) + dot(mi, dmi) == Approx(value));
 }
+
+TEST_CASE("layers refuse negative sizes by name", "[frequency][errors]") {
+  check_refused({
+      {"BsarecFilter: width", [](Random& r) { BsarecFilter<float>(-4, 8, {.keep = 3}, {}, r); }},
+      {"BsarecFilter: length", [](Random& r) { BsarecFilter<float>(4, -8, {.keep = 3}, {}, r); }},
+      {"BsarecLayer: width", [](Random& r) { BsarecLayer<float>(-4, {.length = 8}, r); }},
+      {"FilterSublayer: width", [](Random&) { FilterSublayer<float, BsarecFilter<float>>({}, -4); }},
+      {"FeedForward: width", [](Random& r) { FeedForward<float>(-4, {}, r); }},
+      {"FilterBlock: width", [](Random& r) { FilterBlock<float, BsarecFilter<float>>({}, -4, {}, r); }},
+      {"FarmIntraDomain: width", [](Random& r) { FarmIntraDomain<float>(-4, {.length = 8}, r); }},
+      {"FarmIntraDomain: length", [](Random& r) { FarmIntraDomain<float>(4, {.length = -8}, r); }},
+      {"AutocorrAttention: width", [](Random& r) { AutocorrAttention<float>(-4, 8, {}, r); }},
+      {"AutocorrAttention: length", [](Random& r) { AutocorrAttention<float>(4, -8, {}, r); }},
+      {"SpectralFilter: width", [](Random& r) { SpectralFilter<float>(-4, {.length = 8}, r); }},
+      {"SlideFilter: length", [](Random& r) { SlideFilter<float>(4, {.length = -8}, r); }},
+  });
+}
+
+TEST_CASE("an epsilon that float rounds to 0 or infinity is refused", "[frequency][errors]") {
+  Workspace ws;
+  const Matrix<float> x(4, 1, 0.0f), dout(3, 1, 1.0f);
+  Matrix<float> dx(4, 1, 0.0f);
+  const SpectralPlans<float> plans(4);
+  const auto backward = [&](double epsilon) {
+    return error_of([&] { spectral_features_backward<float>(x.view(), {.epsilon = epsilon}, plans, dout, dx, ws); });
+  };
+  for (const double epsilon : {-1.0, 1e-50, 1e300, std::numeric_limits<double>::quiet_NaN()})
+    CHECK(backward(epsilon).rfind("spectral_features_backward: epsilon: expected ", 0) == 0);
+  for (const double epsilon : {0.0, 1e-30}) CHECK(backward(epsilon) == "no error");
+  for (const float v : leaf_values(std::as_const(dx))) CHECK(std::isfinite(v));
+}

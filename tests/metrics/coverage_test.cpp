@@ -63,6 +63,7 @@ TEST_CASE("known exposures", "[metrics][coverage]") {
   CHECK(even.total() == 8);  // untouched
   CHECK_THROWS_AS(even.add(kept(std::vector<std::int32_t>{-2})), Error);
   CHECK_THROWS_AS(even.merge(ExposureCounts(5)), Error);
+  CHECK_THROWS_WITH(ExposureCounts(-5), "ExposureCounts: items: expected a size >= 0, got -5");
   recops_test::AllocationCounter counter;
   even.gini(ws);
   const std::size_t allocations = counter.count();

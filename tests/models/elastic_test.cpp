@@ -86,6 +86,8 @@ TEST_CASE("states of a causal ELASTIC see the past only", "[models][elastic]") {
   const std::vector<std::int32_t> none{4, 7, 7, 30, 0, 3, 8};
   CHECK(error_of([&] { model.backward(none, offsets, state, saved, gradient, ws); }).find("ids") != std::string::npos);
   for (const float v : gradient.body.norm.weight) CHECK(v == 0);
+  check_refused({{"DispatcherStack: width", [](Random& r) { DispatcherStack<float>({.width = -4}, r); }},
+                 {"DispatcherStack: hidden", [](Random& r) { DispatcherStack<float>({.width = 4, .hidden = -1}, r); }}});
 }
 
 TEST_CASE("ELASTIC learns a chain, and the second step allocates nothing", "[models][elastic]") {

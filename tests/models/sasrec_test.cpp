@@ -125,4 +125,6 @@ TEST_CASE("errors and empty batches of SASRec", "[models][sasrec]") {
   for (const float x : leaf_values(h)) CHECK(x == 7.0f);
   CHECK(error_of([&] { model.encode(bad, bounds, users, ws); }).find("ids") != std::string::npos);
   CHECK(error_of([&] { SasRec<float>({.items = 0}, random); }) == "SasRec: items: expected one item or more, got 0");
+  CHECK(error_of([&] { SasRec<float>({.items = 9, .width = -4}, random); }) == "SasRec: width: expected a size >= 0, got -4");
+  CHECK(error_of([&] { SasRec<float>({.items = 9, .width = 4, .hidden = -1}, random); }).rfind("SasRec: hidden: ", 0) == 0);
 }

@@ -51,6 +51,7 @@ int main() {
                          [&] { recops::check_offsets("op", "offsets", recops::IndexView(falling, 3), 2); });
   failures += !ends_with("op: lambda: expected 0 <= lambda <= 1, got 1.5",
                          [&] { recops::check_option("op", "lambda", false, "0 <= lambda <= 1", 1.5); });
+  failures += !ends_with("op: n: expected a size >= 0, got -1", [] { recops::checked_size("op", "n", -1); });
   failures += !ends_with("Vector::resize: size: expected a size >= 0, got -1", [] { recops::Vector<float>().resize(-1); });
   std::printf("noexcept: %d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -7,6 +7,7 @@
 #include <recops/core/matrix.hpp>
 #include <recops/core/random.hpp>
 #include <string>
+#include <vector>
 
 #include "support/catch.hpp"
 
@@ -99,6 +100,20 @@ std::string error_of(F&& f) {
     return e.what();
   }
   return "no error";
+}
+
+/// A call that must fail, and how its message begins.
+struct Refused {
+  std::string begin;
+  void (*call)(recops::Random&);
+};
+inline void check_refused(const std::vector<Refused>& cases) {
+  recops::Random random = random_stream(1);
+  for (const Refused& c : cases) {
+    const std::string message = error_of([&] { c.call(random); });
+    CAPTURE(c.begin, message);
+    CHECK(message.rfind(c.begin + ": expected ", 0) == 0);
+  }
 }
 
 }  // namespace recops_test

@@ -50,4 +50,5 @@ TEST_CASE("a step that is not finite changes nothing", "[train][grad_norm]") {
   CHECK(!update(g, {1, 1}, {1, std::numeric_limits<double>::infinity()}));
   CHECK(std::vector<double>(g.weights().begin(), g.weights().end()) == before);
   CHECK(error_of([&] { update(g, {1}, {1, 2}); }) == "GradNorm::update: losses: expected size 2, got 1");
+  CHECK(error_of([] { GradNorm(-2); }) == "GradNorm: tasks: expected a size >= 0, got -2");
 }

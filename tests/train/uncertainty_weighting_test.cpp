@@ -50,4 +50,5 @@ TEST_CASE("its minimum is where a weighted loss is one half", "[train][uncertain
   CHECK(weights[1] == std::exp(-10.0));
   CHECK(error_of([&] { layer.weights(VectorView<double>(weights.data(), 1)); }) ==
         "UncertaintyWeighting::weights: losses: expected size 2, got 1");
+  CHECK(error_of([] { UncertaintyWeighting<double>(-2); }) == "UncertaintyWeighting: tasks: expected a size >= 0, got -2");
 }

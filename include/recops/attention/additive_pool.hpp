@@ -66,9 +66,11 @@ struct AdditivePool {
 
   AdditivePool() = default;
   /// Uniform in +- 1 / sqrt(inputs). Throws `Error` for sizes below 1.
-  AdditivePool(Index width, Index hidden, Random& random) : u(hidden, width), w(hidden) {
+  AdditivePool(Index width, Index hidden, Random& random) {
     check_option("AdditivePool", "width", width >= 1, "width >= 1", static_cast<double>(width));
     check_option("AdditivePool", "hidden", hidden >= 1, "hidden >= 1", static_cast<double>(hidden));
+    u.resize(hidden, width);
+    w.resize(hidden);
     const double bound = 1 / std::sqrt(static_cast<double>(width)), last = 1 / std::sqrt(static_cast<double>(hidden));
     for (T& x : leaf_values(u)) x = static_cast<T>(random.uniform(-bound, bound));
     for (T& x : w) x = static_cast<T>(random.uniform(-last, last));

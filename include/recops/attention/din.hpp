@@ -197,9 +197,9 @@ struct Din {
   Din() = default;
   /// `hidden` are the widths, {80, 40} in the authors' code; a `Hidden` that has a width of its own is made for each.
   Din(Index width, std::initializer_list<Index> hidden, Random& random, const Hidden& activation = {}) {
-    Index in = 4 * width;
+    Index in = 4 * checked_size("Din", "width", width);
     for (const Index out : hidden) {
-      linears.emplace_back(in, out, random);
+      linears.emplace_back(in, checked_size("Din", "hidden", out), random);
       if constexpr (std::is_constructible_v<Hidden, Index> && !detail::fuses_activation<Hidden>) {
         activations.emplace_back(out);
       } else {

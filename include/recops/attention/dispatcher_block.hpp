@@ -39,7 +39,7 @@ struct DispatcherBlock {
   DispatcherBlock() = default;
   /// Throws `Error` for options out of range.
   DispatcherBlock(Index width, const DispatcherBlockOptions& o, Random& random)
-      : attention(width, o.heads, random),
+      : attention(checked_size("DispatcherBlock", "width", width), o.heads, random),
         linear1(width, o.hidden > 0 ? o.hidden : 4 * width, random),
         linear2(o.hidden > 0 ? o.hidden : 4 * width, width, random),
         norm1(width),

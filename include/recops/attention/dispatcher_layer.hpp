@@ -155,7 +155,8 @@ struct DispatcherAttention {
   DispatcherAttention() = default;
   /// Throws `Error` unless `heads` divides `width`.
   DispatcherAttention(Index width, Index heads, Random& random, bool bias = true)
-      : aggregate(width, heads, random, bias), dispatch(width, heads, random, bias) {}
+      : aggregate(checked_size("DispatcherAttention", "width", width), heads, random, bias),
+        dispatch(width, heads, random, bias) {}
 
   static constexpr auto fields() {
     return std::tuple{layer("aggregate", &DispatcherAttention::aggregate), layer("dispatch", &DispatcherAttention::dispatch)};

@@ -35,7 +35,8 @@ struct FqFormer {
   FqFormer() = default;
   /// Queries are normal with deviation 0.02. Throws `Error` for options out of range.
   FqFormer(Index width, const FqFormerOptions& o, Random& random)
-      : queries(std::max(o.queries, Index{0}), width), mm_proj(o.queries * width, width, random) {
+      : queries(checked_size("FqFormer", "queries", o.queries), checked_size("FqFormer", "width", width)),
+        mm_proj(o.queries * width, width, random) {
     check_option("FqFormer", "queries", o.queries >= 1, "one query or more", static_cast<double>(o.queries));
     check_option("FqFormer", "layers", o.layers >= 1, "one layer or more", static_cast<double>(o.layers));
     for (T& q : leaf_values(queries)) q = static_cast<T>(0.02 * random.normal());

@@ -182,7 +182,7 @@ void mean_of_tokens_backward(JaggedView<const T> x, VectorView<const std::uint8_
 class MemoryUsage {
  public:
   MemoryUsage() = default;
-  explicit MemoryUsage(Index slots) : counts_(slots, 0) {}
+  explicit MemoryUsage(Index slots) : counts_(checked_size("MemoryUsage", "slots", slots), 0) {}
   /// Counts the slots of some retrievals; `Error` for one that is not in the bank.
   void add(VectorView<const std::int32_t> slots) {
     check_indices("MemoryUsage", "slots", slots, counts_.size());

@@ -84,7 +84,7 @@ struct LightSans {
   LightSans() = default;
   /// Throws `Error` for options out of range.
   LightSans(Index width, const LightSansOptions& o, Random& random)
-      : query(width, width, random),
+      : query(checked_size("LightSans", "width", width), width, random),
         key(width, width, random),
         value(width, width, random),
         dense(width, width, random),

@@ -40,9 +40,12 @@ struct ItemAttention {
   ItemAttention() = default;
   /// `rank` = 0: clicks of the candidates' own domain.
   ItemAttention(Index candidate_width, Index user_width, Index click_width, Index hidden, Index rank, Random& random)
-      : weight(hidden, click_width + 2 * candidate_width + user_width),
+      : weight(checked_size("ItemAttention", "hidden", hidden),
+               checked_size("ItemAttention", "click_width", click_width) +
+                   2 * checked_size("ItemAttention", "candidate_width", candidate_width) +
+                   checked_size("ItemAttention", "user_width", user_width)),
         score(hidden),
-        down(rank, rank > 0 ? click_width : 0),
+        down(checked_size("ItemAttention", "rank", rank), rank > 0 ? click_width : 0),
         up(rank > 0 ? candidate_width : 0, rank) {
     const auto fill = [&](auto& w, Index in) {
       const double bound = in > 0 ? 1 / std::sqrt(static_cast<double>(in)) : 0;
@@ -363,10 +366,11 @@ struct InterestGates {
 
   InterestGates() = default;
   InterestGates(std::vector<Index> parts, Index hidden, Random& random) : widths(std::move(parts)) {
+    check_option("InterestGates", "parts", !widths.empty(), "one part or more", 0);
     const Index gates = this->gates();
     Index cols = 0;
-    for (const Index w : widths) cols += w;
-    weight.resize(gates * hidden, cols);
+    for (const Index w : widths) cols += checked_size("InterestGates", "parts", w);
+    weight.resize(gates * checked_size("InterestGates", "hidden", hidden), cols);
     score.resize(gates, hidden);
     bias = Vector<T>(gates, T(0));
     const auto fill = [&](Matrix<T>& w) {
@@ -491,9 +495,12 @@ struct MiNet {
   MiNet() = default;
   /// Widths of candidates and target clicks, users, source clicks; hidden widths of the levels; rank of the transfer.
   MiNet(Index target_width, Index user_width, Index source_width, Index hidden, Index gate_hidden, Index rank, Random& random)
-      : target(target_width, user_width, target_width, hidden, 0, random),
-        source(target_width, user_width, source_width, hidden, rank, random),
-        gates({target_width, user_width, target_width, source_width}, gate_hidden, random) {}
+      : target(checked_size("MiNet", "target_width", target_width), checked_size("MiNet", "user_width", user_width), target_width,
+               checked_size("MiNet", "hidden", hidden), 0, random),
+        source(target_width, user_width, checked_size("MiNet", "source_width", source_width), hidden,
+               checked_size("MiNet", "rank", rank), random),
+        gates({target_width, user_width, target_width, source_width}, checked_size("MiNet", "gate_hidden", gate_hidden), random) {
+  }
 
   static constexpr auto fields() {
     return std::tuple{layer("target", &MiNet::target), layer("source", &MiNet::source), layer("gates", &MiNet::gates)};

@@ -358,7 +358,7 @@ struct SelfAttentiveInterests {
     check_option("SelfAttentiveInterests", "width", width >= 1, "width >= 1", static_cast<double>(width));
     check_option("SelfAttentiveInterests", "interests", interests >= 1, "interests >= 1", static_cast<double>(interests));
     check_option("SelfAttentiveInterests", "max_length", max_length >= 0, "max_length >= 0", static_cast<double>(max_length));
-    if (hidden <= 0) hidden = 4 * width;
+    if (checked_size("SelfAttentiveInterests", "hidden", hidden) == 0) hidden = 4 * width;
     linear1 = Linear<T>(width, hidden, random, false);
     linear2 = Linear<T>(hidden, interests, random, false);
     if (max_length > 0) positions = PositionalEmbedding<T>(max_length, width, 1 / std::sqrt(static_cast<double>(width)), random);

@@ -38,8 +38,8 @@ struct AttentionBlock {
   AttentionBlock() = default;
   /// From rows of `x_width` and `y_width` to rows of `width`. Throws `Error` unless `heads` divides `width`.
   AttentionBlock(Index x_width, Index y_width, Index width, const SetAttentionOptions& o, Random& random)
-      : fc_q(x_width, width, random),
-        fc_k(y_width, width, random),
+      : fc_q(checked_size("AttentionBlock", "x_width", x_width), checked_size("AttentionBlock", "width", width), random),
+        fc_k(checked_size("AttentionBlock", "y_width", y_width), width, random),
         fc_v(y_width, width, random),
         fc_o(width, width, random),
         ln0(width),
@@ -225,7 +225,8 @@ struct Pma {
   Pma() = default;
   /// m = `seeds` vectors of `width` from rows of `input_width`. Xavier seeds. Throws `Error` for sizes below 1.
   Pma(Index input_width, Index width, Index seeds, const SetAttentionOptions& o, Random& random)
-      : S(seeds, width), mab(width, input_width, width, o, random) {
+      : S(checked_size("Pma", "seeds", seeds), checked_size("Pma", "width", width)),
+        mab(width, checked_size("Pma", "input_width", input_width), width, o, random) {
     check_option("Pma", "seeds", seeds >= 1, "one seed or more", static_cast<double>(seeds));
     const double bound = std::sqrt(6.0 / static_cast<double>(seeds + width));
     for (T& w : leaf_values(S)) w = static_cast<T>(random.uniform(-bound, bound));
@@ -291,7 +292,9 @@ struct Isab {
 
   Isab() = default;
   Isab(Index input_width, Index width, Index points, const SetAttentionOptions& o, Random& random)
-      : pool(input_width, width, points, o, random), mab1(input_width, width, width, o, random) {}
+      : pool(checked_size("Isab", "input_width", input_width), checked_size("Isab", "width", width),
+             checked_size("Isab", "points", points), o, random),
+        mab1(input_width, width, width, o, random) {}
   /// In a state_dict: I, mab0 and mab1.
   static constexpr auto fields() {
     return std::tuple{parameter(

@@ -39,10 +39,10 @@ struct QueryResamplerLayer {
 
   QueryResamplerLayer() = default;
   QueryResamplerLayer(Index width, Index heads, Index hidden, Random& random)
-      : attention(width, heads, random),
+      : attention(checked_size("QueryResamplerLayer", "width", width), heads, random),
         norm1(width),
         norm2(width),
-        linear1(width, hidden, random),
+        linear1(width, checked_size("QueryResamplerLayer", "hidden", hidden), random),
         linear2(hidden, width, random) {}
   static constexpr auto fields() {
     return std::tuple{layer("attention", &QueryResamplerLayer::attention), layer("norm1", &QueryResamplerLayer::norm1),
@@ -148,7 +148,8 @@ struct QueryResampler {
   QueryResampler() = default;
   /// Queries are normal with deviation 0.02. Throws `Error` for options out of range.
   QueryResampler(Index width, const QueryResamplerOptions& o, Random& random)
-      : queries(std::max(o.queries, Index{0}), width), norm(width) {
+      : queries(checked_size("QueryResampler", "queries", o.queries), checked_size("QueryResampler", "width", width)),
+        norm(width) {
     constexpr const char* name = "QueryResampler";
     check_option(name, "queries", o.queries >= 1, "one query or more", static_cast<double>(o.queries));
     check_option(name, "layers", o.layers >= 1, "one layer or more", static_cast<double>(o.layers));

@@ -266,7 +266,9 @@ struct Sdim {
 
   Sdim() = default;
   Sdim(Index width, SdimOptions o, Random& random)
-      : planes((detail::check_sdim("Sdim", o), random_planes<T>(o.groups * o.bits, width, random))), options(o) {}
+      : planes(
+            (detail::check_sdim("Sdim", o), random_planes<T>(o.groups * o.bits, checked_size("Sdim", "width", width), random))),
+        options(o) {}
 
   static constexpr auto fields() { return std::tuple{buffer("planes", &Sdim::planes)}; }
 

@@ -228,7 +228,9 @@ struct SoftSearch {
 
   SoftSearch() = default;
   SoftSearch(Index candidate_width, Index history_width, Index inner, Random& random)
-      : query(candidate_width, inner, random, false), key(history_width, inner, random, false) {}
+      : query(checked_size("SoftSearch", "candidate_width", candidate_width), checked_size("SoftSearch", "inner", inner), random,
+              false),
+        key(checked_size("SoftSearch", "history_width", history_width), inner, random, false) {}
 
   static constexpr auto fields() { return std::tuple{layer("query", &SoftSearch::query), layer("key", &SoftSearch::key)}; }
 
@@ -436,8 +438,8 @@ struct ExactSearchUnit {
   /// `buckets` = 0: without ages.
   ExactSearchUnit(Index candidate_width, Index history_width, Index heads, Index buckets, Index gap_width, std::int64_t unit,
                   Random& random)
-      : attention(candidate_width, heads, random, true, history_width + (buckets > 0 ? gap_width : 0),
-                  history_width + (buckets > 0 ? gap_width : 0)) {
+      : attention(checked_size("ExactSearchUnit", "candidate_width", candidate_width), heads, random, true,
+                  joined_width(history_width, buckets, gap_width), joined_width(history_width, buckets, gap_width)) {
     if (buckets > 0) time = TimeGapEmbedding<T>(buckets, gap_width, unit, 0.1, random);
   }
 
@@ -520,6 +522,12 @@ struct ExactSearchUnit {
   }
 
  private:
+  /// D + G
+  static Index joined_width(Index history_width, Index buckets, Index gap_width) {
+    constexpr const char* name = "ExactSearchUnit";
+    const Index gap = checked_size(name, "gap_width", gap_width);
+    return checked_size(name, "history_width", history_width) + (checked_size(name, "buckets", buckets) > 0 ? gap : 0);
+  }
   void check(const char* name, JaggedView<const T> candidates, JaggedView<const T> history, IndexView times, IndexView now,
              MatrixView<const std::int32_t> indices, MatrixView<T> y) const {
     attention.check_parameters(name);

@@ -18,7 +18,7 @@ inline namespace RECOPS_ABI {
 /// Normal random planes `[d, bits]`, a column each.
 template <class T>
 Matrix<T> random_planes(Index bits, Index d, Random& random) {
-  Matrix<T> planes(d, bits);
+  Matrix<T> planes(checked_size("random_planes", "d", d), checked_size("random_planes", "bits", bits));
   for (Index i = 0; i < bits * d; ++i) planes.data()[i] = static_cast<T>(random.normal());
   return planes;
 }

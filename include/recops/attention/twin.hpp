@@ -108,6 +108,7 @@ struct Twin {
     check_option(op, "cross_features", c.cross_features >= 0, "cross_features >= 0", static_cast<double>(c.cross_features));
     check_option(op, "cross_width", c.cross_width >= (c.cross_features > 0 ? 1 : 0), "at least 1 where there are cross features",
                  static_cast<double>(c.cross_width));
+    check_option(op, "output_width", c.output_width >= 0, "output_width >= 0", static_cast<double>(c.output_width));
     check_option(op, "selected", c.selected >= 1, "selected >= 1", static_cast<double>(c.selected));
     const Index cross = c.cross_features * c.cross_width, keys = c.heads * c.key_width, values = c.heads * c.value_width;
     q_proj = Linear<T>(c.width, keys, random, false);

@@ -167,5 +167,11 @@ inline void check_option(const char* operation, const char* argument, bool ok, c
     detail::fail_number(operation, argument, expected, actual);
 }
 
+/// `size`, which must not be negative: a constructor checks it where it first uses it.
+inline Index checked_size(const char* operation, const char* argument, Index size) {
+  check_option(operation, argument, size >= 0, "a size >= 0", static_cast<double>(size));
+  return size;
+}
+
 }  // namespace RECOPS_ABI
 }  // namespace recops

@@ -100,10 +100,7 @@ class Vector {
     return values_[static_cast<std::size_t>(i)];
   }
   /// The first elements stay, new ones are unspecified; capacity never shrinks. Throws `Error` if negative.
-  void resize(Index size) {
-    check_option("Vector::resize", "size", size >= 0, "a size >= 0", static_cast<double>(size));
-    values_.resize(static_cast<std::size_t>(size));
-  }
+  void resize(Index size) { values_.resize(static_cast<std::size_t>(checked_size("Vector::resize", "size", size))); }
   void fill(T value) { std::fill(values_.begin(), values_.end(), value); }
   void push_back(T value) { values_.push_back(value); }
   void clear() { values_.clear(); }

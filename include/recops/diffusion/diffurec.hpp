@@ -41,7 +41,8 @@ struct DiffuRecDenoiser {
 
   DiffuRecDenoiser() = default;
   /// Throws Error for options out of range.
-  DiffuRecDenoiser(const DiffuRecOptions& o, Random& random) : norm(o.width), lambda(o.lambda) {
+  DiffuRecDenoiser(const DiffuRecOptions& o, Random& random)
+      : norm(checked_size("DiffuRecDenoiser", "width", o.width)), lambda(o.lambda) {
     check_option("DiffuRecDenoiser", "width", o.width >= 1, "width >= 1", static_cast<double>(o.width));
     check_option("DiffuRecDenoiser", "blocks", o.blocks >= 0, "blocks >= 0", static_cast<double>(o.blocks));
     check_option("DiffuRecDenoiser", "steps", o.steps >= 1, "steps >= 1", static_cast<double>(o.steps));

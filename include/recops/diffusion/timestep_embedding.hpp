@@ -61,12 +61,20 @@ struct TimeEmbedding {
   TimeEmbedding() = default;
   /// Two layers: sines to `hidden` to `out`.
   TimeEmbedding(Index sine_width, Index hidden, Index out, Activation f, const TimestepEmbeddingOptions& o, Random& random)
-      : linear_1(sine_width, hidden, random), linear_2(hidden, out, random), sines(sine_width), activation(f), options(o) {}
+      : linear_1(checked_size("TimeEmbedding", "sine_width", sine_width), checked_size("TimeEmbedding", "hidden", hidden),
+                 random),
+        linear_2(hidden, checked_size("TimeEmbedding", "out", out), random),
+        sines(sine_width),
+        activation(f),
+        options(o) {}
   /// One layer.
   TimeEmbedding(Index sine_width, Index out, const TimestepEmbeddingOptions& o, Random& random)
-      : linear_1(sine_width, out, random), sines(sine_width), options(o) {}
+      : linear_1(checked_size("TimeEmbedding", "sine_width", sine_width), checked_size("TimeEmbedding", "out", out), random),
+        sines(sine_width),
+        options(o) {}
   /// No layer.
-  TimeEmbedding(Index sine_width, const TimestepEmbeddingOptions& o) : sines(sine_width), options(o) {}
+  TimeEmbedding(Index sine_width, const TimestepEmbeddingOptions& o)
+      : sines(checked_size("TimeEmbedding", "sine_width", sine_width)), options(o) {}
 
   static constexpr auto fields() {
     return std::tuple{layer("linear_1", &TimeEmbedding::linear_1), layer("linear_2", &TimeEmbedding::linear_2)};

@@ -218,12 +218,12 @@ struct AutocorrAttention {
   AutocorrAttention() = default;
   /// For sequences of up to `length` rows. Throws `Error` for options out of range.
   AutocorrAttention(Index width, Index length, const AutocorrOptions& o, Random& random)
-      : query(width, width, random),
+      : query(checked_size("AutocorrAttention", "width", width), width, random),
         key(width, width, random),
         value(width, width, random),
         dense(width, width, random),
         options(o),
-        plans(length) {
+        plans(checked_size("AutocorrAttention", "length", length)) {
     check_option("AutocorrAttention", "factor", o.factor > 0 && std::isfinite(o.factor), "factor > 0", o.factor);
     slide_windows(1, {.layer = o.layer, .layers = o.layers, .ratio = o.ratio});
   }

@@ -41,7 +41,7 @@ struct BsarecFilter {
   BsarecFilter() = default;
   /// b is standard normal, as the reference. Throws `Error` for options out of range.
   BsarecFilter(Index width, Index longest, const Band& low, const SequencePadding& p, Random& random)
-      : sqrt_beta(width), band(low), length(longest), padding(p) {
+      : sqrt_beta(checked_size("BsarecFilter", "width", width)), band(low), length(longest), padding(p) {
     detail::check_band("BsarecFilter", low);
     check_option("BsarecFilter", "length", longest >= 1, "length >= 1", static_cast<double>(longest));
     plans = p.fill == SequenceFill::none ? SpectralPlans<T>(longest) : SpectralPlans<T>::only(longest);
@@ -132,7 +132,7 @@ struct BsarecLayer {
   BsarecLayer() = default;
   /// Throws `Error` for options out of range.
   BsarecLayer(Index width, const BsarecOptions& o, Random& random)
-      : filter_layer(BsarecFilter<T>(width, o.length, o.band, o.padding, random), width,
+      : filter_layer(BsarecFilter<T>(checked_size("BsarecLayer", "width", width), o.length, o.band, o.padding, random), width,
                      {.dropout = o.dropout, .epsilon = o.epsilon}),
         attention_layer(MultiheadAttention<T>(width, o.heads, random), width, {.dropout = o.dropout, .epsilon = o.epsilon}),
         options(o) {

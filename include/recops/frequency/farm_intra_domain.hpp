@@ -99,8 +99,7 @@ struct FarmIntraDomain {
 
   FarmIntraDomain() = default;
   /// Throws `Error` for options out of range.
-  FarmIntraDomain(Index width, const FarmIntraDomainOptions& o, Random& random)
-      : options(o), plans(o.padding.fill == SequenceFill::none ? SpectralPlans<T>(o.length) : SpectralPlans<T>::only(o.length)) {
+  FarmIntraDomain(Index width, const FarmIntraDomainOptions& o, Random& random) : options(o) {
     constexpr const char* name = "FarmIntraDomain";
     check_option(name, "width", width >= 1, "width >= 1", static_cast<double>(width));
     check_option(name, "length", o.length >= 1, "length >= 1", static_cast<double>(o.length));
@@ -108,6 +107,7 @@ struct FarmIntraDomain {
     check_option(name, "hidden", o.hidden >= 0, "hidden >= 0, where 0 is the width", static_cast<double>(o.hidden));
     check_option(name, "gate_scale", std::isfinite(o.gate_scale), "a finite number", o.gate_scale);
     detail::check_band(name, o.band);
+    plans = o.padding.fill == SequenceFill::none ? SpectralPlans<T>(o.length) : SpectralPlans<T>::only(o.length);
     gate = Mlp<T>({width + o.context, o.hidden > 0 ? o.hidden : width, o.per_channel ? 2 * width : 2},
                   {.activation = Activation::relu, .output = Activation::sigmoid}, random);
     gate.last.linear.bias.fill(T(0));

@@ -87,7 +87,7 @@ struct FilterSublayer {
   FilterSublayer() = default;
   /// Throws `Error` for options out of range.
   FilterSublayer(Filter f, Index width, const FilterBlockOptions& o = {})
-      : filter(std::move(f)), norm(width, {.epsilon = o.epsilon}), dropout(o.dropout) {
+      : filter(std::move(f)), norm(checked_size("FilterSublayer", "width", width), {.epsilon = o.epsilon}), dropout(o.dropout) {
     detail::check_dropout("FilterSublayer", o.dropout);
   }
   static constexpr auto fields() {
@@ -141,7 +141,7 @@ struct FeedForward {
   FeedForward() = default;
   /// Throws `Error` for options out of range.
   FeedForward(Index width, const FilterBlockOptions& o, Random& random)
-      : dense_1(width, o.hidden > 0 ? o.hidden : 4 * width, random),
+      : dense_1(checked_size("FeedForward", "width", width), o.hidden > 0 ? o.hidden : 4 * width, random),
         dense_2(o.hidden > 0 ? o.hidden : 4 * width, width, random),
         norm(width, {.epsilon = o.epsilon}),
         activation(o.activation),
@@ -221,7 +221,7 @@ struct FilterBlock {
   FilterBlock() = default;
   /// Throws `Error` for options out of range.
   FilterBlock(Mixer m, Index width, const FilterBlockOptions& o, Random& random)
-      : mixer(std::move(m)), feed_forward(width, o, random) {}
+      : mixer(std::move(m)), feed_forward(checked_size("FilterBlock", "width", width), o, random) {}
 
   static constexpr auto fields() {
     return std::tuple{layer("layer", &FilterBlock::mixer), layer("feed_forward", &FilterBlock::feed_forward)};

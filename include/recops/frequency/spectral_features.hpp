@@ -32,9 +32,10 @@ inline namespace RECOPS_ABI {
 namespace detail {
 template <class T>
 T feature_epsilon(const char* name, const SpectralFeatureOptions& o) {
-  check_option(name, "epsilon", o.epsilon >= 0 && std::isfinite(o.epsilon), "epsilon >= 0", o.epsilon);
+  const T epsilon = static_cast<T>(o.epsilon != 0 ? o.epsilon : std::is_same_v<T, float> ? 1e-6 : 1e-12);
+  check_option(name, "epsilon", epsilon > 0 && std::isfinite(epsilon), "epsilon > 0 that the type can hold, or 0", o.epsilon);
   check_option(name, "feature", o.feature <= SpectralFeature::power, "a SpectralFeature", static_cast<double>(o.feature));
-  return static_cast<T>(o.epsilon > 0 ? o.epsilon : std::is_same_v<T, float> ? 1e-6 : 1e-12);
+  return epsilon;
 }
 }  // namespace detail
 

@@ -26,7 +26,10 @@ struct AdapterTable {
   AdapterTable() = default;
   /// A as `torch.nn.Linear` would draw it, B = 0: at first adapters change nothing.
   AdapterTable(Index users, Index inputs, Index rank, Index outputs, Random& random) {
-    weight.values = Matrix<T>(users, rank * (inputs + outputs), T(0));
+    weight.values = Matrix<T>(checked_size("AdapterTable", "users", users),
+                              checked_size("AdapterTable", "rank", rank) * (checked_size("AdapterTable", "inputs", inputs) +
+                                                                            checked_size("AdapterTable", "outputs", outputs)),
+                              T(0));
     const double bound = 1 / std::sqrt(static_cast<double>(std::max(inputs, Index{1})));
     for (Index u = 0; u < users; ++u)
       for (Index i = 0; i < rank * inputs; ++i) weight.values(u, i) = static_cast<T>(random.uniform(-bound, bound));

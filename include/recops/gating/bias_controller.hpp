@@ -43,7 +43,8 @@ struct BiasController {
   double step = 1e-3;  ///< 0 holds the bias
 
   BiasController() = default;
-  explicit BiasController(Index experts, double speed = 1e-3) : bias(experts, T(0)), step(speed) {}
+  explicit BiasController(Index experts, double speed = 1e-3)
+      : bias(checked_size("BiasController", "experts", experts), T(0)), step(speed) {}
   static constexpr auto fields() { return std::tuple{buffer("bias", &BiasController::bias)}; }
 
   /// `load [E]`: choices of the whole batch, of all machines. Throws `Error` for a load of another size or a step below 0.

@@ -116,8 +116,9 @@ struct Epnet {
 
   Epnet() = default;
   Epnet(const EpnetSpec& spec, Random& random)
-      : gate(spec.domain + (spec.options.gate_sees_embedding ? spec.embeddings : 0), spec.hidden_width, spec.embeddings, random,
-             {spec.options.gamma}),
+      : gate(checked_size("Epnet", "domain", spec.domain) + (spec.options.gate_sees_embedding ? spec.embeddings : 0),
+             checked_size("Epnet", "hidden_width", spec.hidden_width), checked_size("Epnet", "embeddings", spec.embeddings),
+             random, {spec.options.gamma}),
         options(spec.options) {}
 
   static constexpr auto fields() { return std::tuple{layer("gate", &Epnet::gate)}; }

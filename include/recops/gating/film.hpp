@@ -76,7 +76,7 @@ struct Film {
   Film() = default;
   /// For H = `units` numbers, modulated from Z = `condition` numbers; begins as the identity (with `plus_one`).
   Film(Index units, Index condition, Random& random, const FilmOptions& o = {})
-      : linear(condition, 2 * units, random), options(o) {
+      : linear(checked_size("Film", "condition", condition), 2 * checked_size("Film", "units", units), random), options(o) {
     for (T& w : leaf_values(linear.weight)) w = T(0);
     for (T& b : linear.bias) b = T(0);
   }

@@ -159,8 +159,11 @@ struct GateNu {
   /// `inputs` = P + C; `hidden_width` 0: as wide as the output. Gates begin near gamma / 2: the last weights are a tenth of what
   /// `torch.nn.Linear` draws, their bias is 0.
   GateNu(Index inputs, Index hidden_width, Index outputs, Random& random, const GateNuOptions& o = {})
-      : hidden(inputs, hidden_width > 0 ? hidden_width : outputs, random),
-        output(hidden_width > 0 ? hidden_width : outputs, outputs, random),
+      : hidden(
+            checked_size("GateNu", "inputs", inputs),
+            checked_size("GateNu", "hidden_width", hidden_width) > 0 ? hidden_width : checked_size("GateNu", "outputs", outputs),
+            random),
+        output(hidden_width > 0 ? hidden_width : outputs, checked_size("GateNu", "outputs", outputs), random),
         options(o) {
     for (T& w : leaf_values(output.weight)) w *= T(0.1);
     for (T& b : output.bias) b = T(0);

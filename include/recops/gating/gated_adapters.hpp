@@ -45,13 +45,15 @@ struct GatedAdapters {
 
   GatedAdapters() = default;
   GatedAdapters(const GatedAdaptersSpec& spec, Random& random)
-      : base(spec.inputs, spec.outputs, random),
-        gate_hidden(spec.inputs, spec.gate_width, random),
+      : base(checked_size("GatedAdapters", "inputs", spec.inputs), checked_size("GatedAdapters", "outputs", spec.outputs),
+             random),
+        gate_hidden(spec.inputs, checked_size("GatedAdapters", "gate_width", spec.gate_width), random),
         gate_output(spec.gate_width, 1 + static_cast<Index>(spec.adapters.size()), random),
         rank(spec.rank),
         alpha(spec.alpha) {
     check_option("GatedAdapters", "rank", rank >= 1, "rank >= 1", static_cast<double>(rank));
-    for (const Index count : spec.adapters) adapters.emplace_back(count, spec.inputs, rank, spec.outputs, random);
+    for (const Index count : spec.adapters)
+      adapters.emplace_back(checked_size("GatedAdapters", "adapters", count), spec.inputs, rank, spec.outputs, random);
   }
   static constexpr auto fields() {
     return std::tuple{layer("base", &GatedAdapters::base), layers("adapters", &GatedAdapters::adapters),

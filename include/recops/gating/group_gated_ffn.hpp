@@ -118,7 +118,10 @@ struct GroupGatedFfn {
   /// `make()` makes one network; the gate reads `width` + `user_width` numbers.
   template <class Make>
   GroupGatedFfn(Index width, Index user_width, Index count, Make&& make, Random& random, const GroupGatedFfnOptions& o = {})
-      : own(make()), gate(width + user_width, count, random), options(o) {
+      : own(make()),
+        gate(checked_size("GroupGatedFfn", "width", width) + checked_size("GroupGatedFfn", "user_width", user_width),
+             checked_size("GroupGatedFfn", "groups", count), random),
+        options(o) {
     check_option("GroupGatedFfn", "groups", count >= 1, "one group or more", static_cast<double>(count));
     for (Index i = 0; i < count; ++i) groups.push_back(make());
   }

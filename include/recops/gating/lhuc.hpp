@@ -94,7 +94,9 @@ struct Lhuc {
   Table<T> weight;
 
   Lhuc() = default;
-  Lhuc(Index users, Index units) { weight.values = Matrix<T>(users, units, T(0)); }
+  Lhuc(Index users, Index units) {
+    weight.values = Matrix<T>(checked_size("Lhuc", "users", users), checked_size("Lhuc", "units", units), T(0));
+  }
   static constexpr auto fields() { return std::tuple{parameter("weight", &Lhuc::weight)}; }
 
   /// y may be x.

@@ -25,9 +25,9 @@ struct LoraLinear {
 
   LoraLinear() = default;
   /// On weights that are there; A as `torch.nn.Linear` would draw it, B = 0. Throws `Error` unless rank >= 1.
-  LoraLinear(Linear<T> base, Index rank, double scale, Random& random)
-      : base_layer(std::move(base)), up(base_layer.weight.rows(), rank, T(0)), alpha(scale) {
+  LoraLinear(Linear<T> base, Index rank, double scale, Random& random) : base_layer(std::move(base)), alpha(scale) {
     check_option("LoraLinear", "rank", rank >= 1, "rank >= 1", static_cast<double>(rank));
+    up = Matrix<T>(base_layer.weight.rows(), rank, T(0));
     down = std::move(Linear<T>(base_layer.weight.cols(), rank, random, false).weight);
   }
   static constexpr auto fields() {

@@ -48,6 +48,8 @@ struct Ppnet {
   Ppnet(const PpnetSpec& spec, Random& random) : tasks(spec.tasks) {
     constexpr const char* name = "Ppnet";
     check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
+    check_option(name, "prior", spec.prior >= 0, "prior >= 0", static_cast<double>(spec.prior));
+    check_option(name, "gate_width", spec.gate_width >= 0, "gate_width >= 0", static_cast<double>(spec.gate_width));
     check_option(name, "tasks", spec.tasks >= 1 && spec.tasks <= 65536, "1 to 65536", static_cast<double>(spec.tasks));
     check_option(name, "widths", !spec.widths.empty(), "at least one hidden layer", 0);
     check_option(name, "outputs", spec.outputs >= 0, "outputs >= 0", static_cast<double>(spec.outputs));

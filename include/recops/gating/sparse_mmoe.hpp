@@ -64,9 +64,9 @@ struct SparseMmoe {
 
   SparseMmoe() = default;
   /// Initialised as `torch.nn.Linear` would be; with noise the gates begin at 0, as in the paper.
-  SparseMmoe(const SparseMmoeSpec& spec, Random& random)
-      : gates(spec.inputs, spec.tasks * spec.experts, random, false), options(spec) {
+  SparseMmoe(const SparseMmoeSpec& spec, Random& random) : options(spec) {
     check_options("SparseMmoe");
+    gates = Linear<T>(checked_size("SparseMmoe", "inputs", spec.inputs), spec.tasks * spec.experts, random, false);
     if (spec.noise) {
       gates.weight.fill(T(0));
       noise = gates;

@@ -22,7 +22,7 @@ inline namespace RECOPS_ABI {
 class ExposureCounts {
  public:
   /// A catalogue of `items` items.
-  explicit ExposureCounts(Index items) : counts_(items, 0) {}
+  explicit ExposureCounts(Index items) : counts_(checked_size("ExposureCounts", "items", items), 0) {}
 
   /// Counts what was shown, one entry per impression.
   void add(IndexView items) {

@@ -45,10 +45,12 @@ struct DispatcherStack {
 
   DispatcherStack() = default;
   /// Throws `Error` for options out of range.
-  DispatcherStack(const DispatcherStackOptions& o, Random& random) : norm(o.width), causal(o.causal), per_block(o.experts) {
+  DispatcherStack(const DispatcherStackOptions& o, Random& random)
+      : norm(checked_size("DispatcherStack", "width", o.width)), causal(o.causal), per_block(o.experts) {
     check_option("DispatcherStack", "width", o.width >= 1, "width >= 1", static_cast<double>(o.width));
     check_option("DispatcherStack", "blocks", o.blocks >= 0, "blocks >= 0", static_cast<double>(o.blocks));
     check_option("DispatcherStack", "experts", o.experts >= 1, "experts >= 1", static_cast<double>(o.experts));
+    check_option("DispatcherStack", "hidden", o.hidden >= 0, "hidden >= 0, where 0 is the width", static_cast<double>(o.hidden));
     check_option("DispatcherStack", "memory", o.memory >= 0, "memory >= 0, where 0 is none", static_cast<double>(o.memory));
     for (Index i = 0; i < o.blocks; ++i) {
       blocks.emplace_back(o.width,

@@ -37,11 +37,12 @@ struct SasRec {
 
   SasRec() = default;
   /// Throws `Error` for options out of range.
-  SasRec(const SasRecOptions& o, Random& random) : dropout(o.dropout), norm(o.width) {
+  SasRec(const SasRecOptions& o, Random& random) : dropout(o.dropout), norm(checked_size("SasRec", "width", o.width)) {
     check_option("SasRec", "items", o.items >= 1, "one item or more", static_cast<double>(o.items));
     check_option("SasRec", "width", o.width >= 1, "width >= 1", static_cast<double>(o.width));
     check_option("SasRec", "max_length", o.max_length >= 1, "max_length >= 1", static_cast<double>(o.max_length));
     check_option("SasRec", "blocks", o.blocks >= 0, "blocks >= 0", static_cast<double>(o.blocks));
+    check_option("SasRec", "hidden", o.hidden >= 0, "hidden >= 0, where 0 is the width", static_cast<double>(o.hidden));
     const double deviation = 1 / std::sqrt(static_cast<double>(o.width));
     items = EmbeddingBag<T>(o.items, o.width, deviation, random);
     positions = PositionalEmbedding<T>(o.max_length, o.width, deviation, random);

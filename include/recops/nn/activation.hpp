@@ -48,7 +48,7 @@ struct PRelu {
   Vector<T> weight;  ///< [1] or [n], the slopes
 
   PRelu() = default;
-  explicit PRelu(Index slopes, T start = T(0.25)) : weight(slopes, start) {}
+  explicit PRelu(Index slopes, T start = T(0.25)) : weight(checked_size("PRelu", "slopes", slopes), start) {}
 
   static constexpr auto fields() { return std::tuple{parameter("weight", &PRelu::weight)}; }
   /// Throws `Error` unless there is one slope or one per column.
@@ -126,7 +126,8 @@ struct Dice {
   BatchNorm<T> bn;  ///< without weight and bias; holds the running statistics
 
   Dice() = default;
-  explicit Dice(Index n, BatchNormOptions options = {.epsilon = 1e-8}) : alpha(n, T(0)), bn(n, options) {
+  explicit Dice(Index n, BatchNormOptions options = {.epsilon = 1e-8})
+      : alpha(checked_size("Dice", "n", n), T(0)), bn(n, options) {
     bn.weight = Vector<T>();
     bn.bias = Vector<T>();
   }

@@ -22,7 +22,10 @@ struct AttentionSublayer {
   AttentionSublayer() = default;
   /// Rows of `width`; z is `key_width` wide (0: as x). Throws `Error` unless `heads` divides `width` and 0 <= dropout < 1.
   AttentionSublayer(Index width, Index heads, double p, Random& random, Index key_width = 0)
-      : attention(width, heads, random, true, key_width, key_width), norm(width), dropout(p) {
+      : attention(checked_size("AttentionSublayer", "width", width), heads, random, true,
+                  checked_size("AttentionSublayer", "key_width", key_width), key_width),
+        norm(width),
+        dropout(p) {
     check_option("AttentionSublayer", "dropout", 0 <= p && p < 1, "0 <= dropout < 1", p);
   }
   static constexpr auto fields() {

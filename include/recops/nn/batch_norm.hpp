@@ -235,7 +235,12 @@ struct BatchNorm {
 
   BatchNorm() = default;
   explicit BatchNorm(Index n, BatchNormOptions o = {})
-      : weight(n, T(1)), bias(n, T(0)), running_mean(n, T(0)), running_variance(n, T(1)), batches_tracked(1, 0), options(o) {}
+      : weight(checked_size("BatchNorm", "n", n), T(1)),
+        bias(n, T(0)),
+        running_mean(n, T(0)),
+        running_variance(n, T(1)),
+        batches_tracked(1, 0),
+        options(o) {}
 
   static constexpr auto fields() {
     return std::tuple{parameter("weight", &BatchNorm::weight), parameter("bias", &BatchNorm::bias),

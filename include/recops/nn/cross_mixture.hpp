@@ -40,7 +40,7 @@ struct CrossMixtureLayer {
   CrossMixtureLayer(Index width, Index experts, Index rank, Random& random, const CrossMixtureOptions& o = {}) : options(o) {
     check_option("CrossMixtureLayer", "experts", experts >= 1, "one expert or more", static_cast<double>(experts));
     check_option("CrossMixtureLayer", "rank", rank >= 1, "rank >= 1", static_cast<double>(rank));
-    down = std::move(Linear<T>(width, experts * rank, random, false).weight);
+    down = std::move(Linear<T>(checked_size("CrossMixtureLayer", "width", width), experts * rank, random, false).weight);
     middle = std::move(Linear<T>(rank, experts * rank, random, false).weight);
     up = std::move(Linear<T>(rank, experts * width, random, false).weight);
     bias = Vector<T>(width, T(0));
@@ -239,6 +239,7 @@ struct CrossMixture {
   CrossMixture() = default;
   CrossMixture(Index width, Index count, Index experts, Index rank, Random& random, const CrossMixtureOptions& o = {}) {
     check_option("CrossMixture", "count", count >= 0, "count >= 0", static_cast<double>(count));
+    checked_size("CrossMixture", "width", width);
     for (Index i = 0; i < count; ++i) layers.emplace_back(width, experts, rank, random, o);
   }
   static constexpr auto fields() { return std::tuple{recops::layers("layers", &CrossMixture::layers)}; }

@@ -29,7 +29,7 @@ struct CrossLayer {
   Linear<T> linear;  ///< weight [D, D]
 
   CrossLayer() = default;
-  CrossLayer(Index width, Random& random) : linear(width, width, random) {}
+  CrossLayer(Index width, Random& random) : linear(checked_size("CrossLayer", "width", width), width, random) {}
 
   static constexpr auto fields() { return std::tuple{layer("linear", &CrossLayer::linear)}; }
 
@@ -93,6 +93,7 @@ struct CrossNetwork {
   CrossNetwork() = default;
   CrossNetwork(Index width, Index count, Random& random) {
     check_option("CrossNetwork", "count", count >= 0, "count >= 0", static_cast<double>(count));
+    checked_size("CrossNetwork", "width", width);
     for (Index i = 0; i < count; ++i) layers.emplace_back(width, random);
   }
 

@@ -22,7 +22,8 @@ struct Dense {
   Activation activation = Activation::relu;
 
   Dense() = default;
-  Dense(Index in, Index out, Activation f, Random& random) : linear(in, out, random), norm(out), activation(f) {}
+  Dense(Index in, Index out, Activation f, Random& random)
+      : linear(checked_size("Dense", "in", in), checked_size("Dense", "out", out), random), norm(out), activation(f) {}
 
   static constexpr auto fields() { return std::tuple{layer("linear", &Dense::linear), layer("norm", &Dense::norm)}; }
 

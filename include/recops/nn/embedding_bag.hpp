@@ -170,7 +170,7 @@ struct EmbeddingBag {
   EmbeddingBag() = default;
   /// Normal with the given standard deviation; the padding row is 0.
   EmbeddingBag(Index rows, Index cols, double deviation, Random& random, EmbeddingBagOptions o = {}) : options(o) {
-    weight.values.resize(rows, cols);
+    weight.values.resize(checked_size("EmbeddingBag", "rows", rows), checked_size("EmbeddingBag", "cols", cols));
     for (T& w : leaf_values(weight)) w = static_cast<T>(deviation * random.normal());
     if (o.padding_index >= 0 && o.padding_index < rows) std::fill_n(weight.values.row(o.padding_index), cols, T(0));
   }

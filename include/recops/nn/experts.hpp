@@ -20,6 +20,7 @@ struct Experts {
   /// `count` layers made by `make(e)`.
   template <class Make>
   Experts(Index count, Make&& make) {
+    checked_size("Experts", "count", count);
     for (Index e = 0; e < count; ++e) experts.push_back(make(e));
   }
 

@@ -206,7 +206,8 @@ struct LayerNorm {
   };
 
   LayerNorm() = default;
-  explicit LayerNorm(Index n, LayerNormOptions o = {}) : weight(n, T(1)), bias(n, T(0)), options(o) {}
+  explicit LayerNorm(Index n, LayerNormOptions o = {})
+      : weight(checked_size("LayerNorm", "n", n), T(1)), bias(n, T(0)), options(o) {}
 
   static constexpr auto fields() {
     return std::tuple{parameter("weight", &LayerNorm::weight), parameter("bias", &LayerNorm::bias)};

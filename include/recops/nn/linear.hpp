@@ -60,7 +60,8 @@ struct Linear {
 
   Linear() = default;
   /// Uniform in +-1 / sqrt(in), as `torch.nn.Linear`.
-  Linear(Index in, Index out, Random& random, bool with_bias = true) : weight(out, in), bias(with_bias ? out : 0) {
+  Linear(Index in, Index out, Random& random, bool with_bias = true)
+      : weight(checked_size("Linear", "out", out), checked_size("Linear", "in", in)), bias(with_bias ? out : 0) {
     const double bound = in > 0 ? 1 / std::sqrt(static_cast<double>(in)) : 0;
     for (T& w : leaf_values(weight)) w = static_cast<T>(random.uniform(-bound, bound));
     for (T& b : bias) b = static_cast<T>(random.uniform(-bound, bound));

@@ -25,6 +25,7 @@ struct Mlp {
   /// `widths`: input, hidden ones, output. Throws `Error` for fewer than two.
   Mlp(VectorView<const Index> widths, const MlpOptions& options, Random& random) {
     check_option("Mlp", "widths", widths.size() >= 2, "an input and an output width", static_cast<double>(widths.size()));
+    for (const Index w : widths) checked_size("Mlp", "widths", w);
     for (Index i = 0; i + 2 < widths.size(); ++i) hidden.emplace_back(widths[i], widths[i + 1], options.activation, random);
     last = Dense<T>(widths[widths.size() - 2], widths[widths.size() - 1], options.output, random);
   }

@@ -144,9 +144,13 @@ struct MultiheadAttention {
   MultiheadAttention() = default;
   /// Keys and values `key_width` and `value_width` wide (0: as the queries). Throws `Error` unless `head_count` divides `embed`.
   MultiheadAttention(Index embed, Index head_count, Random& random, bool bias = true, Index key_width = 0, Index value_width = 0)
-      : in_proj_bias(bias ? 3 * embed : 0, T(0)), out_proj(embed, embed, random, bias), heads(head_count) {
-    detail::check_heads("MultiheadAttention", heads, embed);
-    const Index dk = key_width > 0 ? key_width : embed, dv = value_width > 0 ? value_width : embed;
+      : in_proj_bias((detail::check_heads("MultiheadAttention", head_count, checked_size("MultiheadAttention", "embed", embed)),
+                      bias ? 3 * embed : 0),
+                     T(0)),
+        out_proj(embed, embed, random, bias),
+        heads(head_count) {
+    const Index dk = checked_size("MultiheadAttention", "key_width", key_width) > 0 ? key_width : embed;
+    const Index dv = checked_size("MultiheadAttention", "value_width", value_width) > 0 ? value_width : embed;
     const auto xavier = [&](Matrix<T>& w, Index rows, Index cols) {
       w.resize(rows, cols);
       const double bound = std::sqrt(6.0 / static_cast<double>(rows + cols));

@@ -22,7 +22,9 @@ struct PositionalEmbedding {
   PositionalEmbedding() = default;
   /// Normal with the given standard deviation.
   PositionalEmbedding(Index max_length, Index width, double deviation, Random& random, PositionsFrom f = PositionsFrom::end)
-      : weight(max_length, width), from(f) {
+      : weight(checked_size("PositionalEmbedding", "max_length", max_length),
+               checked_size("PositionalEmbedding", "width", width)),
+        from(f) {
     for (T& w : leaf_values(weight)) w = static_cast<T>(deviation * random.normal());
   }
 

@@ -123,7 +123,7 @@ struct RmsNorm {
   };
 
   RmsNorm() = default;
-  explicit RmsNorm(Index n, RmsNormOptions o = {}) : weight(n, T(1)), options(o) {}
+  explicit RmsNorm(Index n, RmsNormOptions o = {}) : weight(checked_size("RmsNorm", "n", n), T(1)), options(o) {}
 
   static constexpr auto fields() { return std::tuple{parameter("weight", &RmsNorm::weight)}; }
   /// The same; throws `Error` unless the parameters, which may have been loaded, fit.

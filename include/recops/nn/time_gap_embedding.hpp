@@ -28,7 +28,7 @@ struct TimeGapEmbedding {
   TimeGapEmbedding(Index buckets, Index width, std::int64_t first, double deviation, Random& random) : unit(first) {
     check_option("TimeGapEmbedding", "buckets", buckets >= 1, "one bucket or more", static_cast<double>(buckets));
     check_option("TimeGapEmbedding", "unit", first >= 1, "unit >= 1", static_cast<double>(first));
-    weight.values.resize(buckets, width);
+    weight.values.resize(buckets, checked_size("TimeGapEmbedding", "width", width));
     for (T& w : leaf_values(weight)) w = static_cast<T>(deviation * random.normal());
   }
 

@@ -37,13 +37,13 @@ struct TransformerBlock {
   TransformerBlock() = default;
   /// Throws `Error` for options out of range.
   TransformerBlock(Index width, const TransformerBlockOptions& o, Random& random)
-      : TransformerBlock(Attention(width, o.heads, random), width, o, random) {
+      : TransformerBlock(Attention(checked_size("TransformerBlock", "width", width), o.heads, random), width, o, random) {
     self_attn.causal = o.causal;
   }
   /// Around an attention of one's own: `heads` and `causal` are its affair.
   TransformerBlock(Attention attention, Index width, const TransformerBlockOptions& o, Random& random)
       : self_attn(std::move(attention)),
-        linear1(width, o.hidden > 0 ? o.hidden : 4 * width, random),
+        linear1(checked_size("TransformerBlock", "width", width), o.hidden > 0 ? o.hidden : 4 * width, random),
         linear2(o.hidden > 0 ? o.hidden : 4 * width, width, random),
         norm1(width),
         norm2(width),

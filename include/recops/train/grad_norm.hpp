@@ -21,7 +21,8 @@ inline namespace RECOPS_ABI {
 class GradNorm {
  public:
   /// Throws `Error` for options out of range.
-  explicit GradNorm(Index tasks, const GradNormOptions& o = {}) : options_(o), weights_(tasks, 1.0), first_losses_(tasks, 0.0) {
+  explicit GradNorm(Index tasks, const GradNormOptions& o = {})
+      : options_(o), weights_(checked_size("GradNorm", "tasks", tasks), 1.0), first_losses_(tasks, 0.0) {
     check_option("GradNorm", "alpha", o.alpha >= 0, "alpha >= 0", o.alpha);
     check_option("GradNorm", "learning_rate", o.learning_rate >= 0, "learning_rate >= 0", o.learning_rate);
   }

@@ -19,7 +19,8 @@ struct UncertaintyWeighting {
 
   UncertaintyWeighting() = default;
   /// `tasks` losses, all of classification unless `scale` is changed.
-  explicit UncertaintyWeighting(Index tasks) : log_variance(tasks, T(0)), scale(tasks, T(1)) {}
+  explicit UncertaintyWeighting(Index tasks)
+      : log_variance(checked_size("UncertaintyWeighting", "tasks", tasks), T(0)), scale(tasks, T(1)) {}
 
   static constexpr auto fields() {
     return std::tuple{parameter("log_variance", &UncertaintyWeighting::log_variance),
