@@ -61,6 +61,34 @@ TEMPLATE_TEST_CASE("fused rows are products, for every height, width and depth",
   });
 }
 
+TEMPLATE_TEST_CASE("a lone row activated on the way has the bits of one activated before", "[simd][fused]", float, double) {
+  using T = TestType;
+  Random random = random_stream(173);
+  const auto check = [&]<class S, class A>(S, A) {
+    constexpr Index W = simd::lanes<T, A>, P = simd::panel_cols<T, A>;
+    double worst = 0;
+    for (const Index n : {0, 1, 16, 33, 70, 129})
+      for (const Index k : {0, 1, 7, 8, 9, 16, 40, 61}) {
+        const Index padded = (n + P - 1) / P * P, vectors = (k + W - 1) / W * W;
+        const Matrix<T> w = random_matrix<T>(n, k, random);
+        Matrix<T> a = random_matrix<T>(1, vectors + W, random), b = a, c(1, padded, T(-99)), d(1, padded, T(-99));
+        Vector<S> panels(simd::packed_size<T, A>(k, n));
+        simd::pack_fused<T, A>(w.view(), panels.data());
+        if (n > 0)
+          for (Index p = 0; p < vectors; p += W)
+            simd::quick_silu(simd::Batch<T, A>::load_aligned(b.data() + p)).store_aligned(b.data() + p);
+        simd::fused_rows<T, A>(b.data(), b.cols(), 1, k, panels.data(), n, Keep<T, A>{c.data(), padded});
+        simd::fused_silu_row<T, A>(a.data(), k, panels.data(), n, Keep<T, A>{d.data(), padded});
+        worst = std::max({worst, max_difference(a.view(), b.view()), max_difference(c.view(), d.view())});
+      }
+    CHECK(worst == 0);
+  };
+  for_each_architecture([&](auto arch) {
+    check(T(), arch);
+    if constexpr (std::is_same_v<T, float>) check(BFloat16(), arch);
+  });
+}
+
 TEST_CASE("quick_silu keeps to its bound, and to its ends", "[simd][fused]") {
   const float infinity = std::numeric_limits<float>::infinity();
   for_each_architecture([&](auto arch) {

@@ -174,16 +174,24 @@ class FrozenSampler {
       std::fill(row + state.cols(), row + state.stride(), T(0));
     }
   }
-  /// out [rows, padded] = act(a W^T + bias [+ added]).
-  void apply(const Layer& l, const T* a, Index a_stride, Index rows, const T* bias, const T* added, T* out) const {
-    const Index stride = padded(l.out);
+  /// Rows that enter a layer; `raw`: a lone row that becomes its own SiLU on the way.
+  struct Input {
+    T* a;
+    Index stride, rows;
+    bool raw;
+  };
+  template <class Finish>
+  void product(const Layer& l, const Input& in, const Finish& finish) const {
     const S* const panels = panels_.data() + l.at;
-    if (l.activation == Activation::silu) {
-      simd::fused_rows<T>(a, a_stride, rows, l.in, panels, l.out, Store<true>{out, bias, added, stride});
-    } else {
-      simd::fused_rows<T>(a, a_stride, rows, l.in, panels, l.out, Store<false>{out, bias, added, stride});
-      for (Index b = 0; b < rows; ++b) activate(l.activation, out + b * stride, stride);
-    }
+    if (in.raw) return simd::fused_silu_row<T>(in.a, l.in, panels, l.out, finish);
+    simd::fused_rows<T>(in.a, in.stride, in.rows, l.in, panels, l.out, finish);
+  }
+  /// out [rows, padded] = act(a W^T + bias [+ added]), or with `raw` what is yet to be activated.
+  void apply(const Layer& l, const Input& in, const T* bias, const T* added, T* out, bool raw) const {
+    const Index stride = padded(l.out);
+    if (l.activation == Activation::silu && !raw) return product(l, in, Store<true>{out, bias, added, stride});
+    product(l, in, Store<false>{out, bias, added, stride});
+    for (Index b = 0; b < in.rows && !raw; ++b) activate(l.activation, out + b * stride, stride);
   }
 
   /// The chain of one tile.
@@ -209,29 +217,29 @@ class FrozenSampler {
     at.purpose = RandomPurpose::sampler_noise;
     for (Index i = 0; i < static_cast<Index>(plan_.steps.size()); ++i) {
       const simd::DiffusionUpdate<T> u = plan_.update<T>(i);
-      const T* in = state;
-      Index in_stride = stride, n = rows;
+      Input in{state, stride, rows, false};
       for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
         const T* const bias = l == 0 ? step_bias_.row(i) : layer.bias.data();
-        const S* const panels = panels_.data() + layer.at;
-        if (direct && l + 1 == layers_.size()) {
-          simd::fused_rows<T>(in, in_stride, n, layer.in, panels, layer.out, Update{state, bias, stride, u.x_scale, u.p_scale});
+        const bool last = l + 1 == layers_.size();
+        if (direct && last) {
+          product(layer, in, Update{state, bias, stride, u.x_scale, u.p_scale});
           break;
         }
+        bool raw = false;
         if (guided && l == 0) {
-          simd::fused_rows<T>(in, in_stride, rows, layer.in, panels, layer.out, Store<false>{shared, bias, nullptr, wide});
-          n = twice;
-          for (Index b = 0; b < n; ++b) {
+          product(layer, in, Store<false>{shared, bias, nullptr, wide});
+          in.rows = twice;
+          for (Index b = 0; b < twice; ++b) {
             T* const row = out + b * wide;
             simd::combine<T>(T(1), shared + (b < rows ? b : b - rows) * wide, T(1), added + b * wide, row, wide);
             activate(layer.activation, row, wide);
           }
         } else {
-          apply(layer, in, in_stride, n, bias, l == 0 ? added : nullptr, out);
+          raw = in.rows == 1 && !last && layer.activation == Activation::silu;
+          apply(layer, in, bias, l == 0 ? added : nullptr, out, raw);
         }
-        in = out;
-        in_stride = padded(layer.out);
+        in = {out, padded(layer.out), in.rows, raw};
         std::swap(out, spare);
       }
       if (direct) continue;
@@ -239,7 +247,7 @@ class FrozenSampler {
       simd::Philox<> philox(at);
       for (Index b = 0; b < rows; ++b) {
         philox.set_row(simd::row_of(at, ids, b));
-        simd::diffusion_update<T>(u, state + b * stride, in + b * stride, guided ? in + (rows + b) * stride : nullptr,
+        simd::diffusion_update<T>(u, state + b * stride, in.a + b * stride, guided ? in.a + (rows + b) * stride : nullptr,
                                   previous ? previous + b * stride : nullptr, nullptr, &philox, width_);
       }
     }

@@ -32,6 +32,79 @@ RECOPS_INLINE Batch<T, A> quick_silu(Batch<T, A> x) {
 
 namespace detail {
 
+/// A lone row times `Panels` panels, as fast as they arrive. `Raw`: `a`, padded to whole vectors, receives its own quick_silu one vector
+/// ahead of the sums, in the time that the panels need anyway.
+template <class T, class A, class S, int Panels, bool Raw, class Finish>
+[[gnu::noinline]] void lone_tile(std::conditional_t<Raw, T*, const T*> a, Index k, const S* panels, Index col,
+                                 const Finish& finish) {
+  constexpr Index P = panel_cols<T, A>, W = lanes<T, A>;
+  using B = Batch<T, A>;
+  B acc[2 * Panels];
+  const S* b[Panels];
+  RECOPS_UNROLL
+  for (int q = 0; q < Panels; ++q) {
+    acc[2 * q] = acc[2 * q + 1] = B(T(0));
+    b[q] = panels + q * P * k;
+  }
+  const auto prepare = [=](Index p) RECOPS_LAMBDA_INLINE {
+    if constexpr (Raw)
+      if (p < k) quick_silu(B::load_aligned(a + p)).store_aligned(a + p);
+  };
+  const auto add = [&](const T* at, int ahead) RECOPS_LAMBDA_INLINE {
+    const B x(at[ahead]);
+    RECOPS_UNROLL
+    for (int q = 0; q < Panels; ++q) {
+      B w[2];
+      Stored<S, T, A>::load(b[q] + ahead * P, w);
+      acc[2 * q] = mul_add(x, w[0], acc[2 * q]);
+      acc[2 * q + 1] = mul_add(x, w[1], acc[2 * q + 1]);
+    }
+  };
+  const auto advance = [&](Index n) RECOPS_LAMBDA_INLINE {
+    RECOPS_UNROLL
+    for (int q = 0; q < Panels; ++q) b[q] += n * P;
+  };
+  prepare(0);
+  Index p = 0;
+  for (; p + W <= k; p += W) {
+    prepare(p + W);
+    RECOPS_UNROLL
+    for (int u = 0; u < static_cast<int>(W); ++u) add(a + p, u);
+    advance(W);
+  }
+  for (Index rest = k - p; rest > 0; --rest, ++p) {
+    add(a + p, 0);
+    advance(1);
+  }
+  // The next tile's first lines set out while this one finishes.
+  RECOPS_UNROLL
+  for (int line = 0; line < 2 && k > 0; ++line) {
+    RECOPS_UNROLL
+    for (int q = 0; q < Panels; ++q) __builtin_prefetch(b[q] + (Panels - 1) * P * k + line * 64 / static_cast<int>(sizeof(S)));
+  }
+  RECOPS_UNROLL
+  for (int v = 0; v < 2 * Panels; ++v) finish(0, col + v * static_cast<int>(W), acc[v]);
+}
+
+/// A lone row times `count` panels; `Raw` as above.
+template <class T, class A, bool Raw, class S, class Finish>
+void lone_row(std::conditional_t<Raw, T*, const T*> a, Index k, const S* panels, Index count, const Finish& finish) {
+  constexpr Index P = panel_cols<T, A>;
+  constexpr int wide = tile_panels<A>(1);
+  for (Index col = 0; count > 0;) {
+    const bool whole = count >= wide;
+    const Index taken = whole ? wide : 1;
+    if (Raw && col == 0) {
+      whole ? lone_tile<T, A, S, wide, Raw>(a, k, panels, col, finish) : lone_tile<T, A, S, 1, Raw>(a, k, panels, col, finish);
+    } else {
+      whole ? lone_tile<T, A, S, wide, false>(a, k, panels, col, finish) : lone_tile<T, A, S, 1, false>(a, k, panels, col, finish);
+    }
+    count -= taken;
+    panels += taken * P * k;
+    col += taken * P;
+  }
+}
+
 /// `Rows` rows of A times `Panels` panels; `finish(row, col, sums)` takes each vector of the product.
 template <class T, class A, class S, int Rows, int Panels, class Finish>
 [[gnu::noinline]] void fused_tile(const T* a, Index a_stride, Index k, const S* panels, Index row, Index col,
@@ -60,18 +133,14 @@ template <class T, class A, class S, int Rows, int Panels, class Finish>
     for (Index p = part == 0 ? split : k - split; p > 0; --p) {
       RECOPS_UNROLL
       for (int q = 0; q < Panels; ++q) {
-        if constexpr (Rows > 1) {  // no register is free to keep a number of A for the next panel
-          RECOPS_UNROLL
-          for (int g = 0; g < groups; ++g) asm("" : "+r"(rows[g]));
-        }
+        RECOPS_UNROLL  // no register is free to keep a number of A for the next panel
+        for (int g = 0; g < groups; ++g) asm("" : "+r"(rows[g]));
         B w[2];
         Stored<S, T, A>::load(b[q], w);
         __builtin_prefetch(b[q] + offset);
         b[q] += P;
-        if constexpr (Rows > 1) {
-          w[0] = in_register(w[0]);
-          w[1] = in_register(w[1]);
-        }
+        w[0] = in_register(w[0]);
+        w[1] = in_register(w[1]);
         RECOPS_UNROLL
         for (int r = 0; r < Rows; ++r) {
           const B x(*reinterpret_cast<const T*>(reinterpret_cast<const char*>(rows[r / 3]) + r % 3 * row_bytes));
@@ -93,7 +162,7 @@ template <class T, class A, class S, int Rows, int Panels, class Finish>
 template <class T, class A, class S, class Finish, int Rows = tile_rows<A>>
 void fused_panels(const T* a, Index a_stride, Index rows, Index k, const S* panels, Index count, Index row, Index col,
                   const Finish& finish) {
-  if constexpr (Rows > 1) {
+  if constexpr (Rows > 2) {
     if (rows < Rows) return fused_panels<T, A, S, Finish, Rows - 1>(a, a_stride, rows, k, panels, count, row, col, finish);
   }
   constexpr Index P = panel_cols<T, A>, wide = tile_panels<A>(Rows);
@@ -111,6 +180,7 @@ template <Real T, class A = DefaultArch, class S = T, class Finish>
 void fused_rows(const T* a, Index a_stride, Index rows, Index k, const S* panels, Index n, const Finish& finish) {
   constexpr Index P = panel_cols<T, A>, most = detail::tile_rows<A>;
   const Index count = (n + P - 1) / P, tiles = (rows + most - 1) / most;
+  if (rows == 1) return detail::lone_row<T, A, false>(a, k, panels, count, finish);
   // One tile: the panels are one stream. More: as few panels as the lowest tile wants stay in L1 while the rows pass.
   const Index group = tiles == 1 ? count : detail::tile_panels<A>(static_cast<int>(detail::lowest_tile<A>(rows, tiles)));
   for (Index j = 0; j < count; j += group) {
@@ -120,6 +190,13 @@ void fused_rows(const T* a, Index a_stride, Index rows, Index k, const S* panels
       detail::fused_panels<T, A, S>(a + row * a_stride, a_stride, height, k, panels + j * P * k, taken, row, j * P, finish);
     }
   }
+}
+
+/// `fused_rows` of one row that is yet to be activated: `a`, aligned and padded to whole vectors, becomes its own `quick_silu` in the
+/// time that the panels need to arrive.
+template <Real T, class A = DefaultArch, class S = T, class Finish>
+void fused_silu_row(T* a, Index k, const S* panels, Index n, const Finish& finish) {
+  detail::lone_row<T, A, true>(a, k, panels, (n + panel_cols<T, A> - 1) / panel_cols<T, A>, finish);
 }
 
 /// Packs a weight `[n, k]` for `fused_rows` into `packed_size(k, n)` elements: as `pack` does, but k is not cut into blocks.
