@@ -168,29 +168,13 @@ RECOPS_INLINE void gather_scales(const HistoryRows<S>& x, Index row, Index apart
   constexpr Index W = lanes<T, A>;
   const float* from = x.scales + row * x.scale_stride;
   const Index stride = apart * x.scale_stride;
-#if defined(__AVX__)
-  if constexpr (W == 8 && std::is_same_v<T, float>) {
-    if (x.scale_head && heads == 4) {  // stored number by number they would not be there when they are asked for as vectors
-      __m256 t[4], z[4];
-      RECOPS_UNROLL
-      for (int i = 0; i < 4; ++i)
-        t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + i * stride)),
-                                    _mm_loadu_ps(from + (i + 4) * stride), 1);
-      RECOPS_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        z[2 * i] = _mm256_unpacklo_ps(t[2 * i], t[2 * i + 1]);
-        z[2 * i + 1] = _mm256_unpackhi_ps(t[2 * i], t[2 * i + 1]);
-      }
-      const __m256 by = _mm256_set1_ps(unit<S, A>);
-      RECOPS_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        _mm256_store_ps(to + 16 * i, by * _mm256_shuffle_ps(z[i], z[i + 2], 0x44));
-        _mm256_store_ps(to + 16 * i + 8, by * _mm256_shuffle_ps(z[i], z[i + 2], 0xee));
-      }
-      return;
-    }
+  if (x.scale_head && heads == 4) {
+    Batch<T, A> four[4];
+    load_four_columns<T, A>([=](Index i) RECOPS_LAMBDA_INLINE { return from + i * stride; }, four);
+    RECOPS_UNROLL
+    for (int h = 0; h < 4; ++h) (four[h] * Batch<T, A>(unit<S, A>)).store_aligned(to + h * W);
+    return;
   }
-#endif
   for (Index h = 0; h < (x.scale_head ? heads : 1); ++h, ++from, to += W) {
     RECOPS_UNROLL
     for (Index i = 0; i < W; ++i) to[i] = from[i * stride] * unit<S, A>;

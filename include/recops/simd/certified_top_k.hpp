@@ -99,12 +99,15 @@ class Survivors {
     block_ = ws.take<float>(block_size + W);
   }
 
-  /// Scores of the rows i .. i + height - 1 in lanes, and how far off they may be.
-  RECOPS_INLINE void add(Index i, Index height, B score, B error) {
+  /// Which of the `height` rows whose scores are in lanes may be among the k best, given how far off these may be.
+  RECOPS_INLINE std::uint32_t may_keep(Index height, B score, B error) const {
     // A row whose upper bound is beaten has a lower bound that is beaten too. Most rows are, so this is all that is done for them.
     const B upper = score + error, lower = score - error;
-    const std::uint32_t beaten = mask_bits((upper < B(threshold_)) & (lower >= B(-limit)));
-    if (const std::uint32_t keep = ~beaten & ((2u << (height - 1)) - 1u); keep != 0) [[unlikely]]
+    return ~mask_bits((upper < B(threshold_)) & (lower >= B(-limit))) & ((2u << (height - 1)) - 1u);
+  }
+  /// Scores of the rows i .. i + height - 1 in lanes, and how far off they may be.
+  RECOPS_INLINE void add(Index i, Index height, B score, B error) {
+    if (const std::uint32_t keep = may_keep(height, score, error); keep != 0) [[unlikely]]
       add_kept(keep, i, score, error);
   }
 

@@ -67,29 +67,28 @@ class HeadColumns {
   void block(Index first, Index height) {
     first_ = first;
     if (x_.empty() || direct()) return;
-    const auto turn = [&](const auto columns) RECOPS_LAMBDA_INLINE {  // a known number of columns is unrolled
-      for (Index i = 0; i < height; ++i) {
-        const T* const row = x_.data() + (names_.empty() ? first + i : names_[first + i]) * x_.stride();
-        for (Index h = 0; h < Index{columns}; ++h) room_[h * head_block + i] = row[h];
-      }
+    const auto row = [&](Index i) RECOPS_LAMBDA_INLINE {
+      return x_.data() + (names_.empty() ? first + i : names_[first + i]) * x_.stride();
     };
-    if (x_.cols() == 4) {
-      turn(std::integral_constant<Index, 4>());
-    } else {
-      turn(x_.cols());
+    Index i = 0;
+    for (; x_.cols() == 4 && i + lanes<T, A> <= height; i += lanes<T, A>) {
+      Batch<T, A> four[4];
+      load_four_columns<T, A>([&](Index r) RECOPS_LAMBDA_INLINE { return row(i + r); }, four);
+      for (Index h = 0; h < 4; ++h) four[h].store_aligned(room_ + h * head_block + i);
     }
+    for (; i < height; ++i)
+      for (Index h = 0; h < x_.cols(); ++h) room_[h * head_block + i] = row(i)[h];
   }
-  /// Asks for rows i .. i + height - 1 of the block that follows.
+  /// Asks for rows i .. i + height - 1, counted from the block's first.
   RECOPS_INLINE void ask(Index i, Index height) const {
     if (x_.empty() || !names_.empty()) return;
-    const auto next = reinterpret_cast<std::uintptr_t>(x_.data()) +
-                      static_cast<std::uintptr_t>((first_ + head_block + i) * x_.stride()) * sizeof(T);
+    const auto next =
+        reinterpret_cast<std::uintptr_t>(x_.data()) + static_cast<std::uintptr_t>((first_ + i) * x_.stride()) * sizeof(T);
     for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(height * x_.stride()) * sizeof(T); b += 64) prefetch(next + b);
   }
   /// Rows i .. i + height - 1 of the block, in lanes.
   RECOPS_INLINE Batch<T, A> load(Index head, Index i, Index height) const {
-    const T* const p = direct() ? x_.data() + first_ + i : room_ + (x_.cols() == 1 ? 0 : head) * head_block + i;
-    return height == lanes<T, A> ? Batch<T, A>::load_unaligned(p) : load_first<T, A>(p, height);
+    return load_upto<T, A>((direct() ? x_.data() + first_ : room_ + (x_.cols() == 1 ? 0 : head) * head_block) + i, height);
   }
 
  private:
@@ -231,14 +230,20 @@ RECOPS_INLINE Batch<float, A> with_roundings(Batch<float, A> score, Batch<float,
   return mul_add(xsimd::abs(score) + eps, Batch<float, A>(0x1p-21f), eps);
 }
 
-/// A hidden row is as good as the lowest score there is, and that is certain.
+/// Adds a bias to scores and what they may be off by. A hidden row is as good as the lowest score there is, and that is certain.
+template <class A>
+RECOPS_INLINE void add_bias(Batch<float, A> bias, Batch<float, A>& score, Batch<float, A>& eps) {
+  using B = Batch<float, A>;
+  const B sum = score + bias;
+  const auto hidden = bias == B(-std::numeric_limits<float>::infinity());
+  score = xsimd::select(hidden, B(-0x1p118f), sum);
+  eps = xsimd::select(hidden, B(0.0f), with_roundings<A>(sum, eps));
+}
 template <class A>
 RECOPS_INLINE void add_biased(Survivors<A>& kept, Index i, Index height, Batch<float, A> dots, Batch<float, A> eps,
                               Batch<float, A> bias) {
-  using B = Batch<float, A>;
-  const B score = dots + bias;
-  const auto hidden = bias == B(-std::numeric_limits<float>::infinity());
-  kept.add(i, height, xsimd::select(hidden, B(-0x1p118f), score), xsimd::select(hidden, B(0.0f), with_roundings<A>(score, eps)));
+  add_bias<A>(bias, dots, eps);
+  kept.add(i, height, dots, eps);
 }
 
 /// Scans with `scan(survivors of every list)`, then scores again what is left. Returns how many rows were scored again.
@@ -298,6 +303,36 @@ template <class A>
   return int_tile<A>(q, Scattered<std::int8_t>{row}, width);
 }
 
+/// Whether `pair_tile` is there.
+template <class A>
+inline constexpr bool has_pair_tile = has_avx2<A> && !has_avx512<A>;
+
+/// Products of two heads of sixteen columns, side by side in a row, with as many rows as lanes, times 256: codes at odd and at
+/// even places are taken as the high bytes of sixteen bits, as a mask and a shift leave them, where widening takes two shuffles
+/// for half as many. `q`: codes of both heads at odd places, then those at even ones.
+template <class A>
+RECOPS_INLINE void pair_tile([[maybe_unused]] const std::int16_t* q, [[maybe_unused]] const Following<std::int8_t>& rows,
+                             [[maybe_unused]] Words<A> (&products)[2]) {
+#if defined(__AVX2__)
+  const auto load = [](const void* p) RECOPS_LAMBDA_INLINE { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); };
+  const __m256i odd = load(q), even = load(q + 16), high = _mm256_set1_epi16(-256);
+  __m256i x[8], w[2];
+  RECOPS_UNROLL
+  for (int g = 0; g < 8; g += 4) {
+    const auto part = rows.from(g);
+    RECOPS_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      const __m256i codes = load(part.row(r));
+      x[g + r] = _mm256_add_epi32(_mm256_madd_epi16(odd, _mm256_and_si256(codes, high)),
+                                  _mm256_madd_epi16(even, _mm256_slli_epi16(codes, 8)));
+    }
+  }
+  sum_each_half(x, w);
+  products[0] = _mm256_permute2x128_si256(w[0], w[1], 0x20);
+  products[1] = _mm256_permute2x128_si256(w[0], w[1], 0x31);
+#endif
+}
+
 /// By way of int8 codes, one scale for each head of a row (or one for the row).
 template <class A>
 Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys,
@@ -305,68 +340,106 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
                    HeadLists lists, Workspace& ws) {
   using B = Batch<float, A>;
   constexpr Index W = lanes<float, A>;
-  static_assert(W == int_lanes<A>);
-  const Index n = queries.rows(), width = queries.cols() / heads;
+  static_assert(W == int_lanes<A> && head_block / W <= 64);
+  const Index all = queries.rows() * heads, width = queries.cols() / heads;
+  const bool pairs = has_pair_tile<A> && width == 16 && heads % 2 == 0;
   struct Query {
-    QuantizedQuery words;
-    float per_scale, rest;
+    const std::int16_t *codes, *both;  // of a list; of it and the next, as `pair_tile` reads them
+    float per_product, per_scale, rest;
   };
   const auto mark = ws.mark();
-  auto* const query = ws.take<Query>(n * heads);
-  for (Index l = 0; l < n * heads; ++l) {
+  auto* const query = ws.take<Query>(all);
+  for (Index l = 0; l < all; ++l) {
     const float* const q = queries.row(l / heads) + l % heads * width;
     auto* const to = ws.take<std::int16_t>(query_codes_size(width));
-    query[l].words = quantize_query(q, width, to);
+    const Index unit = pairs ? 256 : 1;
+    const float scale = quantize_query(q, width, to, query_code_limit(unit * width)).scale / static_cast<float>(unit);
     double lost = 0;
     for (Index d = 0; d < width; ++d)
-      lost += std::abs(static_cast<double>(q[d]) - static_cast<double>(query[l].words.scale) * static_cast<double>(to[d]));
-    query[l].per_scale = at_least(code_error(q, width, width, lost));
-    query[l].rest = at_least(underflow(width, sums_of(q, width).absolute));
+      lost += std::abs(static_cast<double>(q[d]) - static_cast<double>(scale) * static_cast<double>(unit * to[d]));
+    query[l] = {to, nullptr, scale, at_least(code_error(q, width, width, lost)),
+                at_least(underflow(width, sums_of(q, width).absolute))};
+  }
+  for (Index l = 0; l < all && pairs; l += 2) {
+    auto* const both = ws.take<std::int16_t>(32);
+    for (Index d = 0; d < 32; ++d) both[(1 - d % 2) * 16 + d / 2] = query[l + d / 16].codes[d % 16];
+    query[l].both = both;
   }
   return certify_heads<A>(queries, heads, keys, bias, k, lists, ws, [&](Survivors<A>** survivors) {
     HeadColumns<float, A> scale(scales, codes.names, ws), added(bias, {}, ws);
     std::int8_t* const room = codes.room(head_block, ws);
-    for (Index first = 0; first < keys.count; first += head_block) {
-      const Index height = keys.count - first < head_block ? keys.count - first : head_block;
+    auto* const products = ws.take<std::int32_t>(2 * head_block);
+    constexpr Index code_block = head_block / 2;  // the block, what follows and the products share L1
+    for (Index first = 0; first < keys.count; first += code_block) {
+      const Index height = keys.count - first < code_block ? keys.count - first : code_block;
       const Following<std::int8_t> rows = codes.block(first, height, room);
       scale.block(first, height);
       added.block(first, height);
-      const auto emit = [&](Index l, Index h, Index i, Index tile, Words<A> products) RECOPS_LAMBDA_INLINE {
-        const B s = scale.load(h, i, tile), dots = B(query[l].words.scale) * xsimd::to_float(products) * s;
-        const B eps = mul_add(s, B(query[l].per_scale), B(query[l].rest));
-        if (added.empty()) {
-          survivors[l]->add(first + i, tile, dots, eps);
-        } else {
-          add_biased<A>(*survivors[l], first + i, tile, dots, eps, added.load(h, i, tile));
-        }
-      };
-      const auto tiles = [&](const auto columns) RECOPS_LAMBDA_INLINE {
+      // Whether rows may be kept is asked of all tiles at once: going a way that was not foreseen takes longer than many tiles.
+      const auto look = [&](Index l, const std::int32_t* x) {
+        const Index h = l % heads;
+        const B per_product(query[l].per_product), per_scale(query[l].per_scale), rest(query[l].rest);
+        Survivors<A>& best = *survivors[l];
+        const auto score = [&](Index i, Index tile, B& dots, B& eps) RECOPS_LAMBDA_INLINE {
+          const B s = scale.load(h, i, tile);
+          dots = per_product * xsimd::to_float(Words<A>::load_aligned(x + i)) * s;
+          eps = mul_add(s, per_scale, rest);
+          if (!added.empty()) add_bias<A>(added.load(h, i, tile), dots, eps);
+        };
+        std::uint64_t kept = 0;
         Index i = 0;
+        B dots, eps;
         for (; i + W <= height; i += W) {
-          const std::int8_t* const at = rows.first + i * rows.stride;
-          if (codes.far()) {
-            const auto next = reinterpret_cast<std::uintptr_t>(at) + 8192;
-            for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(W * rows.stride); b += 64) prefetch(next + b);
-            scale.ask(i, W);
-          }
-          for (Index h = 0; h < heads; ++h)
-            for (Index q = 0; q < n; ++q)
-              emit(q * heads + h, h, i, W,
-                   int_tile<A>(query[q * heads + h].words.codes, Following<std::int8_t>{at + h * width, rows.stride},
-                               Index{columns}));
+          score(i, W, dots, eps);
+          kept |= std::uint64_t{best.may_keep(W, dots, eps) != 0} << (i / W);
         }
-        for (Index h = 0; h < heads && i < height; ++h) {
-          const Following<std::int8_t> part{rows.first + i * rows.stride + h * width, rows.stride};
-          for (Index q = 0; q < n; ++q)
-            emit(q * heads + h, h, i, height - i, last_code_tile<A>(query[q * heads + h].words.codes, width, part, height - i));
+        if (i < height) kept |= std::uint64_t{1} << (i / W);
+        for (; kept != 0; kept &= kept - 1) {
+          i = std::countr_zero(kept) * W;
+          const Index tile = height - i < W ? height - i : W;
+          score(i, tile, dots, eps);
+          best.add(first + i, tile, dots, eps);
         }
       };
-      if (width == 16) {
-        tiles(std::integral_constant<Index, 16>());
-      } else if (width == 64) {
-        tiles(std::integral_constant<Index, 64>());
-      } else {
-        tiles(width);
+      // List by list over rows that are then in L1; between its tiles each asks for its share of the rows that follow.
+      const Index at_once = pairs ? 2 : 1, share = codes.far() ? (W * rows.stride * at_once + all - 1) / all : 0;
+      auto next = reinterpret_cast<std::uintptr_t>(rows.first + height * rows.stride);
+      const std::uintptr_t end = next + static_cast<std::uintptr_t>(height * rows.stride);
+      for (Index l = 0; l < all; l += at_once) {
+        const Following<std::int8_t> part{rows.first + l % heads * width, rows.stride};
+        Index i = 0;
+        const auto tiles = [&](const auto& tile) RECOPS_LAMBDA_INLINE {
+          for (; i + W <= height; i += W) {
+            if (share > 0 && l == 0) scale.ask(code_block + i, W);
+            for (Index b = 0; b < share && next < end; b += 64, next += 64) prefetch(next);
+            tile(Following<std::int8_t>{part.first + i * part.stride, part.stride}, products + i);
+          }
+        };
+        const std::int16_t *const x = query[l].codes, *const both = query[l].both;
+        if constexpr (has_pair_tile<A>) {
+          if (pairs)
+            tiles([=](const Following<std::int8_t>& at, std::int32_t* to) RECOPS_LAMBDA_INLINE {
+              Words<A> two[2];
+              pair_tile<A>(both, at, two);
+              two[0].store_aligned(to);
+              two[1].store_aligned(to + head_block);
+            });
+        }
+        const auto one_list = [&](const auto columns) RECOPS_LAMBDA_INLINE {
+          tiles([=](const Following<std::int8_t>& at, std::int32_t* to)
+                    RECOPS_LAMBDA_INLINE { int_tile<A>(x, at, Index{columns}).store_aligned(to); });
+        };
+        if (width == 16) one_list(std::integral_constant<Index, 16>());
+        if (width == 64) one_list(std::integral_constant<Index, 64>());
+        one_list(width);
+        for (Index j = 0; j < at_once; ++j) {
+          if (i < height) {
+            const Following<std::int8_t> last{part.first + i * part.stride + j * width, part.stride};
+            const Words<A> some = last_code_tile<A>(query[l + j].codes, width, last, height - i);
+            (pairs ? some << 8 : some).store_aligned(products + j * head_block + i);
+          }
+          look(l + j, products + j * head_block);
+        }
       }
     }
   });

@@ -146,9 +146,9 @@ constexpr Index query_code_limit(Index cols) {
   return fits < 32767 ? fits : 32767;
 }
 
-/// Quantises `query` [cols] into `codes` [query_codes_size(cols)]: scale = max |query| / query_code_limit(cols), so that integer
-/// products never overflow. A query that holds NaN or infinity has the scale NaN and codes 0. Fewer than 2^24 columns.
-inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_t* codes) {
+/// Quantises `query` [cols] into `codes` [query_codes_size(cols)]: scale = max |query| / largest, so that integer products never
+/// overflow (unless `largest` is greater than query_code_limit). A query that holds NaN or infinity has the scale NaN and codes 0. Fewer than 2^24 columns.
+inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_t* codes, Index largest) {
   assert(cols < Index{1} << 24);
   float most = 0;
   bool finite = true;
@@ -157,7 +157,7 @@ inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_
     finite = finite && m <= std::numeric_limits<float>::max();
     most = m > most ? m : most;
   }
-  const auto limit = static_cast<double>(query_code_limit(cols));
+  const auto limit = static_cast<double>(largest);
   const float scale = finite ? static_cast<float>(static_cast<double>(most) / limit) : std::numeric_limits<float>::quiet_NaN();
   for (Index i = 0; i < cols; ++i) {
     double x = scale > 0 ? static_cast<double>(query[i]) / static_cast<double>(scale) : 0;
@@ -166,6 +166,10 @@ inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_
   }
   for (Index i = cols; i < query_codes_size(cols); ++i) codes[i] = 0;
   return {codes, scale};
+}
+/// The same with codes as fine as can be.
+inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_t* codes) {
+  return quantize_query(query, cols, codes, query_code_limit(cols));
 }
 
 }  // namespace simd

@@ -93,6 +93,39 @@ RECOPS_INLINE Batch<T, A> sum_each(Batch<T, A>* x) {
     return xsimd::haddp(x);
 }
 
+/// Lane i of x[c] is row(i)[c], for four columns and as many rows as lanes.
+template <class T, class A, class Row>
+RECOPS_INLINE void load_four_columns(const Row& row, Batch<T, A> (&x)[4]) {
+  constexpr Index W = lanes<T, A>;
+#if defined(__AVX__)
+  if constexpr (W == 8 && std::is_same_v<T, float>) {  // stored number by number they would not be there when vectors of them are
+    __m256 t[4], z[4];                                 // asked for
+    RECOPS_UNROLL
+    for (int i = 0; i < 4; ++i)
+      t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(i))), _mm_loadu_ps(row(i + 4)), 1);
+    RECOPS_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      z[2 * i] = _mm256_unpacklo_ps(t[2 * i], t[2 * i + 1]);
+      z[2 * i + 1] = _mm256_unpackhi_ps(t[2 * i], t[2 * i + 1]);
+    }
+    RECOPS_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      x[2 * i] = _mm256_shuffle_ps(z[i], z[i + 2], 0x44);
+      x[2 * i + 1] = _mm256_shuffle_ps(z[i], z[i + 2], 0xee);
+    }
+    return;
+  }
+#endif
+  alignas(64) T lane[4][W];
+  RECOPS_UNROLL
+  for (Index i = 0; i < W; ++i) {
+    RECOPS_UNROLL
+    for (int c = 0; c < 4; ++c) lane[c][i] = row(i)[c];
+  }
+  RECOPS_UNROLL
+  for (int c = 0; c < 4; ++c) x[c] = Batch<T, A>::load_aligned(lane[c]);
+}
+
 /// out[c * out_stride + r] = factor * rows[r][c] for r < rows, zeros for rows <= r < padded (a multiple of the lanes). `out` is
 /// aligned to whole vectors.
 template <class T, class A>

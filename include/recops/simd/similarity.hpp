@@ -332,9 +332,10 @@ RECOPS_INLINE __m128i sum_each_int(const __m128i* x) {
 }
 #endif
 #if defined(__AVX2__)
-RECOPS_INLINE __m256i sum_each_int(const __m256i* x) {
-  // Not by horizontal additions, as `sum_each`; and blends are free where shuffles are not.
-  __m256i u[4], w[2];
+/// In either half: the sums of that half of x[0] .. x[3], and of x[4] .. x[7]. Not by horizontal additions, as `sum_each`; and
+/// blends are free where shuffles are not.
+RECOPS_INLINE void sum_each_half(const __m256i* x, __m256i* w) {
+  __m256i u[4];
   RECOPS_UNROLL
   for (int i = 0; i < 4; ++i)
     u[i] = _mm256_add_epi32(_mm256_blend_epi32(x[2 * i], x[2 * i + 1], 0xcc), _mm256_alignr_epi8(x[2 * i + 1], x[2 * i], 8));
@@ -344,6 +345,10 @@ RECOPS_INLINE __m256i sum_each_int(const __m256i* x) {
     w[i] =
         _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
   }
+}
+RECOPS_INLINE __m256i sum_each_int(const __m256i* x) {
+  __m256i w[2];
+  sum_each_half(x, w);
   return _mm256_add_epi32(_mm256_permute2x128_si256(w[0], w[1], 0x20), _mm256_permute2x128_si256(w[0], w[1], 0x31));
 }
 #endif
