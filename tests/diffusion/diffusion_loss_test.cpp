@@ -107,3 +107,22 @@ TEST_CASE("diffusion losses: no rows, NaN, left out rows, wrong input", "[diffus
           diffusion_loss_weights<float>(s, LossWeight::one, Prediction::x0, IndexView(eleven, 1), out);
         }).find("steps from 1 to 10") != std::string::npos);
 }
+
+TEMPLATE_TEST_CASE("diffusion losses of rows with gaps between them", "[diffusion][loss]", float, double) {
+  using T = TestType;
+  Random random = random_stream(753);
+  const Matrix<T> p = random_matrix<T>(5, 19, random), y = random_matrix<T>(5, 19, random);
+  const Vector<T> w = random_vector<T>(5, random);
+  Padded<T> wide_p(p.view()), wide_y(y.view()), wide_dp(5, 19), wide_dy(5, 19);
+  for (const DiffusionLoss kind : {DiffusionLoss::squared, DiffusionLoss::absolute, DiffusionLoss::huber}) {
+    Matrix<T> dp(5, 19, T(0)), dy(5, 19, T(0));
+    wide_dp = Padded<T>(dp.view()), wide_dy = Padded<T>(dy.view());
+    CHECK(diffusion_loss<T>(p, y, w, kind) == diffusion_loss<T>(wide_p, wide_y, w, kind));
+    diffusion_loss_value_and_grad<T>(p, y, w, kind, {}, dp, dy);
+    diffusion_loss_value_and_grad<T>(wide_p, wide_y, w, kind, {}, wide_dp, wide_dy);
+    CHECK(max_difference(dp.view(), wide_dp.view()) == 0);
+    CHECK(max_difference(dy.view(), wide_dy.view()) == 0);
+    CHECK((wide_dp.intact() && wide_dy.intact()));
+  }
+  CHECK((wide_p.intact() && wide_y.intact()));
+}

@@ -135,6 +135,15 @@ TEST_CASE("denoisers: names, no allocation, wrong input", "[diffusion][denoiser]
   };
   step();
   CHECK(count_allocations(step) == 0);
+  // A null condition's gradient that is not wanted, though the vector kept its memory.
+  float* const behind = gradient.null_condition.data();
+  gradient.null_condition.clear();
+  std::fill_n(behind, 3, 7.0f);
+  const std::uint8_t keep[] = {1, 0, 0, 1};
+  d.forward(x, c, VectorView<const std::uint8_t>(keep, 4), IndexView(t, 4), m, saved, Step{}, ws);
+  d.backward(m, saved, {}, dc, gradient, ws);
+  gradient.null_condition.resize(3);
+  for (const float v : gradient.null_condition) CHECK(v == 7.0f);
   m.fill(3);
   CHECK(error_of([&] { d.forward(c, c, IndexView(t, 4), m, ws); }) == "MlpDenoiser: x: expected shape [_, 5], got [4, 3]");
   CHECK(error_of([&] { d.forward(x, x, IndexView(t, 4), m, ws); }) == "MlpDenoiser: c: expected shape [_, 3], got [4, 5]");

@@ -99,3 +99,24 @@ TEST_CASE("conversions refuse step 0 and shapes that disagree", "[diffusion][pre
   CHECK(error_of([&] { conversion(s, Prediction::v, Prediction::x0, 51); }).find("1 <= t <= T") != std::string::npos);
   for (Index i = 0; i < 6; ++i) CHECK(y.data()[i] == 7.0f);
 }
+
+TEMPLATE_TEST_CASE("conversions of rows with gaps between them", "[diffusion][prediction]", float, double) {
+  using T = TestType;
+  const NoiseSchedule s = NoiseSchedule::cosine(50);
+  Random random = random_stream(713);
+  const std::int32_t t[] = {1, 30, 50};
+  const Matrix<T> x = random_matrix<T>(3, 19, random), m = random_matrix<T>(3, 19, random), g = random_matrix<T>(3, 19, random);
+  Matrix<T> y(3, 19), dx(3, 19, T(0)), dm(3, 19, T(0));
+  Padded<T> wide_x(x.view()), wide_m(m.view()), wide_g(g.view()), wide_y(3, 19), wide_dx(3, 19), wide_dm(3, 19);
+  for (const Prediction from : kinds)
+    for (const Prediction to : kinds) {
+      convert_prediction<T>(s, from, to, x, IndexView(t, 3), m, y);
+      convert_prediction<T>(s, from, to, wide_x, IndexView(t, 3), wide_m, wide_y);
+      CHECK(max_difference(y.view(), wide_y.view()) == 0);
+      convert_prediction_backward<T>(s, from, to, IndexView(t, 3), g, dx, dm);
+      convert_prediction_backward<T>(s, from, to, IndexView(t, 3), wide_g, wide_dx, wide_dm);
+      CHECK(max_difference(dx.view(), wide_dx.view()) == 0);
+      CHECK(max_difference(dm.view(), wide_dm.view()) == 0);
+    }
+  CHECK((wide_x.intact() && wide_m.intact() && wide_g.intact() && wide_y.intact() && wide_dx.intact() && wide_dm.intact()));
+}

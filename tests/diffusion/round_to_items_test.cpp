@@ -185,3 +185,29 @@ TEST_CASE("NaN stays in its request, errors leave outputs alone", "[diffusion][r
         std::string::npos);
   CHECK(*std::max_element(indices.data(), indices.data() + 15) == 7);
 }
+
+TEST_CASE("lists from rows with gaps between them", "[diffusion][round_to_items]") {
+  Random random = random_stream(55);
+  Workspace ws;
+  const Matrix<float> e = random_matrix<float>(500, 17, random), x = random_matrix<float>(6, 17, random);
+  Padded<float> wide_e(e.view()), wide_x(x.view()), wide_scores(3, 8);
+  Padded<std::int32_t> wide_indices(3, 8);
+  Matrix<std::int32_t> indices(3, 8);
+  Matrix<float> scores(3, 8);
+  const RoundToItemsOptions options{.samples = 2};
+  for (const ItemMetric metric : {ItemMetric::inner_product, ItemMetric::cosine, ItemMetric::l2}) {
+    for (const ItemCopy copy : {ItemCopy::none, ItemCopy::bfloat16, ItemCopy::int8}) {
+      const ItemTable<float> table(e.view(), {.metric = metric, .copy = copy});
+      const ItemTable<float> wide(wide_e.view(), {.metric = metric, .copy = copy});
+      round_to_items<float>(x, table, options, indices, scores, ws);
+      round_to_items<float>(wide_x, wide, options, wide_indices, wide_scores, ws);
+      CHECK(max_difference(indices.view(), wide_indices.view()) == 0);
+      CHECK(same_bits<float>(scores, wide_scores.view()));
+    }
+  }
+  round_to_items<float>(x, e.view(), options, indices, scores, ws);
+  round_to_items<float>(wide_x, wide_e.view(), options, wide_indices, wide_scores, ws);
+  CHECK(max_difference(indices.view(), wide_indices.view()) == 0);
+  CHECK(same_bits<float>(scores, wide_scores.view()));
+  CHECK((wide_e.intact() && wide_x.intact() && wide_scores.intact() && wide_indices.intact()));
+}

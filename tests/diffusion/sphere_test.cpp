@@ -209,6 +209,25 @@ TEST_CASE("edges of the sphere", "[diffusion][sphere]") {
   unit_rows_backward<float>(large.view().middle_rows(0, 1), Matrix<float>(1, 2, 1e30f).view(), dlarge.view().middle_rows(0, 1));
   CHECK((dlarge(0, 0) == 0 && dlarge(0, 1) == 0));
 
+  // Noise whose square overflows is that direction too, and its gradient as much smaller.
+  const Matrix<float> axis{{0.6f, 0, 0.8f, 0}}, noise{{1, 1, 0, 0}}, huge{{1e20f, 1e20f, 0, 0}}, largest{{3e38f, 3e38f, 0, 0}},
+      gone{{std::numeric_limits<float>::infinity(), 1, 0, 0}}, ones(1, 4, 1.0f);
+  Matrix<float> of_noise(1, 4), of_huge(1, 4), dn(1, 4, 0.0f), dhuge(1, 4, 0.0f), dx0(1, 4, 0.0f), dx0_huge(1, 4, 0.0f);
+  sphere_q_sample<float>(schedule, axis, t, noise, of_noise, ws);
+  for (const Matrix<float>* e : {&huge, &largest}) {
+    sphere_q_sample<float>(schedule, axis, t, *e, of_huge, ws);
+    CHECK(max_difference(of_noise.view(), of_huge.view()) < 1e-6);
+  }
+  sphere_q_sample<float>(schedule, axis, t, gone, of_huge, ws);
+  CHECK(std::isnan(of_huge(0, 0)));
+  sphere_q_sample_backward<float>(schedule, axis, t, noise, ones, dx0, dn, ws);
+  sphere_q_sample_backward<float>(schedule, axis, t, huge, ones, dx0_huge, dhuge, ws);
+  CHECK(max_difference(dx0.view(), dx0_huge.view()) < 1e-6);
+  for (Index j = 0; j < 4; ++j) CHECK(1e20f * dhuge(0, j) == Approx(dn(0, j)).epsilon(1e-5).margin(1e-6));
+  dx0_huge.fill(0), dhuge.fill(0);
+  sphere_q_sample_backward<float>(schedule, axis, t, largest, ones, dx0_huge, dhuge, ws);
+  for (Index j = 0; j < 4; ++j) CHECK((std::isfinite(dx0_huge(0, j)) && std::isfinite(dhuge(0, j))));
+
   x.fill(7);
   const auto message = [&](auto&& f) { return error_of(f); };
   CHECK(message([&] {

@@ -246,6 +246,19 @@ TEST_CASE("ExpertBank: what is not wanted is left out", "[gating][expert_bank]")
   CHECK(max_difference(whole.weight.view(), part.weight.view()) == 0);
   CHECK(std::equal(whole.norm_bias.begin(), whole.norm_bias.end(), part.norm_bias.begin()));
   CHECK((part.bias.empty() && part.norm_weight.empty()));
+
+  // Batch norm, whose gradients are not wanted though there is memory behind the empty views.
+  ExpertBank<float> batch({.inputs = 4, .experts = 2, .outputs = 3, .norm = ExpertNorm::batch}, random);
+  whole = make_gradient(batch), part = make_gradient(batch);
+  float* const behind = part.norm_weight.data();
+  part.norm_weight.clear();
+  std::fill_n(behind, 6, 7.0f);
+  batch.forward(x, y, saved, Step{}, ws);
+  batch.backward(x, dy, saved, {}, whole, ws);
+  batch.backward(x, dy, saved, {}, part, ws);
+  part.norm_weight.resize(6);
+  CHECK(std::count(part.norm_weight.begin(), part.norm_weight.end(), 7.0f) == 6);
+  CHECK(std::equal(whole.norm_bias.begin(), whole.norm_bias.end(), part.norm_bias.begin()));
 }
 
 TEST_CASE("expert_bank refuses what does not fit and writes nothing", "[gating][expert_bank]") {

@@ -136,6 +136,14 @@ TEMPLATE_TEST_CASE("Routers: ties, NaN, extremes, all experts, no rows", "[gatin
       route_topk<T>(low, {}, {.k = 2, .routing = mode.second}, who, v, ws);
       CHECK((who(0, 0) == 0 && who(0, 1) == 2 && v(0, 0) == T(0.5) && v(0, 1) == T(0.5)));
     }
+    if (mode.second == Routing::topk_then_softmax) {  // a group with one number is better than one without
+      const Matrix<T> one{{-infinity, -infinity, 5, -infinity}};
+      const Vector<T> no_bias(4, T(0));
+      Matrix<T> v(1, 1);
+      Choices who(1, 1);
+      route_topk<T>(one, no_bias, {.k = 1, .routing = mode.second, .groups = 2}, who, v, ws);
+      CHECK((who(0, 0) == 2 && v(0, 0) == 1));
+    }
     // A constant in the bias changes nothing, and weights do not depend on it.
     Random random = random_stream(421);
     const Matrix<T> some = random_matrix<T>(40, 5, random);

@@ -1,5 +1,6 @@
 // Oracles: the formulas in double, item by item; PyTorch (tests/golden/cdm.py); central differences; the training form against the
 // serving one.
+#include <recops/metrics/auc.hpp>
 #include <recops/models/cdm.hpp>
 #include <recops/train/adam.hpp>
 #include <recops/train/gradient_check.hpp>
@@ -322,8 +323,8 @@ TEST_CASE("CDM learns its teacher, and the second step allocates nothing", "[mod
   Cdm<float>::Saved saved;
   Adam adam(model, {.learning_rate = 0.01});
   double early = 0, late = 0;
-  constexpr std::uint64_t steps = 60;
-  for (std::uint64_t number = 0; number < steps; ++number) {
+  constexpr std::uint64_t steps = 400;
+  const auto taught = [&] {
     Requests<float> c({n, n, n, n}, d, random);
     for (Index i = 0; i < n * requests; i += 3) {  // every third item has a double of lower relevance
       std::copy_n(c.features.row(i), d, c.features.row(i + 1));
@@ -331,6 +332,10 @@ TEST_CASE("CDM learns its teacher, and the second step allocates nothing", "[mod
     }
     mmr_labels<float>(MmrBatch<float>{.relevance = c.relevance, .features = c.input().features},
                       {.teacher = {.lambda = 0.5}, .picks = 8}, c.labels, ws);
+    return c;
+  };
+  for (std::uint64_t number = 0; number < steps; ++number) {
+    const Requests<float> c = taught();
     const AllocationCounter counter;
     zero_gradient(gradient);
     const double loss = model.value_and_grad(c.input(), c.labels, {}, gradient, saved, {.seed = 1, .number = number}, ws);
@@ -340,6 +345,23 @@ TEST_CASE("CDM learns its teacher, and the second step allocates nothing", "[mod
   }
   CAPTURE(early, late);
   CHECK(late < 0.8 * early);
+  // What it has not seen: it tells the teacher's picks from the rest, better than their relevance does.
+  double student = 0, relevance = 0;
+  for (int number = 0; number < 10; ++number) {
+    const Requests<float> c = taught();
+    Vector<float> logits(n * requests);
+    Vector<std::uint8_t> picked(n * requests);
+    for (Index i = 0; i < n * requests; ++i) picked[i] = c.labels[i] == 1;
+    freeze(model).forward(c.input(), logits, ws);
+    for (Index b = 0; b < requests; ++b) {
+      const auto part = [b](const auto& v) { return VectorView(v.data(), v.size()).segment(b * n, n); };
+      student += auc<float>(part(logits), part(picked), ws).value / (10.0 * requests);
+      relevance += auc<float>(part(c.relevance), part(picked), ws).value / (10.0 * requests);
+    }
+  }
+  CAPTURE(student, relevance);
+  CHECK(student > 0.9);
+  CHECK(student > relevance + 0.02);
 }
 
 TEST_CASE("errors of CDM", "[models][cdm]") {
@@ -360,5 +382,50 @@ TEST_CASE("errors of CDM", "[models][cdm]") {
   CdmInput<float> in = c.input();
   in.relevance = few;
   CHECK(error_of([&] { model.forward(in, z, ws); }) == "Cdm: relevance: expected size 5, got 4");
+  // Layers and options that somebody changed.
+  const auto changed = [&](auto&& change) {
+    Cdm<float> other = model;
+    change(other);
+    const std::string message = error_of([&] { other.forward(c.input(), z, ws); });
+    CHECK(error_of([&] { other.forward(c.input(), z, saved, {}, ws); }) == message);
+    CHECK(error_of([&] { freeze(other); }) != "no error");
+    return message;
+  };
+  CHECK(changed([](auto& o) { o.query.weight.resize(3, 5); }) == "Cdm: query.weight: expected shape [5, 5], got [3, 5]");
+  CHECK(changed([](auto& o) { o.query.bias.clear(); }) == "Cdm: query.bias: expected size 5, got 0");
+  CHECK(changed([](auto& o) { o.key.weight.resize(5, 6); }) == "Cdm: key.weight: expected shape [5, 5], got [5, 6]");
+  CHECK(changed([](auto& o) { o.value.weight.resize(4, 5); }) == "Cdm: value.weight: expected shape [5, 5], got [4, 5]");
+  CHECK(changed([&](auto& o) { o.student = Mlp<float>({25, 2}, {}, random); }).find("student: expected one output") !=
+        std::string::npos);
+  CHECK(changed([&](auto& o) { o.student = Mlp<float>({24, 1}, {}, random); }) != "no error");
+  CHECK(changed([](auto& o) { o.options.pool = 0; }) == "Cdm: pool: expected 1 to 2^31 - 1 candidates, got 0");
+  CHECK(error_of([&] { Cdm<float>().forward({}, {}, ws); }).find("query.weight") != std::string::npos);
   for (const float v : z) CHECK(v == -7);
+}
+
+TEST_CASE("CDM from features with gaps between their rows", "[models][cdm]") {
+  Random random = random_stream(7407);
+  Workspace ws;
+  const Cdm<float> model({.features = 5, .pool = 7, .hidden = {6}}, random);
+  Requests<float> c({12, 0, 70}, 5, random);
+  Padded<float> wide(c.features.view()), wide_dx(82, 5);
+  CdmInput<float> in = c.input();
+  in.features = JaggedView<const float>(wide.view(), c.offsets);
+  Vector<float> z(82), z2(82);
+  model.forward(c.input(), z, ws);
+  model.forward(in, z2, ws);
+  CHECK(std::equal(z.begin(), z.end(), z2.begin()));
+  freeze(model).forward(c.input(), z, ws);
+  freeze(model).forward(in, z2, ws);
+  CHECK(std::equal(z.begin(), z.end(), z2.begin()));
+  Cdm<float>::Saved saved, saved2;
+  Cdm<float> gradient = make_gradient(model);
+  Matrix<float> dx(82, 5, 0.0f);
+  model.forward(c.input(), z, saved, {}, ws);
+  model.forward(in, z2, saved2, {}, ws);
+  CHECK(std::equal(z.begin(), z.end(), z2.begin()));
+  model.backward(c.input(), c.labels, saved, dx, {}, gradient, ws);
+  model.backward(in, c.labels, saved2, wide_dx, {}, gradient, ws);
+  CHECK(max_difference(dx.view(), wide_dx.view()) == 0);
+  CHECK((wide.intact() && wide_dx.intact()));
 }

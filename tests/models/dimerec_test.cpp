@@ -291,6 +291,21 @@ TEST_CASE("DimeRec serves what the chain of its parts gives, for any batch and t
       const FrozenDimeRec<float, BFloat16> half(model, serving, {.copy = ItemCopy::int8});
       half.generate(x.ids, x.offsets, x.rows, again, ws);
       CHECK(max_difference(again.view(), out.view()) < 0.5);
+
+      // Into rows with gaps between them.
+      Padded<float> wide(12, 6), wide_z(12, 6), wide_scores(4, 10);
+      Padded<std::int32_t> wide_list(4, 10);
+      frozen.generate(x.ids, x.offsets, x.rows, wide, ws);
+      CHECK(max_difference(wide.view(), out.view()) == 0);
+      model.interests(x.ids, x.offsets, wide_z, ws);
+      CHECK(max_difference(wide_z.view(), z.view()) == 0);
+      frozen.interests(x.ids, x.offsets, z, ws);
+      frozen.interests(x.ids, x.offsets, wide_z, ws);
+      CHECK(max_difference(wide_z.view(), z.view()) == 0);
+      frozen.recommend(x.ids, x.offsets, x.rows, {.seen = seen, .seen_offsets = seen_offsets}, wide_list, wide_scores, ws);
+      CHECK(max_difference(wide_list.view(), list.view()) == 0);
+      CHECK(max_difference(wide_scores.view(), scores.view()) == 0);
+      CHECK((wide.intact() && wide_z.intact() && wide_scores.intact() && wide_list.intact()));
     }
   }
 }

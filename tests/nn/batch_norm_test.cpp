@@ -223,3 +223,24 @@ TEST_CASE("batch_norm refuses what does not fit and writes nothing", "[nn][batch
 }
 
 static_assert(RowLayer<BatchNorm<float>, float>);
+
+TEST_CASE("batch_norm: an empty view is none, whatever it points to", "[nn][batch_norm]") {
+  Random random = random_stream(126);
+  Workspace ws;
+  const Matrix<float> x = random_matrix<float>(9, 5, random), dy = random_matrix<float>(9, 5, random);
+  Vector<float> memory(5, 7.0f), mean(5), variance(5), dbias(5, 0.0f), dbias2(5, 0.0f);
+  const VectorView<float> empty(memory.data(), 0);
+  Matrix<float> y(9, 5), y2(9, 5), dx(9, 5, 0.0f), dx2(9, 5, 0.0f);
+  batch_norm_train<float>(x, {}, {}, {}, mean, variance, y, ws);
+  batch_norm_train<float>(x, empty, empty, {}, mean, variance, y2, ws);
+  CHECK(max_difference(y.view(), y2.view()) == 0);
+  batch_norm<float>(x, {}, {}, mean, variance, {}, y, ws);
+  batch_norm<float>(x, empty, empty, mean, variance, {}, y2, ws);
+  CHECK(max_difference(y.view(), y2.view()) == 0);
+  batch_norm_backward<float>(x, {}, {}, mean, variance, dy, dx, {}, dbias, ws);
+  batch_norm_backward<float>(x, empty, {}, mean, variance, dy, dx2, empty, dbias2, ws);
+  CHECK(max_difference(dx.view(), dx2.view()) == 0);
+  CHECK(std::equal(dbias.begin(), dbias.end(), dbias2.begin()));
+  batch_norm_backward<float>(x, {}, {}, mean, variance, dy, dx, {}, empty, ws);
+  CHECK(std::count(memory.begin(), memory.end(), 7.0f) == 5);
+}

@@ -56,5 +56,16 @@ TEMPLATE_TEST_CASE("a diffusion step of one row on every instruction set", "[sim
       }
     }
     CHECK(worst < (std::is_same_v<T, float> ? 1e-5 : 1e-14));
+    // A prediction whose square overflows has a length all the same: clipped to 2; shorter than 1e30 (1e300), it stays.
+    const T large = std::is_same_v<T, float> ? T(1e20) : T(1e200), far = std::is_same_v<T, float> ? T(1e30) : T(1e300);
+    for (const T longest : {T(2), far}) {
+      Vector<T> m(11, T(0)), x(11, T(0));
+      m[0] = 3 * large, m[10] = -4 * large;
+      simd::diffusion_update<T, A>({.longest = longest}, x.data(), m.data(), nullptr, nullptr, nullptr, nullptr, 11);
+      const double unit = longest == T(2) ? 0.4 : static_cast<double>(large);
+      CHECK(static_cast<double>(x[0]) == Approx(3 * unit).epsilon(1e-6));
+      CHECK(static_cast<double>(x[10]) == Approx(-4 * unit).epsilon(1e-6));
+      CHECK(x[5] == T(0));
+    }
   });
 }

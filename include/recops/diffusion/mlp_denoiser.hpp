@@ -103,8 +103,8 @@ struct MlpDenoiser {
     net.backward(saved.input, dm, saved.net, dinput, gradient.net, ws);
     for (Index b = 0; b < rows; ++b) {
       if (!dx.empty()) simd::add(dinput.row(b), dx.row(b), d);
-      T* const to = saved.kept[b] == 0 ? gradient.null_condition.data() : dc.empty() ? nullptr : dc.row(b);
-      if (to) simd::add(dinput.row(b) + d, to, conditions);
+      const bool null = saved.kept[b] == 0, wanted = null ? !gradient.null_condition.empty() : !dc.empty();
+      if (wanted) simd::add(dinput.row(b) + d, null ? gradient.null_condition.data() : dc.row(b), conditions);
     }
     time.backward(dinput.middle_cols(d + conditions, time.width()), saved.time, gradient.time, ws);
   }

@@ -38,14 +38,28 @@ void tangent_row(const T* x, const T* e, T* out, Index n) {
   simd::combine<T>(T(1), e, -simd::dot(e, x, n), x, out, n);
 }
 
+/// The length of e, finite wherever e is: where its square overflows, e becomes its own multiple in `room`, and `unit` (else 1) what it
+/// was divided by.
+template <class T>
+T finite_length(const T*& e, T* room, T& unit, Index n) {
+  const T length = std::sqrt(simd::dot(e, e, n));
+  unit = T(1);
+  if (!(length > std::numeric_limits<T>::max())) return length;
+  for (Index j = 0; j < n; ++j) unit = std::max(unit, std::abs(e[j]));
+  simd::scale(T(1) / unit, e, room, n);
+  e = room;
+  return std::sqrt(simd::dot(e, e, n));
+}
+
 /// u = the unit direction of e at x, taken twice so that <u, x> = 0 to rounding. Returns |tangent|, or 0 where another direction had to be taken.
 template <class T>
 T tangent_direction(const T* x, const T* e, T* u, Index n) {
   constexpr T epsilon = std::numeric_limits<T>::epsilon();
+  T unit;
+  const T size = finite_length(e, u, unit, n);  // what is left of an e along x is rounding, and has no direction either
   tangent_row(x, e, u, n);
   T length = std::sqrt(simd::dot(u, u, n));
-  const T size = std::sqrt(simd::dot(e, e, n));  // what is left of an e along x is rounding, and has no direction either
-  const bool none = length <= no_direction<T> || (length <= 8 * epsilon * size && size <= std::numeric_limits<T>::max());
+  const bool none = length <= no_direction<T> || length <= 8 * epsilon * size;
   if (none) {
     Index least = 0;
     for (Index j = 1; j < n; ++j)
@@ -59,7 +73,7 @@ T tangent_direction(const T* x, const T* e, T* u, Index n) {
   const T rest = simd::dot(u, x, n);
   simd::axpy(-rest, x, u, n);
   if (rest * rest > epsilon) simd::scale(T(1) / std::sqrt(simd::dot(u, u, n)), u, u, n);  // much was cancelled: u is shorter now
-  return none ? T(0) : length;
+  return none ? T(0) : length * unit;
 }
 
 /// out = a x + s u with u = tangent(x, e) / |tangent(x, e)|.
@@ -74,7 +88,7 @@ template <class T>
 void sphere_row_backward(T a, const T* x, T s, const T* e, const T* g, T* dx, T* de, T* u, T* h, Index n) {
   const T length = tangent_direction(x, e, u, n);
   if (dx) simd::axpy(a, g, dx, n);
-  if (length == T(0)) return;
+  if (length == T(0) || length > std::numeric_limits<T>::max()) return;
   const T factor = s / length;
   simd::combine<T>(factor, g, -factor * simd::dot(g, u, n), u, h, n);  // gradient of the tangent
   const T along = simd::dot(h, x, n);
@@ -99,14 +113,8 @@ Index unit_rows(MatrixView<const T> x, MatrixView<T> y) {
   Index zeros = 0;
   for (Index b = 0; b < x.rows(); ++b) {
     const T* from = x.row(b);
-    T length = std::sqrt(simd::dot(from, from, x.cols()));
-    if (length > std::numeric_limits<T>::max()) {  // the square, if not the row itself
-      T most = 0;
-      for (Index j = 0; j < x.cols(); ++j) most = std::max(most, std::abs(from[j]));
-      simd::scale(T(1) / most, from, y.row(b), y.cols());
-      from = y.row(b);
-      length = std::sqrt(simd::dot(from, from, x.cols()));
-    }
+    T unit;
+    const T length = detail::finite_length(from, y.row(b), unit, x.cols());
     if (length <= detail::no_direction<T>) {
       std::fill_n(y.row(b), y.cols(), T(0));
       if (y.cols() > 0) y(b, 0) = T(1);

@@ -266,8 +266,8 @@ void expert_bank_backward(MatrixView<const T> x, MatrixView<const T> weight, Exp
   });
   // Weight and bias of the norm need the gradient after the norm, so their sums come before it is overwritten.
   if (batch) {
-    detail::batch_norm_backward<T>(pre, norm.weight.empty() ? nullptr : norm.weight.data(), mean, moments.row(1), options.epsilon,
-                                   dz, dz, false, dnorm.weight.data(), dnorm.bias.data(), ws);
+    detail::batch_norm_backward<T>(pre, norm.weight, mean, moments.row(1), options.epsilon, dz, dz, false, dnorm.weight,
+                                   dnorm.bias, ws);
   } else if (options.norm != ExpertNorm::none) {
     const bool rms = options.norm == ExpertNorm::rms;
     detail::sum_over_rows<T>(x.rows(), n, dnorm.weight, dnorm.bias, ws, [&](Index first, Index count, T* dw, T* db) {

@@ -7,7 +7,7 @@
 ///
 /// `bias` is added to what is compared, never to a weight, and has no gradient: what balances experts without a loss
 /// (gating/bias_controller.hpp). With `groups` experts lie in groups of equal size; the best `groups_kept` groups, by the sum of
-/// their two best biased scores (by the best without a bias), are those that experts are chosen from.
+/// their two best biased scores (by the best without a bias or without a second), are those that experts are chosen from.
 ///
 /// Shapes      logits [N, E]   bias [E], or empty   experts [N, k] int32, best first   weights [N, k]
 /// Ties        the lower expert.   A NaN counts as -infinity: chosen only where numbers run out; its weight is NaN in that row only.
@@ -83,7 +83,7 @@ void drop_groups(T* scores, Index n, const RouteOptions& o, bool biased, T* grou
       second = std::max(second, std::min(first, v));
       first = std::max(first, v);
     }
-    group_scores[g] = biased && size > 1 ? first + second : first;
+    group_scores[g] = biased && second > lowest ? first + second : first;
   }
   select_top(group_scores, o.groups, o.groups_kept, kept);  // chosen ones are NaN now
   for (Index g = 0; g < o.groups; ++g)

@@ -236,6 +236,19 @@ struct Cdm {
   /// d = D + 2
   Index width() const { return options.features + 2; }
 
+  /// Throws `Error` unless the layers are of the shapes above: they and the options are open to everyone.
+  void check_parameters(const char* name) const {
+    const Index d = width();
+    check_option(name, "features", options.features >= 0, "features >= 0", static_cast<double>(options.features));
+    check_option(name, "pool", options.pool >= 1 && options.pool < Index{1} << 31, "1 to 2^31 - 1 candidates",
+                 static_cast<double>(options.pool));
+    check_shape(name, "query.weight", query.weight.view(), d, d);
+    check_size(name, "query.bias", VectorView<const T>(query.bias), d);
+    check_shape(name, "key.weight", key.weight.view(), d, d);
+    check_shape(name, "value.weight", value.weight.view(), d, d);
+    check_option(name, "student", student.output_cols(5 * d) == 1, "one output", static_cast<double>(student.output_cols(5 * d)));
+  }
+
   /// What backward needs, reused step after step.
   struct Saved {
     Matrix<T> inputs;                          ///< [total, 5 d]
@@ -248,15 +261,13 @@ struct Cdm {
 
   /// Logits [total] in serving mode: the pool is the M most relevant. `freeze` gives the form that is made for it.
   void forward(const CdmInput<T>& in, VectorView<T> logits, Workspace& ws) const {
-    detail::check_cdm("Cdm", in, options.features);
-    check_size("Cdm", "logits", logits, in.relevance.size());
+    check(in, logits);
     detail::cdm_serve<T>(in, options.pool, query, key, value, student, logits, ws);
   }
 
   /// The same in training mode: pools are drawn anew in every step.
   void forward(const CdmInput<T>& in, VectorView<T> logits, Saved& saved, const Step& step, Workspace& ws) const {
-    detail::check_cdm("Cdm", in, options.features);
-    check_size("Cdm", "logits", logits, in.relevance.size());
+    check(in, logits);
     const Index total = in.relevance.size(), requests = in.features.size(), d = width();
     saved.inputs.resize(total, 5 * d);
     saved.standard.resize(total);
@@ -306,6 +317,7 @@ struct Cdm {
   void backward(const CdmInput<T>& in, VectorView<const T> dlogits, const Saved& saved, MatrixView<T> dfeatures,
                 VectorView<T> dpool_logits, Cdm& gradient, Workspace& ws) const {
     constexpr const char* name = "Cdm::backward";
+    check_parameters(name);
     detail::check_cdm(name, in, options.features);
     const Index total = in.relevance.size(), requests = in.features.size(), d = width(), pooled = saved.pool.size();
     check_size(name, "dlogits", dlogits, total);
@@ -369,6 +381,11 @@ struct Cdm {
  private:
   static constexpr T never = -std::numeric_limits<T>::infinity();
 
+  void check(const CdmInput<T>& in, VectorView<T> logits) const {
+    check_parameters("Cdm");
+    detail::check_cdm("Cdm", in, options.features);
+    check_size("Cdm", "logits", logits, in.relevance.size());
+  }
   Linear<T> near_identity(double scale, Random& random) const {
     const Index d = width();
     Linear<T> layer;
@@ -423,7 +440,9 @@ class FrozenCdm {
         query_(model.query),
         key_(model.key),
         value_(model.value),
-        student_(freeze(model.student, Weights<S>())) {}
+        student_(freeze(model.student, Weights<S>())) {
+    model.check_parameters("freeze(Cdm)");
+  }
   /// D
   Index features() const { return features_; }
 

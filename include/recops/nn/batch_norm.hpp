@@ -83,8 +83,9 @@ void column_moments(MatrixView<const T> x, T* mean, T* variance, Workspace& ws) 
 
 /// y = weight (x - mean) r + bias for rows [first, first + count)
 template <class T>
-void batch_norm_rows(MatrixView<const T> x, const T* mean, const T* r, const T* w, const T* b, MatrixView<T> y, Index first,
-                     Index count) {
+void batch_norm_rows(MatrixView<const T> x, const T* mean, const T* r, VectorView<const T> weight, VectorView<const T> bias,
+                     MatrixView<T> y, Index first, Index count) {
+  const T *const w = weight.empty() ? nullptr : weight.data(), *const b = bias.empty() ? nullptr : bias.data();
   for (Index i = first; i < first + count; ++i) {
     const T* px = x.row(i);
     T* py = y.row(i);
@@ -96,12 +97,14 @@ void batch_norm_rows(MatrixView<const T> x, const T* mean, const T* r, const T* 
   }
 }
 
-/// dx = (or +=) w r (dy - mean(dy) - xhat mean(dy xhat)); this batch's sums are added to `dweight` and `dbias` (null: not
+/// dx = (or +=) w r (dy - mean(dy) - xhat mean(dy xhat)); this batch's sums are added to `dweight` and `dbias` (empty: not
 /// wanted). dx may be dy.
 template <class T>
-void batch_norm_backward(MatrixView<const T> x, const T* w, const T* mean, const T* variance, double epsilon,
-                         MatrixView<const T> dy, MatrixView<T> dx, bool add, T* dweight, T* dbias, Workspace& ws) {
+void batch_norm_backward(MatrixView<const T> x, VectorView<const T> weight, const T* mean, const T* variance, double epsilon,
+                         MatrixView<const T> dy, MatrixView<T> dx, bool add, VectorView<T> dweight, VectorView<T> dbias,
+                         Workspace& ws) {
   const auto mark = ws.mark();
+  const T* const w = weight.empty() ? nullptr : weight.data();
   const Index n = x.cols(), rows = x.rows(), blocks = (rows + norm_rows - 1) / norm_rows;
   T *const r = ws.take<T>(n), *const sums = ws.take<T>(2 * n), *const parts = ws.take<T>(blocks * 2 * n);
   inverse_deviation(variance, epsilon, r, n);
@@ -119,8 +122,8 @@ void batch_norm_backward(MatrixView<const T> x, const T* w, const T* mean, const
   });
   std::fill_n(sums, 2 * n, T(0));
   add_blocks(parts, blocks, 2 * n, sums, 2 * n);
-  if (dweight) simd::add<T>(sums, dweight, n);
-  if (dbias) simd::add<T>(sums + n, dbias, n);
+  if (!dweight.empty()) simd::add<T>(sums, dweight.data(), n);
+  if (!dbias.empty()) simd::add<T>(sums + n, dbias.data(), n);
   if (dx.empty()) return;
   simd::scale<T>(T(1) / static_cast<T>(rows), sums, sums, 2 * n);
   for_row_blocks(rows, ws, [&](Index first, Index count, Index, Workspace&) {
@@ -157,7 +160,7 @@ void batch_norm_train(MatrixView<const T> x, VectorView<const T> weight, VectorV
   detail::column_moments<T>(x, mean.data(), variance.data(), ws);
   detail::inverse_deviation(variance.data(), options.epsilon, r, x.cols());
   detail::for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-    detail::batch_norm_rows<T>(x, mean.data(), r, weight.data(), bias.data(), y, first, count);
+    detail::batch_norm_rows<T>(x, mean.data(), r, weight, bias, y, first, count);
   });
 }
 
@@ -176,7 +179,7 @@ void batch_norm(MatrixView<const T> x, VectorView<const T> weight, VectorView<co
   T* const r = ws.take<T>(x.cols());
   detail::inverse_deviation(running_variance.data(), options.epsilon, r, x.cols());
   detail::for_row_blocks(x.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-    detail::batch_norm_rows<T>(x, running_mean.data(), r, weight.data(), bias.data(), y, first, count);
+    detail::batch_norm_rows<T>(x, running_mean.data(), r, weight, bias, y, first, count);
   });
 }
 
@@ -194,8 +197,7 @@ void batch_norm_backward(MatrixView<const T> x, VectorView<const T> weight, cons
   if (!dweight.empty()) check_size(name, "dweight", dweight, x.cols());
   if (!dbias.empty()) check_size(name, "dbias", dbias, x.cols());
   if (x.empty()) return;
-  detail::batch_norm_backward<T>(x, weight.data(), mean.data(), variance.data(), options.epsilon, dy, dx, true, dweight.data(),
-                                 dbias.data(), ws);
+  detail::batch_norm_backward<T>(x, weight, mean.data(), variance.data(), options.epsilon, dy, dx, true, dweight, dbias, ws);
 }
 
 /// Folds a batch's statistics into running ones: running += momentum (batch - running). `rows` is the batch they came from.

@@ -58,12 +58,23 @@ RECOPS_INLINE Batch<T, A> predicted(const DiffusionUpdate<T>& u, const T* x, con
 template <class T, class A>
 T length_scale(const DiffusionUpdate<T>& u, const T* x, const T* m, const T* m_null, Index n) {
   if (!(u.longest < std::numeric_limits<T>::infinity()) && !(u.shortest > 0)) return 1;
-  Batch<T, A> sum(T(0));
-  for_each_vector<T, A>(n, [&](Index i, auto load, auto) RECOPS_LAMBDA_INLINE {
-    const Batch<T, A> p = predicted<T, A>(u, x + i, m + i, m_null ? m_null + i : nullptr, load);
-    sum = mul_add(p, p, sum);
-  });
+  using B = Batch<T, A>;
+  const auto for_each_p = [&](auto&& use) RECOPS_LAMBDA_INLINE {
+    for_each_vector<T, A>(n, [&](Index i, auto load, auto) RECOPS_LAMBDA_INLINE {
+      use(predicted<T, A>(u, x + i, m + i, m_null ? m_null + i : nullptr, load));
+    });
+  };
+  B sum(T(0));
+  for_each_p([&](B p) RECOPS_LAMBDA_INLINE { sum = mul_add(p, p, sum); });
   const T length = std::sqrt(sum_lanes(sum));
+  if (length > std::numeric_limits<T>::max()) [[unlikely]] {  // the square, if not p itself
+    B most(T(0)), share(T(0));
+    for_each_p([&](B p) { most = xsimd::max(most, xsimd::abs(p)); });
+    const T unit = max_lane(most);
+    for_each_p([&](B p) { share = mul_add(p / B(unit), p / B(unit), share); });
+    const T scale = u.longest / unit / std::sqrt(sum_lanes(share));
+    return scale < T(1) ? scale : T(1);
+  }
   if (length > u.longest) return u.longest / length;
   return length < u.shortest && length > 0 ? u.shortest / length : T(1);
 }
