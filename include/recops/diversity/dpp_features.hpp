@@ -116,8 +116,9 @@ struct DppFeatureRule {
   }
   T reported(Index i) const {
     if (!(rho[i] > eps * start[i])) return never<T>;
-    return static_cast<T>(2 * std::log(static_cast<double>(quality_of(rows.item(i)))) +
-                          std::log(static_cast<double>(rho[i])));
+    const double q = static_cast<double>(quality_of(rows.item(i))), left = static_cast<double>(rho[i]);
+    if constexpr (std::is_same_v<T, float>) return static_cast<T>(std::log(q * q * left));  // far from a double's limits
+    return static_cast<T>(2 * std::log(q) + std::log(left));
   }
   bool pickable(Index i) {
     refresh(i / P);
