@@ -207,4 +207,8 @@ TEST_CASE("determinantal losses of rows of very different lengths", "[diversity]
   const Matrix<double> x{{1e8, 0}, {0, 1}}, near{{1, 0}, {1, 1e-9}};
   CHECK(soft_volume<double>(x, {.delta = 0}, {}, ws) == Approx(-8 * std::log(10.0)));
   CHECK(soft_volume<double>(near, {.delta = 0}, {}, ws) == infinity);  // still no more than rounding
+  const Matrix<double> tiny{{1e-156, 0}, {0, 1}};  // whose inverse would overflow
+  Matrix<double> dx(2, 2, 0.0);
+  CHECK(soft_volume<double>(tiny, {.delta = 0}, dx, ws) == infinity);
+  for (Index i = 0; i < 4; ++i) CHECK(dx.data()[i] == 0);
 }

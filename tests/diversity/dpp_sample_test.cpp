@@ -152,4 +152,13 @@ TEST_CASE("samples do not depend on the scales of features and qualities, nor on
     std::sort(all.begin(), all.end());
     CHECK((all[0] == 0 && all[1] == 1 && all[2] == 2));
   }
+  // Nearly parallel and large: what tells them apart is a millionth of what float holds.
+  const float s = 1e36f;
+  const Matrix<float> steep{{s, s}, {s, s * 1.001f}, {s, s * 0.999f}, {s, s * 1.0005f}};
+  sampler.prepare({.features = steep}, ws);
+  Vector<std::int32_t> two(2);
+  for (std::uint64_t row = 0; row < 50; ++row) {
+    CHECK(sampler.sample({.seed = 4, .row = row}, two, ws).count == 2);
+    CHECK(two[0] != two[1]);
+  }
 }

@@ -126,6 +126,12 @@ TEST_CASE("the relaxed choice: its gradient where it saturates, its limits", "[d
   const Vector<float> dw{1, 2, 3, 4, 5};
   relaxed_top_k_backward<float>(p, 0.01, dw, dkeys, ws);
   for (const float g : dkeys) CHECK(std::isfinite(g));
+  const Vector<float> huge{std::numeric_limits<float>::max(), 3, -inf, 2, -1};
+  for (const double temperature : {0.5, 1e-37}) {  // as the largest of a softmax, keys of any size and temperatures to match
+    relaxed_top_k<float>(huge, temperature, p, w, ws);
+    CHECK((w[0] > 0.999f && w[1] >= 0 && w[2] == 0));
+    for (const float v : w) CHECK(std::isfinite(v));
+  }
   Vector<float> none;
   relaxed_top_k<float>({}, 1, MatrixView<float>(p.data(), 2, 0), none, ws);
 }

@@ -111,15 +111,18 @@ class DppSampler {
     const Index n = items_, d = in_.features.cols();
     if (k == 0) return 0;
     const MatrixView<T> directions = ws.matrix<T>(k, d), b = ws.matrix<T>(k, n), basis = ws.matrix<T>(k, k);
-    // The scale of all items is taken out of the directions, and the qualities, that T can hold both.
+    // The scales of all items and of their features are taken out of the directions, and the qualities, that T can hold all three.
+    double largest = 1;
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < d; ++c) largest = std::max(largest, std::abs(static_cast<double>(in_.features(i, c))));
     const double scale = std::sqrt(*std::max_element(values_.begin(), values_.begin() + rank_));
     for (Index j = 0; j < k; ++j)
       for (Index c = 0; c < d; ++c)
-        directions(j, c) = static_cast<T>(vectors_(taken[j], c) * (scale / std::sqrt(values_[taken[j]])));
+        directions(j, c) = static_cast<T>(vectors_(taken[j], c) * (scale / std::sqrt(values_[taken[j]]) / largest));
     T* const share = ws.take<T>(n);
     for (Index i = 0; i < n; ++i) {
       const double q = in_.quality.empty() ? 1.0 : static_cast<double>(in_.quality[i]);
-      share[i] = static_cast<T>(std::min(q / scale, static_cast<double>(std::numeric_limits<T>::max())));
+      share[i] = static_cast<T>(std::min(q / scale * largest, static_cast<double>(std::numeric_limits<T>::max())));
     }
     // Column i is item i in the span: its squared length is the probability that it is drawn, times k.
     simd::gemm<T>(simd::plain(MatrixView<const T>(directions)), simd::transposed(in_.features), {.column_scale = share}, b, ws);

@@ -96,7 +96,8 @@ void relaxed_top_k(VectorView<const T> keys, double temperature, MatrixView<T> p
   std::fill(weights.begin(), weights.end(), T(0));
   for (Index m = 0; m < probabilities.rows(); ++m) {
     T* const p = probabilities.row(m);
-    simd::scale(static_cast<T>(1 / temperature), alpha, p, n);
+    const T top = n > 0 ? *std::max_element(alpha, alpha + n) : T(0), shift = std::isfinite(top) ? top : T(0);
+    for (Index i = 0; i < n; ++i) p[i] = (alpha[i] - shift) / static_cast<T>(temperature);  // at most 0, so none overflows
     simd::softmax<T>(p, n);
     simd::add(p, weights.data(), n);
     for (Index i = 0; i < n; ++i) logs[i] = -std::min(p[i], T(1 - 1e-6));

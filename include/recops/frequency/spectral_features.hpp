@@ -32,10 +32,12 @@ inline namespace RECOPS_ABI {
 namespace detail {
 template <class T>
 T feature_epsilon(const char* name, const SpectralFeatureOptions& o) {
-  const T epsilon = static_cast<T>(o.epsilon != 0 ? o.epsilon : std::is_same_v<T, float> ? 1e-6 : 1e-12);
-  check_option(name, "epsilon", epsilon > 0 && std::isfinite(epsilon), "epsilon > 0 that the type can hold, or 0", o.epsilon);
+  using Limits = std::numeric_limits<T>;
+  const double epsilon = o.epsilon != 0 ? o.epsilon : std::is_same_v<T, float> ? 1e-6 : 1e-12;
+  check_option(name, "epsilon", epsilon >= static_cast<double>(Limits::min()) && epsilon <= static_cast<double>(Limits::max()),
+               "epsilon > 0 that the type can hold, or 0", o.epsilon);
   check_option(name, "feature", o.feature <= SpectralFeature::power, "a SpectralFeature", static_cast<double>(o.feature));
-  return epsilon;
+  return static_cast<T>(epsilon);
 }
 }  // namespace detail
 

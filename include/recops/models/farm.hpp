@@ -304,6 +304,25 @@ struct Farm {
     check_shape(name, "saved", saved.gate.view(), o.output == FarmOutput::gated ? n : 0, 1);
     check_saved(name, in.video, saved.video);
     check_saved(name, in.live, saved.live);
+    const auto attended = [&](const AttentionSublayer<T>& sublayer, const AttentionSublayer<T>& g, JaggedView<const T> x,
+                              JaggedView<const T> z, const typename AttentionSublayer<T>::Saved& s) {
+      sublayer.check_backward(name, x, z, x.values(), s, {}, {}, g);
+    };
+    for (const bool live : {false, true}) {
+      const JaggedView<const T>& x = live ? in.live : in.video;
+      const JaggedView<const T>& z = live ? in.video : in.live;
+      const Domain &s = live ? saved.live : saved.video, &other = live ? saved.video : saved.live;
+      if (o.intra)
+        attended(live ? live_intra : video_intra, live ? gradient.live_intra : gradient.video_intra, after(x, s, 0),
+                 after(x, s, 0), s.intra);
+      if (o.cross)
+        attended(live ? live_cross : video_cross, live ? gradient.live_cross : gradient.video_cross, after(x, s, 1),
+                 after(z, other, 1), s.cross);
+      const JaggedView<const T> keys = after(x, s, 2);
+      (live ? live_target : video_target)
+          .check_backward(name, in.candidates, keys, keys, {}, saved.t.view().middle_cols(0, e), s.target, {}, {}, {},
+                          live ? gradient.live_target : gradient.video_target);
+    }
     if (!inputs.dvideo.empty()) check_shape(name, "dvideo", inputs.dvideo, nv, o.width);
     if (!inputs.dlive.empty()) check_shape(name, "dlive", inputs.dlive, nl, o.width);
     if (!inputs.dcandidates.empty()) check_shape(name, "dcandidates", inputs.dcandidates, n, e);
@@ -370,7 +389,6 @@ struct Farm {
     check_shape(name, "saved", s.f.view(), o.bands == FarmBands::none ? 0 : rows, o.width);
     check_shape(name, "saved", s.a.view(), o.intra ? rows : 0, o.width);
     check_shape(name, "saved", s.c.view(), o.cross ? rows : 0, o.width);
-    check_shape(name, "saved", s.target.kv.view(), rows, any_size);
     if (o.align == 0) return;
     check_shape(name, "saved", s.mean.view(), users, o.width);
     check_shape(name, "saved", s.daligned.view(), users, o.align_width > 0 ? o.align_width : o.width);

@@ -53,15 +53,19 @@ struct AttentionSublayer {
     add(x.values(), saved.sum);
     norm.forward(saved.sum, y, saved.norm, step, ws);
   }
-  /// Adds to dx and dz (either unless empty; the same view where z is x) and to `gradient`.
-  void backward(JaggedView<const T> x, JaggedView<const T> z, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx,
-                MatrixView<T> dz, AttentionSublayer& gradient, Workspace& ws) const {
-    constexpr const char* name = "AttentionSublayer::backward";
+  /// What `backward` checks, for layers that write before they call it.
+  void check_backward(const char* name, JaggedView<const T> x, JaggedView<const T> z, MatrixView<const T> dy, const Saved& saved,
+                      MatrixView<T> dx, MatrixView<T> dz, const AttentionSublayer& gradient) const {
     check_shape(name, "dy", dy, x.values().rows(), attention.embed());
     check_shape(name, "saved", saved.sum.view(), dy.rows(), dy.cols());
     if (!dx.empty()) check_shape(name, "dx", dx, dy.rows(), dy.cols());
     check_gradient_shapes(name, *this, gradient);
     attention.check_backward(name, x, z, z, {}, dy, saved.attention, dx, dz, dz, gradient.attention);
+  }
+  /// Adds to dx and dz (either unless empty; the same view where z is x) and to `gradient`.
+  void backward(JaggedView<const T> x, JaggedView<const T> z, MatrixView<const T> dy, const Saved& saved, MatrixView<T> dx,
+                MatrixView<T> dz, AttentionSublayer& gradient, Workspace& ws) const {
+    check_backward("AttentionSublayer::backward", x, z, dy, saved, dx, dz, gradient);
     const auto mark = ws.mark();
     const MatrixView<T> dsum = ws.matrix<T>(dy.rows(), dy.cols());
     std::fill_n(dsum.data(), dsum.rows() * dsum.cols(), T(0));

@@ -49,7 +49,7 @@ struct NamedRows {
   bool far() const { return names.empty() && count * cols * Index{sizeof(S)} >= distant_bytes; }
 };
 
-/// Rows between two looks at the lists: with the scores of a group of lists they stay in L2.
+/// Rows between two looks at the lists (int8: half as many): with the scores of a group of lists they stay in L2.
 inline constexpr Index head_block = 256;
 /// Lists (of a query and a head each) that are kept at once.
 inline constexpr Index head_lists = 64;
