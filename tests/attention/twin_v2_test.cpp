@@ -169,14 +169,13 @@ TEST_CASE("clustering ends on what cannot be told apart, and on NaN", "[attentio
   // Two bumps, and rows that are not finite: the others part as if these were not there, and these are in clusters of their own.
   for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     for (const auto& [first, last] : {std::pair(0, 1), std::pair(12, 13), std::pair(0, 13), std::pair(13, 26)}) {
-      
       Matrix<float> bumps = random_matrix<float>(26, 4, random);
       for (Index i = 0; i < 26; ++i)
         for (Index c = 0; c < 4; ++c) bumps(i, c) += i % 2 == 0 ? 50.f : -50.f;
       for (Index i = first; i < last; ++i) bumps(i, 1) = odd;
       cluster_behaviours<float>(bumps, {}, {.groups = 1, .max_size = 8}, clusters, ws);
       CHECK(partition(clusters, Vector<float>(), 26, {.groups = 1, .max_size = 8}));
-      const auto kind = [&](std::int32_t m) { return first <= m && m < last ? 2 : m % 2; };
+      const auto kind = [from = first, to = last](std::int32_t m) { return from <= m && m < to ? 2 : m % 2; };
       bool pure = true;
       for (Index c = 0; c < clusters.size(); ++c)
         for (const std::int32_t m : clusters[c]) pure = pure && kind(m) == kind(clusters[c][0]);
