@@ -482,6 +482,34 @@ TEMPLATE_TEST_CASE("a NaN or infinity stays in its sequence", "[simd][fft]", flo
   });
 }
 
+TEMPLATE_TEST_CASE("a bin that overflows stays in its sequence", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(127);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index length : {8, 50, 64, 67, 200}) {
+      const FftPlan<T> plan(length);
+      const Index cols = 24;
+      const Gains<T> w(plan.bins(), cols, random);
+      FftFilter<T, A> filter;
+      filter.prepare(plan, w.view(), ws);
+      Matrix<T> huge(length, cols, T(0)), y0(length, cols), y1(length, cols);
+      const Matrix<T> good = random_matrix<T>(length, cols, random), expected = convolved<T>(w, good.view());
+      for (const Index bin : {Index{1}, plan.bins() - 2}) {  // rows sum to 0: DC shows nothing
+        CAPTURE(length, bin);
+        for (Index n = 0; n < length; ++n)
+          huge(n, 2) = std::numeric_limits<T>::max() / 2 *
+                       static_cast<T>(std::cos(2 * pi * static_cast<double>(bin * n % length) / static_cast<double>(length)));
+        simd::fft_filter<T, A>(plan, filter, huge.view(), good.view(), y0, y1, false, ws);
+        REQUIRE(distance<T>(y1.view(), expected.view()) <= 4 * bound<T>(length));
+        simd::fft_filter<T, A>(plan, filter, good.view(), huge.view(), y0, y1, false, ws);
+        REQUIRE(distance<T>(y0.view(), expected.view()) <= 4 * bound<T>(length));
+      }
+    }
+  });
+}
+
 TEMPLATE_TEST_CASE("strided rows, empty sizes, no allocation when warm", "[simd][fft]", float, double) {
   using T = TestType;
   Random random = random_stream(126);

@@ -314,31 +314,32 @@ template <class T, class A, class Gains>
                                         Index distance, FftAhead& ahead) {
   fft_enter<T, A>(plan, in, first, count, z, distance);
   const FftStage& top = plan.stage(0);
-  if (in.a_channels > 0 && in.b_channels > 0 && fft_poisoned<T, A>(z, distance, count, top.span, 1)) {
-    fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance, ahead);
-    return fft_filter_block<T, A>(plan, fft_side(in, 1), fft_side(out, 1), {blocks.b_first, blocks.b_first, blocks.step}, gains,
-                                  first, count, add, z, distance, ahead);
-  }
   const bool one_behind_the_other = !Gains::shared && blocks.a_first == blocks.b_first && blocks.step == 1 &&
                                     distance == plan.size() * 2 * lanes<T, A>;
   if (one_behind_the_other && ahead.rows == 0 && fft_channels(in.a_channels, in.step, first + count - 1, 1) > 0) {
     // Tiles and their gains: a call for each would cost what a few elements do.
     fft_filter_parts<T, A>(plan, 1, z, count * top.radix, gains(blocks.a_first + first), ahead);
-    return fft_leave<T, A>(plan, out, first, count, z, distance, add);
-  }
-  for (Index g = 0; g < count; ++g) {
-    T* const tile = z + g * distance;
-    const Index a = blocks.a_first + (first + g) * blocks.step, b = blocks.b_first + (first + g) * blocks.step;
-    const bool paired = fft_channels(in.b_channels, in.step, first + g, 1) > 0;
-    if (Gains::shared || a == b || !paired) {
-      if (fft_channels(in.a_channels, in.step, first + g, 1) == 0) continue;  // a side done apart that has no such group
-      fft_filter_parts<T, A>(plan, 1, tile, top.radix, gains(a), ahead);
-      ahead.step();
-    } else {
-      fft_forward_parts<T, A>(plan, 1, tile, top.radix);
-      fft_apply_apart<T, A>(plan, tile, gains(a).g, gains(b).g);
-      fft_inverse_parts<T, A>(plan, 1, tile, top.radix);
+  } else {
+    for (Index g = 0; g < count; ++g) {
+      T* const tile = z + g * distance;
+      const Index a = blocks.a_first + (first + g) * blocks.step, b = blocks.b_first + (first + g) * blocks.step;
+      const bool paired = fft_channels(in.b_channels, in.step, first + g, 1) > 0;
+      if (Gains::shared || a == b || !paired) {
+        if (fft_channels(in.a_channels, in.step, first + g, 1) == 0) continue;  // a side done apart that has no such group
+        fft_filter_parts<T, A>(plan, 1, tile, top.radix, gains(a), ahead);
+        ahead.step();
+      } else {
+        fft_forward_parts<T, A>(plan, 1, tile, top.radix);
+        fft_apply_apart<T, A>(plan, tile, gains(a).g, gains(b).g);
+        fft_inverse_parts<T, A>(plan, 1, tile, top.radix);
+      }
     }
+  }
+  // The first elements of the parts hold the sums of all bins.
+  if (in.a_channels > 0 && in.b_channels > 0 && fft_poisoned<T, A>(z, distance, count, top.radix, top.span)) {
+    fft_filter_block<T, A>(plan, fft_side(in, 0), fft_side(out, 0), blocks, gains, first, count, add, z, distance, ahead);
+    return fft_filter_block<T, A>(plan, fft_side(in, 1), fft_side(out, 1), {blocks.b_first, blocks.b_first, blocks.step}, gains,
+                                  first, count, add, z, distance, ahead);
   }
   fft_leave<T, A>(plan, out, first, count, z, distance, add);
 }
@@ -683,11 +684,10 @@ template <class T, class A>
     const Index count = groups - first < block.groups ? groups - first : block.groups;
     fft_enter<T, A>(plan, x, first, count, zx, block.distance);
     fft_enter<T, A>(plan, dy, first, count, zf, block.distance);
-    const bool apart = dx.a && dy.b_channels > 0 && fft_poisoned<T, A>(zf, block.distance, count, top.span, 1);
     for (Index g = 0; g < count; ++g) {
       T *const tx = zx + g * block.distance, *const tf = zf + g * block.distance, *const sum = gradient.block(first + g, size);
       fft_forward_parts<T, A>(plan, 1, tx, top.radix);
-      if (dx.a && !apart) {
+      if (dx.a) {
         const FftConjugateGain<T, A, true> gain{filter.block(first + g), tx, sum};
         fft_filter_parts<T, A>(plan, 1, tf, top.radix, gain, ahead);
         ahead.step();
@@ -697,7 +697,7 @@ template <class T, class A>
       }
     }
     if (!dx.a) continue;
-    if (!apart) {
+    if (dy.b_channels == 0 || !fft_poisoned<T, A>(zf, block.distance, count, top.radix, top.span)) {
       fft_leave<T, A>(plan, dx, first, count, zf, block.distance, true);
       continue;
     }
