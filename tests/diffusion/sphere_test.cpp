@@ -220,6 +220,10 @@ TEST_CASE("edges of the sphere", "[diffusion][sphere]") {
   }
   sphere_q_sample<float>(schedule, axis, t, gone, of_huge, ws);
   CHECK(std::isnan(of_huge(0, 0)));
+  const Matrix<float> diagonal{{std::sqrt(0.5f), std::sqrt(0.5f), 0, 0}}, far_along{{3e38f, 3e38f, 0, 1e35f}};
+  sphere_q_sample_backward<float>(schedule, diagonal, t, far_along, ones, dx0_huge, dhuge, ws);
+  for (Index j = 0; j < 4; ++j) CHECK((std::isfinite(dx0_huge(0, j)) && std::isfinite(dhuge(0, j))));
+  dx0_huge.fill(0), dhuge.fill(0);
   sphere_q_sample_backward<float>(schedule, axis, t, noise, ones, dx0, dn, ws);
   sphere_q_sample_backward<float>(schedule, axis, t, huge, ones, dx0_huge, dhuge, ws);
   CHECK(max_difference(dx0.view(), dx0_huge.view()) < 1e-6);

@@ -211,4 +211,7 @@ TEST_CASE("determinantal losses of rows of very different lengths", "[diversity]
   Matrix<double> dx(2, 2, 0.0);
   CHECK(soft_volume<double>(tiny, {.delta = 0}, dx, ws) == infinity);
   for (Index i = 0; i < 4; ++i) CHECK(dx.data()[i] == 0);
+  const Matrix<double> small{{1e-151, 0}, {0, 1}};
+  CHECK(soft_volume<double>(small, {.delta = 0}, dx, ws) == Approx(151 * std::log(10.0)));
+  CHECK(dx(0, 0) == Approx(-1e151));
 }

@@ -161,4 +161,15 @@ TEST_CASE("samples do not depend on the scales of features and qualities, nor on
     CHECK(sampler.sample({.seed = 4, .row = row}, two, ws).count == 2);
     CHECK(two[0] != two[1]);
   }
+  // Features of all sizes, made even by their qualities: the first is always there, the others as often as each other.
+  const Matrix<float> uneven{{1e36f, 0}, {0, 1e-5f}, {0, 1}};
+  const Vector<float> even{1e-36f, 1e5f, 1};
+  sampler.prepare({.features = uneven, .quality = even}, ws);
+  int seen[3] = {};
+  for (std::uint64_t row = 0; row < 2000; ++row) {
+    CHECK(sampler.sample({.seed = 4, .row = row}, two, ws).count == 2);
+    ++seen[two[0]], ++seen[two[1]];
+  }
+  CHECK(seen[0] == 2000);
+  CHECK(std::abs(seen[1] - seen[2]) < 200);
 }

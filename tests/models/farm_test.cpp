@@ -201,7 +201,8 @@ TEST_CASE("FARM: smaller weights, empty batches, errors", "[models][farm]") {
   model.forward(in, y, saved, {}, ws);
   gradient = make_gradient(model);
   Matrix<float> dcandidates(7, 4, 0.f);
-  for (Matrix<float>* m : {&saved.live.f, &saved.video.target.attended, &saved.live.target.kv}) {
+  for (Matrix<float>* m : {&saved.live.f, &saved.video.target.attended, &saved.live.target.kv, &saved.video.filter.gains,
+                           &saved.live.cross.norm.moments}) {
     const Matrix<float> kept = *m;
     m->resize(3, 4);
     CHECK(error_of([&] { model.backward(in, y.view(), saved, {.dcandidates = dcandidates}, gradient, ws); })

@@ -10,7 +10,8 @@
 /// centroid; a centroid that loses all members stays where it is. Everything is deterministic.
 ///
 /// Shapes      x [L, d] embeddings of the behaviours, in the order of time   ratio [L] or empty: one group
-///             clusters: offsets [C + 1], members [L]: by group, then as they left the queue; members in the order of time
+///             clusters: offsets [C + 1], members [L]: by group, then as they left the queue, then what is not finite; members in
+///             the order of time
 /// Edge cases  L = 0: no clusters. max_size = 1: every behaviour is a cluster. All behaviours alike: ceil(n / max_size) pieces.
 /// NaN         A ratio of NaN counts as 0. Behaviours with a NaN or infinity are a set of their own in their group, after the others and
 ///             cut in the order of time; the rest are clustered as if they were not there.
@@ -158,9 +159,12 @@ Index cluster_group(MatrixView<const T> x, std::int32_t* order, Index n, const C
     return sum - sum == T(0) || std::all_of(row, row + x.cols(), [](T v) { return v - v == T(0); });
   };
   auto* const others = ws.take<std::int32_t>(n);
-  std::int32_t* const end = std::partition_copy(order, order + n, order, others, finite).first;
-  const Index odd = order + n - end;
-  std::copy_n(others, odd, end);
+  Index kept = 0, odd = 0;
+  for (Index i = 0; i < n; ++i) {
+    const std::int32_t row = order[i];
+    (finite(row) ? order[kept++] : others[odd++]) = row;
+  }
+  std::copy_n(others, odd, order + kept);
   if (odd < n) queue[tail++] = {0, static_cast<std::int32_t>(n - odd)};
   while (head < tail) {
     const RowRange set = queue[head++];

@@ -88,12 +88,14 @@ template <class T>
 void sphere_row_backward(T a, const T* x, T s, const T* e, const T* g, T* dx, T* de, T* u, T* h, Index n) {
   const T length = tangent_direction(x, e, u, n);
   if (dx) simd::axpy(a, g, dx, n);
-  if (length == T(0) || length > std::numeric_limits<T>::max()) return;
+  const T radial = simd::dot(e, x, n);
+  constexpr T most = std::numeric_limits<T>::max();
+  if (length == T(0) || length > most || std::abs(radial) > most) return;  // e so large that 1 / |e| is nothing
   const T factor = s / length;
   simd::combine<T>(factor, g, -factor * simd::dot(g, u, n), u, h, n);  // gradient of the tangent
   const T along = simd::dot(h, x, n);
   if (de) simd::axpy(T(1), h, de, n), simd::axpy(-along, x, de, n);
-  if (dx) simd::axpy(-along, e, dx, n), simd::axpy(-simd::dot(e, x, n), h, dx, n);
+  if (dx) simd::axpy(-along, e, dx, n), simd::axpy(-radial, h, dx, n);
 }
 
 template <class T>

@@ -15,13 +15,13 @@ inline namespace RECOPS_ABI {
 namespace detail {
 
 /// Replaces the lower triangle of a symmetric matrix by its Cholesky factor. False where a pivot is not above 1e-14 n times its own
-/// diagonal entry: singular as far as rounding lets one see, whatever the scales of the rows; nor one whose inverse would overflow.
+/// diagonal entry: singular as far as rounding lets one see, whatever the scales of the rows; nor one whose reciprocal overflows.
 inline bool cholesky(MatrixView<double> a) {
   const Index n = a.rows();
   for (Index i = 0; i < n; ++i) {
     for (Index j = 0; j < i; ++j) a(i, j) = (a(i, j) - simd::dot(a.row(i), a.row(j), j)) / a(j, j);
     const double pivot = a(i, i) - simd::dot(a.row(i), a.row(i), i);
-    if (!(pivot > 1e-14 * static_cast<double>(n) * a(i, i) && pivot > 1e-300)) return false;
+    if (!(pivot > 1e-14 * static_cast<double>(n) * a(i, i) && pivot > 2 / std::numeric_limits<double>::max())) return false;
     a(i, i) = std::sqrt(pivot);
   }
   return true;

@@ -48,6 +48,9 @@ class DppSampler {
     }
     in_ = in;
     items_ = in.features.rows();
+    largest_ = 0;
+    for (Index i = 0; i < items_; ++i)
+      for (Index c = 0; c < d; ++c) largest_ = std::max(largest_, std::abs(static_cast<double>(in.features(i, c))));
   }
   Index items() const { return items_; }
   /// Items that any sample can have at most.
@@ -111,18 +114,20 @@ class DppSampler {
     const Index n = items_, d = in_.features.cols();
     if (k == 0) return 0;
     const MatrixView<T> directions = ws.matrix<T>(k, d), b = ws.matrix<T>(k, n), basis = ws.matrix<T>(k, k);
-    // The scales of all items and of their features are taken out of the directions, and the qualities, that T can hold all three.
-    double largest = 1;
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < d; ++c) largest = std::max(largest, std::abs(static_cast<double>(in_.features(i, c))));
+    // The scale of all items is taken out of the directions, and the qualities, that T can hold both; and of the directions what their
+    // products with the largest features would have beyond T.
     const double scale = std::sqrt(*std::max_element(values_.begin(), values_.begin() + rank_));
+    double steepest = 0;
+    for (Index j = 0; j < k; ++j) steepest = std::max(steepest, scale / std::sqrt(values_[taken[j]]));
+    constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
+    const double beyond = std::max(1.0, largest_ / (most / 4) * steepest * static_cast<double>(d));
     for (Index j = 0; j < k; ++j)
       for (Index c = 0; c < d; ++c)
-        directions(j, c) = static_cast<T>(vectors_(taken[j], c) * (scale / std::sqrt(values_[taken[j]]) / largest));
+        directions(j, c) = static_cast<T>(vectors_(taken[j], c) * (scale / std::sqrt(values_[taken[j]]) / beyond));
     T* const share = ws.take<T>(n);
     for (Index i = 0; i < n; ++i) {
       const double q = in_.quality.empty() ? 1.0 : static_cast<double>(in_.quality[i]);
-      share[i] = static_cast<T>(std::min(q / scale * largest, static_cast<double>(std::numeric_limits<T>::max())));
+      share[i] = static_cast<T>(std::min(q / scale * beyond, most));
     }
     // Column i is item i in the span: its squared length is the probability that it is drawn, times k.
     simd::gemm<T>(simd::plain(MatrixView<const T>(directions)), simd::transposed(in_.features), {.column_scale = share}, b, ws);
@@ -171,6 +176,7 @@ class DppSampler {
   Matrix<double> vectors_;  // rows
   Vector<double> values_;
   Index items_ = 0, rank_ = 0;
+  double largest_ = 0;  // of the features
 };
 
 }  // namespace RECOPS_ABI

@@ -389,6 +389,10 @@ struct Farm {
     check_shape(name, "saved", s.f.view(), o.bands == FarmBands::none ? 0 : rows, o.width);
     check_shape(name, "saved", s.a.view(), o.intra ? rows : 0, o.width);
     check_shape(name, "saved", s.c.view(), o.cross ? rows : 0, o.width);
+    if (o.bands == FarmBands::gated) {
+      check_shape(name, "saved", s.filter.summary.view(), users, o.width + o.context);
+      check_shape(name, "saved", s.filter.gains.view(), users, o.gate_per_channel ? 2 * o.width : 2);
+    }
     if (o.align == 0) return;
     check_shape(name, "saved", s.mean.view(), users, o.width);
     check_shape(name, "saved", s.daligned.view(), users, o.align_width > 0 ? o.align_width : o.width);

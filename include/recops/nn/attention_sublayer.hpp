@@ -58,6 +58,7 @@ struct AttentionSublayer {
                       MatrixView<T> dx, MatrixView<T> dz, const AttentionSublayer& gradient) const {
     check_shape(name, "dy", dy, x.values().rows(), attention.embed());
     check_shape(name, "saved", saved.sum.view(), dy.rows(), dy.cols());
+    check_shape(name, "saved", saved.norm.moments.view(), dy.rows(), 2 * norm.options.groups);
     if (!dx.empty()) check_shape(name, "dx", dx, dy.rows(), dy.cols());
     check_gradient_shapes(name, *this, gradient);
     attention.check_backward(name, x, z, z, {}, dy, saved.attention, dx, dz, dz, gradient.attention);
