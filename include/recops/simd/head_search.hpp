@@ -369,9 +369,9 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
     HeadColumns<float, A> scale(scales, codes.names, ws), added(bias, {}, ws);
     std::int8_t* const room = codes.room(head_block, ws);
     auto* const products = ws.take<std::int32_t>(2 * head_block);
-    constexpr Index code_block = head_block / 2;  // the block, what follows and the products share L1
-    for (Index first = 0; first < keys.count; first += code_block) {
-      const Index height = keys.count - first < code_block ? keys.count - first : code_block;
+    constexpr Index codes_block = head_block / 2;  // the block, what follows and the products share L1
+    for (Index first = 0; first < keys.count; first += codes_block) {
+      const Index height = keys.count - first < codes_block ? keys.count - first : codes_block;
       const Following<std::int8_t> rows = codes.block(first, height, room);
       scale.block(first, height);
       added.block(first, height);
@@ -410,7 +410,7 @@ Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows
         Index i = 0;
         const auto tiles = [&](const auto& tile) RECOPS_LAMBDA_INLINE {
           for (; i + W <= height; i += W) {
-            if (share > 0 && l == 0) scale.ask(code_block + i, W);
+            if (share > 0 && l == 0) scale.ask(codes_block + i, W);
             for (Index b = 0; b < share && next < end; b += 64, next += 64) prefetch(next);
             tile(Following<std::int8_t>{part.first + i * part.stride, part.stride}, products + i);
           }
