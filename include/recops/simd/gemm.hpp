@@ -27,9 +27,9 @@ struct PanelSource {
   Index padded_cols = 0, row_stride = 0;
 };
 
-/// Beyond this B that is read once is taken to come from memory or a distant cache: one stream at a time, fetched far ahead, beats
-/// several.
-inline constexpr Index streamed_bytes = Index{1} << 22, streamed_ahead = 16384, cached_ahead = 1024;
+/// Bytes of each panel to fetch ahead, where a tile of one row or two reads several panels at once, and where it does not: from memory and
+/// from a distant cache such streams side by side come 1.4 times as fast as one.
+inline constexpr Index low_ahead = 512, tall_ahead = 1024;
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
 /// element is a cache line of its own otherwise. A few k of all rows at a time: neighbours share lines.
@@ -67,7 +67,6 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
               Workspace& ws) {
   constexpr Index P = panel_cols<T, A>, most = tile_rows<A>, stride = tile_stride<T, A>, size = static_cast<Index>(sizeof(S));
   const Index m = a.rows, k = a.cols, tiles = (m + most - 1) / most;
-  const bool streamed = tiles == 1 && n * k * size > streamed_bytes;
   TileRun runs[3];  // there are at most three heights: 14 = 5 + 6 + 3
   Index kinds = 0, calls = 0;
   for (Index t = 0, row = 0; t < tiles; ++t, row += runs[kinds - 1].rows) {
@@ -78,9 +77,9 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
     }
     ++runs[kinds - 1].tiles;
   }
-  const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
+  const Index group = kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
   TileInput<T, S> in;
-  in.ahead = (streamed ? streamed_ahead : cached_ahead) / size;
+  in.ahead = (m <= 2 ? low_ahead : tall_ahead) / size;
   // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
   if (tiles > 1 && !b.row_stride) {
     for (const TileRun* run = runs; run < runs + kinds; ++run) calls += run->tiles * ((group + run->wide - 1) / run->wide);
