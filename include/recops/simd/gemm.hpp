@@ -27,9 +27,17 @@ struct PanelSource {
   Index padded_cols = 0, row_stride = 0;
 };
 
-/// Bytes of each panel to fetch ahead, where a tile of one row or two reads several panels at once, and where it does not: from memory and
-/// from a distant cache such streams side by side come 1.4 times as fast as one.
-inline constexpr Index low_ahead = 512, tall_ahead = 1024;
+/// Whether B of so many bytes, read once, is taken as one stream, fetched far ahead. With AVX-512 (Zen 5) that beats panels side by side
+/// where it comes from memory or a distant cache; with AVX2 (Zen 3) it never does: these are 1.4 times as fast, and want less ahead.
+template <class A>
+constexpr bool one_stream(Index bytes) {
+  return registers<A> == 32 && bytes > Index{1} << 22;
+}
+/// Bytes to fetch ahead of each panel.
+template <class A>
+constexpr Index bytes_ahead(Index rows, bool streamed) {
+  return streamed ? 16384 : registers<A> == 16 && rows <= 2 ? 512 : 1024;
+}
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
 /// element is a cache line of its own otherwise. A few k of all rows at a time: neighbours share lines.
@@ -77,9 +85,10 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
     }
     ++runs[kinds - 1].tiles;
   }
-  const Index group = kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
+  const bool streamed = tiles == 1 && one_stream<A>(n * k * size);
+  const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
   TileInput<T, S> in;
-  in.ahead = (m <= 2 ? low_ahead : tall_ahead) / size;
+  in.ahead = bytes_ahead<A>(m, streamed) / size;
   // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
   if (tiles > 1 && !b.row_stride) {
     for (const TileRun* run = runs; run < runs + kinds; ++run) calls += run->tiles * ((group + run->wide - 1) / run->wide);

@@ -23,7 +23,8 @@ constexpr int tile_panels(int rows) {
   if (registers<A> == 32) return rows <= 2 ? 4 : rows <= 6 ? 2 : 1;
   return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 }
-/// How many it covers where fewer are left: a lone row would wait for its own sums, so that a panel too many costs it nothing.
+/// How many it covers where fewer are left, or where B comes from afar as one stream: a lone row would wait for its own sums, so
+/// that a panel too many costs it nothing.
 constexpr int narrow_panels(int rows) { return rows <= 2 ? 2 : 1; }
 
 /// Rows of the next of `tiles` tiles that share out `rows`: evenly (32 = 11 + 11 + 10), so that none is much slower than the
