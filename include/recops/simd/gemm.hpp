@@ -35,7 +35,7 @@ constexpr bool one_stream(Index bytes) {
 }
 /// Bytes to fetch ahead of each panel.
 template <class A>
-constexpr Index bytes_ahead(Index rows, bool streamed) {
+constexpr Index panel_ahead(Index rows, bool streamed) {
   return streamed ? 16384 : registers<A> == 16 && rows <= 2 ? 512 : 1024;
 }
 
@@ -88,7 +88,7 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   const bool streamed = tiles == 1 && one_stream<A>(n * k * size);
   const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
   TileInput<T, S> in;
-  in.ahead = bytes_ahead<A>(m, streamed) / size;
+  in.ahead = panel_ahead<A>(m, streamed) / size;
   // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
   if (tiles > 1 && !b.row_stride) {
     for (const TileRun* run = runs; run < runs + kinds; ++run) calls += run->tiles * ((group + run->wide - 1) / run->wide);
