@@ -205,3 +205,18 @@ TEMPLATE_TEST_CASE("argmax is the lowest index of the largest, whatever NaN is a
     }
   });
 }
+
+TEMPLATE_TEST_CASE("finite rows may have a sum that is not", "[simd][reduce]", float, double) {
+  using T = TestType;
+  constexpr T most = std::numeric_limits<T>::max(), infinity = std::numeric_limits<T>::infinity();
+  CHECK(simd::finite_row<T>(nullptr, 0));
+  for (const Index n : {1, 7, 8, 65, 200}) {
+    Vector<T> row(n, most);
+    CHECK(simd::finite_row<T>(row.data(), n));
+    for (const T odd : {infinity, -infinity, std::numeric_limits<T>::quiet_NaN()}) {
+      const T kept = std::exchange(row[n / 2], odd);
+      CHECK(!simd::finite_row<T>(row.data(), n));
+      row[n / 2] = kept;
+    }
+  }
+}

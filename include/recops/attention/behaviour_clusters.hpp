@@ -153,16 +153,11 @@ Index cluster_group(MatrixView<const T> x, std::int32_t* order, Index n, const C
       clusters[count++] = {static_cast<std::int32_t>(set.begin + size * i / pieces),
                            static_cast<std::int32_t>(set.begin + size * (i + 1) / pieces)};
   };
-  const auto finite = [&](std::int32_t i) {
-    const T* const row = x.row(i);
-    const T sum = simd::sum<T>(row, x.cols());  // which may overflow
-    return sum - sum == T(0) || std::all_of(row, row + x.cols(), [](T v) { return v - v == T(0); });
-  };
   auto* const others = ws.take<std::int32_t>(n);
   Index kept = 0, odd = 0;
   for (Index i = 0; i < n; ++i) {
     const std::int32_t row = order[i];
-    (finite(row) ? order[kept++] : others[odd++]) = row;
+    (simd::finite_row(x.row(row), x.cols()) ? order[kept++] : others[odd++]) = row;
   }
   std::copy_n(others, odd, order + kept);
   if (odd < n) queue[tail++] = {0, static_cast<std::int32_t>(n - odd)};

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <recops/contrastive/infonce_options.hpp>
 #include <recops/simd/gemm.hpp>
+#include <recops/simd/reduce.hpp>
 #include <recops/simd/softmax.hpp>
 
 namespace recops {
@@ -239,10 +240,7 @@ class InfoNce {
   }
   /// Candidates with zeros for those that are not finite: in a sound row their weight is 0, which times a NaN would be a NaN.
   MatrixView<const T> finite_of(MatrixView<const T> v, Workspace& ws) const {
-    const auto sound = [&](Index j) {
-      const T sum = simd::sum<T>(v.row(j), width_);  // which may overflow
-      return sum - sum == T(0) || std::all_of(v.row(j), v.row(j) + width_, [](T x) { return x - x == T(0); });
-    };
+    const auto sound = [&](Index j) { return simd::finite_row(v.row(j), width_); };
     Index first = 0;
     while (first < v.rows() && sound(first)) ++first;
     if (first == v.rows()) return v;

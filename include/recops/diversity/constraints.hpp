@@ -215,7 +215,7 @@ class ConstraintState {
     std::int32_t* near_groups;  // those with a bit in `near`
     std::int32_t* counts;       // [groups] zeros between uses
     std::int32_t* places;       // [shown + places] group at each place known so far, -1: none or unknown
-    Index shown, near_count, lack;  // lack: sum of `lacking`
+    Index shown, near_count, lack;  // lack: sum of `lacking(group)`
   };
 
   template <class T>

@@ -304,25 +304,21 @@ struct Farm {
     check_shape(name, "saved", saved.gate.view(), o.output == FarmOutput::gated ? n : 0, 1);
     check_saved(name, in.video, saved.video);
     check_saved(name, in.live, saved.live);
-    const auto attended = [&](const AttentionSublayer<T>& sublayer, const AttentionSublayer<T>& g, JaggedView<const T> x,
-                              JaggedView<const T> z, const typename AttentionSublayer<T>::Saved& s) {
-      sublayer.check_backward(name, x, z, x.values(), s, {}, {}, g);
+    // All that the passes below would check, before anything is written.
+    const auto check_attention = [&](const JaggedView<const T>& x, const Domain& own, const JaggedView<const T>& z,
+                                     const Domain& other, const AttentionSublayer<T>& intra, const AttentionSublayer<T>& dintra,
+                                     const AttentionSublayer<T>& cross, const AttentionSublayer<T>& dcross,
+                                     const MultiheadAttention<T>& target, const MultiheadAttention<T>& dtarget) {
+      const JaggedView<const T> f = after(x, own, 0), keys = after(x, own, 1), behaviours = after(x, own, 2);
+      if (o.intra) intra.check_backward(name, f, f, f.values(), own.intra, {}, {}, dintra);
+      if (o.cross) cross.check_backward(name, keys, after(z, other, 1), keys.values(), own.cross, {}, {}, dcross);
+      target.check_backward(name, in.candidates, behaviours, behaviours, {}, saved.t.view().middle_cols(0, e), own.target, {}, {},
+                            {}, dtarget);
     };
-    for (const bool live : {false, true}) {
-      const JaggedView<const T>& x = live ? in.live : in.video;
-      const JaggedView<const T>& z = live ? in.video : in.live;
-      const Domain &s = live ? saved.live : saved.video, &other = live ? saved.video : saved.live;
-      if (o.intra)
-        attended(live ? live_intra : video_intra, live ? gradient.live_intra : gradient.video_intra, after(x, s, 0),
-                 after(x, s, 0), s.intra);
-      if (o.cross)
-        attended(live ? live_cross : video_cross, live ? gradient.live_cross : gradient.video_cross, after(x, s, 1),
-                 after(z, other, 1), s.cross);
-      const JaggedView<const T> keys = after(x, s, 2);
-      (live ? live_target : video_target)
-          .check_backward(name, in.candidates, keys, keys, {}, saved.t.view().middle_cols(0, e), s.target, {}, {}, {},
-                          live ? gradient.live_target : gradient.video_target);
-    }
+    check_attention(in.video, saved.video, in.live, saved.live, video_intra, gradient.video_intra, video_cross,
+                    gradient.video_cross, video_target, gradient.video_target);
+    check_attention(in.live, saved.live, in.video, saved.video, live_intra, gradient.live_intra, live_cross, gradient.live_cross,
+                    live_target, gradient.live_target);
     if (!inputs.dvideo.empty()) check_shape(name, "dvideo", inputs.dvideo, nv, o.width);
     if (!inputs.dlive.empty()) check_shape(name, "dlive", inputs.dlive, nl, o.width);
     if (!inputs.dcandidates.empty()) check_shape(name, "dcandidates", inputs.dcandidates, n, e);

@@ -147,7 +147,8 @@ constexpr Index query_code_limit(Index cols) {
 }
 
 /// Quantises `query` [cols] into `codes` [query_codes_size(cols)]: scale = max |query| / largest, so that integer products never
-/// overflow (unless `largest` is greater than query_code_limit). A query that holds NaN or infinity has the scale NaN and codes 0. Fewer than 2^24 columns.
+/// overflow (unless `largest` is greater than query_code_limit). A query that holds NaN or infinity has the scale NaN and codes 0.
+/// Fewer than 2^24 columns.
 inline QuantizedQuery quantize_query(const float* query, Index cols, std::int16_t* codes, Index largest) {
   assert(cols < Index{1} << 24);
   float most = 0;

@@ -5,6 +5,7 @@
 /// set. Each lane sums 64 terms in T, such blocks are added up in double: a float sum of any length is within 4.3e-6 (72 roundings)
 /// of sum |x_i|, and usually below 1e-6. NaN gives NaN in a sum; a maximum passes NaN over.
 #pragma once
+#include <algorithm>
 #include <limits>
 #include <recops/simd/xsimd.hpp>
 
@@ -157,6 +158,13 @@ Index argmax(const T* a, Index n) {
     if (a[where] == best) return where;
   }
   return 0;
+}
+
+/// Whether none of n numbers is NaN or infinite. Cost: that of their sum, unless that overflows.
+template <Real T>
+bool finite_row(const T* x, Index n) {
+  const T total = sum<T>(x, n);
+  return total - total == T(0) || std::all_of(x, x + n, [](T v) { return v - v == T(0); });
 }
 
 }  // namespace simd
