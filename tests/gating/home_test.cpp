@@ -496,9 +496,8 @@ TEST_CASE("Home refuses what does not fit and writes nothing", "[gating][home]")
   };
   CHECK(refused([](HomeSpec& s) { s.categories.clear(); }) == "Home: categories: expected the category of each task, got 0");
   CHECK(refused([](HomeSpec& s) { s.categories[1] = -1; }) == "Home: categories: expected 0 to 32767, got -1");
-  CHECK(refused([](HomeSpec& s) { s.loras = 4; }) ==
-        "FeatureGate: rank: expected a rank, or 0 if loras divide the inputs, got 0");
-  CHECK(refused([](HomeSpec& s) { s.own_experts = -1; }) == "HomeLevel: experts of a group: expected 0 to 65536, got -1");
+  CHECK(refused([](HomeSpec& s) { s.loras = 4; }) == "Home::meta: rank: expected a rank, or 0 if loras divide the inputs, got 0");
+  CHECK(refused([](HomeSpec& s) { s.own_experts = -1; }) == "Home::task: experts of a group: expected 0 to 65536, got -1");
   const auto level = [&](HomeLevelSpec spec) {
     spec.inputs = spec.outputs = 2;
     return error_of([&] { HomeLevel<float>(spec, random); });

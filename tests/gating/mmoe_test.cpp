@@ -448,11 +448,11 @@ TEST_CASE("Mmoe refuses what does not fit and writes nothing", "[gating][mmoe]")
         "Mmoe::backward: dgates: expected shape [6, 6], got [6, 3]");
   CHECK(error_of([&] { (void)layer.output_cols(5); }) == "ExpertBank: input columns: expected as many as the weight has, got 5");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 0}, random); }) ==
-        "GateMap: tasks: expected 1 to 65536 tasks, got 0");
+        "Mmoe: tasks: expected 1 to 65536 tasks, got 0");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .tasks = 2, .visible = {{0}}}, random); }) ==
         "Mmoe: visible: expected one list per task, got 1");
   CHECK(error_of([&] { Mmoe<float>({.inputs = 4, .outputs = 1, .gates = {.temperature = -1}}, random); }) ==
-        "TaskGates: temperature: expected a temperature from 1e-6 to 1e6, got -1");
+        "Mmoe: temperature: expected a temperature from 1e-6 to 1e6, got -1");
   layer.experts.bias.resize(3);
   CHECK(error_of([&] { layer.forward(x, y, ws); }) == "ExpertBank::forward: bias: expected size 15, got 3");
   CHECK(error_of([&] { (void)freeze(layer); }) == "freeze: bias: expected size 15, got 3");

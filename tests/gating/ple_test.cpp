@@ -346,10 +346,10 @@ TEST_CASE("Ple and Cgc refuse what does not fit and write nothing", "[gating][pl
   CHECK(error_of([&] { Ple<float>({.inputs = 2, .tasks = 2}, random); }) == "Ple: levels: expected one level or more, got 0");
   CHECK(error_of([&] {
           Mmoe<float>({.inputs = 2, .experts = 2, .outputs = 2, .groups = {{1, 1, 0}}}, random);
-        }) == "ExpertBank: groups: expected groups in the order of their experts, with sources from 0, got 1");
+        }) == "Mmoe: groups: expected groups in the order of their experts, with sources from 0, got 1");
   CHECK(error_of([&] {
           Mmoe<float>({.inputs = 2, .experts = 2, .outputs = 2, .groups = {{0, 1, 0}}}, random);
-        }) == "ExpertBank: experts of all groups: expected the number of experts, got 1");
+        }) == "Mmoe: experts of all groups: expected the number of experts, got 1");
 
   Ple<float> layer({.inputs = 4, .tasks = 2, .levels = {{.outputs = 3}, {.outputs = 5}}}, random);
   const FrozenPle<float> served = freeze(layer);

@@ -37,8 +37,11 @@ struct CgcSpec {
   /// Experts of task t.
   Index own(Index t) const { return own_experts[own_experts.size() == 1 ? 0 : static_cast<std::size_t>(t)]; }
 
-  operator MmoeSpec() const {
-    const char* const name = "Cgc";
+  operator MmoeSpec() const { return mmoe("Cgc"); }
+  /// The same; errors are reported as `name`'s.
+  MmoeSpec mmoe(const char* name) const {
+    check_option(name, "inputs", inputs >= 1, "inputs >= 1", static_cast<double>(inputs));
+    check_option(name, "outputs", outputs >= 1, "outputs >= 1", static_cast<double>(outputs));
     check_option(name, "tasks", tasks >= 1 && tasks <= 65535, "1 to 65535", static_cast<double>(tasks));
     check_option(name, "own_experts", own_experts.size() == 1 || static_cast<Index>(own_experts.size()) == tasks,
                  "one number, or one per task", static_cast<double>(own_experts.size()));

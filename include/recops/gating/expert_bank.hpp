@@ -337,9 +337,8 @@ struct ExpertBank {
   };
 
   ExpertBank() = default;
-  /// Uniform in +-1 / sqrt(in) per linear layer, as `torch.nn.Linear`; norms start as the identity.
-  ExpertBank(const ExpertBankSpec& spec, Random& random) {
-    const char* const name = "ExpertBank";
+  /// Uniform in +-1 / sqrt(in) per linear layer, as `torch.nn.Linear`; norms start as the identity. Errors are reported as `name`'s.
+  ExpertBank(const ExpertBankSpec& spec, Random& random, const char* name = "ExpertBank") {
     check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
     check_option(name, "outputs", spec.outputs >= 1, "outputs >= 1", static_cast<double>(spec.outputs));
     check_option(name, "experts", spec.experts >= 1 && spec.experts <= max_experts, "1 to 65536",

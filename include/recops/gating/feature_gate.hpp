@@ -153,8 +153,8 @@ struct FeatureGate {
 
   FeatureGate() = default;
   /// `rank` 0: inputs / loras, which must be whole. `down` and `gate` as `torch.nn.Linear`, `up` 0: the gate starts as the identity.
-  FeatureGate(Index inputs, Index loras, Index rank, Random& random) {
-    const char* const name = "FeatureGate";
+  /// Errors are reported as `name`'s.
+  FeatureGate(Index inputs, Index loras, Index rank, Random& random, const char* name = "FeatureGate") {
     check_option(name, "inputs", inputs >= 1, "inputs >= 1", static_cast<double>(inputs));
     check_option(name, "loras", loras >= 1 && loras <= max_experts, "1 to 65536", static_cast<double>(loras));
     check_option(name, "rank", rank >= 1 || (rank == 0 && inputs % loras == 0), "a rank, or 0 if loras divide the inputs",

@@ -14,9 +14,9 @@ inline namespace RECOPS_ABI {
 class GateMap {
  public:
   GateMap() = default;
-  /// Every task sees every expert, in order.
-  GateMap(Index tasks, Index experts) : experts_(experts), dense_(true) {
-    check(tasks, experts);
+  /// Every task sees every expert, in order. Errors are reported as `name`'s.
+  GateMap(Index tasks, Index experts, const char* name = "GateMap") : experts_(experts), dense_(true) {
+    check(name, tasks, experts);
     for (Index t = 0; t < tasks; ++t) {
       for (Index e = 0; e < experts; ++e) list_.push_back(static_cast<std::int32_t>(e));
       begin_.push_back((t + 1) * experts);
@@ -24,15 +24,14 @@ class GateMap {
   }
   /// One list per task, gates in the order of the list: `GateMap(3, {{0, 2}, {1, 2}})`. Throws `Error` for an expert that is out
   /// of range or named twice.
-  GateMap(Index experts, const std::vector<std::vector<Index>>& visible) : experts_(experts) {
-    check(static_cast<Index>(visible.size()), experts);
+  GateMap(Index experts, const std::vector<std::vector<Index>>& visible, const char* name = "GateMap") : experts_(experts) {
+    check(name, static_cast<Index>(visible.size()), experts);
     for (const std::vector<Index>& own : visible) {
       for (std::size_t i = 0; i < own.size(); ++i) {
-        check_option("GateMap", "visible expert", own[i] >= 0 && own[i] < experts,
-                     "an expert from 0 to below the number of experts", static_cast<double>(own[i]));
+        check_option(name, "visible expert", own[i] >= 0 && own[i] < experts, "an expert from 0 to below the number of experts",
+                     static_cast<double>(own[i]));
         for (std::size_t j = 0; j < i; ++j)
-          check_option("GateMap", "visible expert", own[i] != own[j], "an expert named once per task",
-                       static_cast<double>(own[i]));
+          check_option(name, "visible expert", own[i] != own[j], "an expert named once per task", static_cast<double>(own[i]));
         list_.push_back(static_cast<std::int32_t>(own[i]));
       }
       begin_.push_back(static_cast<Index>(list_.size()));
@@ -66,9 +65,9 @@ class GateMap {
   bool operator==(const GateMap&) const = default;
 
  private:
-  static void check(Index tasks, Index experts) {
-    check_option("GateMap", "tasks", tasks >= 1 && tasks <= 65536, "1 to 65536 tasks", static_cast<double>(tasks));
-    check_option("GateMap", "experts", experts >= 1 && experts <= 65536 && tasks * experts <= max_gates, "1 to 65536 experts",
+  static void check(const char* name, Index tasks, Index experts) {
+    check_option(name, "tasks", tasks >= 1 && tasks <= 65536, "1 to 65536 tasks", static_cast<double>(tasks));
+    check_option(name, "experts", experts >= 1 && experts <= 65536 && tasks * experts <= max_gates, "1 to 65536 experts",
                  static_cast<double>(experts));
   }
   void find_dense() {

@@ -113,7 +113,7 @@ struct Home {
   };
 
   Home() = default;
-  Home(const HomeSpec& spec, Random& random) : meta(spec.meta(), random), task(spec.task(), random) {}
+  Home(const HomeSpec& spec, Random& random) : meta(spec.meta(), random, "Home::meta"), task(spec.task(), random, "Home::task") {}
 
   static constexpr auto fields() { return std::tuple{layer("meta", &Home::meta), layer("task", &Home::task)}; }
 

@@ -108,8 +108,8 @@ struct HomeLevel {
   };
 
   HomeLevel() = default;
-  HomeLevel(const HomeLevelSpec& spec, Random& random) {
-    const char* const name = "HomeLevel";
+  /// Errors are reported as `name`'s.
+  HomeLevel(const HomeLevelSpec& spec, Random& random, const char* name = "HomeLevel") {
     check_option(name, "groups", !spec.groups.empty(), "one or more", 0.0);
     check_option(name, "mixtures", !spec.mixtures.empty(), "one or more", 0.0);
     check_option(name, "loras", spec.loras >= 0, "loras >= 0", static_cast<double>(spec.loras));
@@ -151,8 +151,8 @@ struct HomeLevel {
         }
       }
     }
-    map = GateMap(first.back(), visible);
-    self_map = GateMap(first.back(), own);
+    map = GateMap(first.back(), visible, name);
+    self_map = GateMap(first.back(), own, name);
     ExpertBankSpec bank{.inputs = spec.inputs,
                         .experts = first.back(),
                         .outputs = spec.outputs,
@@ -167,9 +167,9 @@ struct HomeLevel {
       } else {
         bank.groups.push_back({first[g], spec.groups[g].experts, source});
       }
-      if (spec.loras > 0) feature_gates.emplace_back(spec.inputs, spec.loras, spec.rank, random);
+      if (spec.loras > 0) feature_gates.emplace_back(spec.inputs, spec.loras, spec.rank, random, name);
     }
-    experts = ExpertBank<T>(bank, random);
+    experts = ExpertBank<T>(bank, random, name);
     Linear<T> main(parts * spec.inputs, map.size(), random, spec.gate_bias);
     gate_weight = std::move(main.weight);
     gate_bias = std::move(main.bias);

@@ -62,8 +62,8 @@ struct Mmoe {
   };
 
   Mmoe() = default;
-  /// Initialised as `torch.nn.Linear` would be, experts first.
-  Mmoe(const MmoeSpec& spec, Random& random)
+  /// Initialised as `torch.nn.Linear` would be, experts first. Errors are reported as `name`'s.
+  Mmoe(const MmoeSpec& spec, Random& random, const char* name = "Mmoe")
       : experts({.inputs = spec.inputs,
                  .experts = spec.experts,
                  .outputs = spec.outputs,
@@ -72,9 +72,8 @@ struct Mmoe {
                  .activation = spec.activation,
                  .bias = spec.bias,
                  .groups = spec.groups},
-                random),
-        gates({.inputs = spec.inputs, .hidden = spec.gate_hidden, .bias = spec.gate_bias, .options = gate_options(spec)},
-              make_map(spec), random) {}
+                random, name),
+        gates(gates_spec(spec, name), make_map(spec, name), random, name) {}
 
   static constexpr auto fields() { return std::tuple{layer("experts", &Mmoe::experts), layer("gates", &Mmoe::gates)}; }
 
@@ -148,20 +147,22 @@ struct Mmoe {
   }
 
  private:
-  static TaskGatesOptions gate_options(const MmoeSpec& spec) {
-    TaskGatesOptions o = spec.gates;
-    o.own_inputs = spec.own_gates;
-    return o;
+  static TaskGatesSpec gates_spec(const MmoeSpec& spec, const char* name) {
+    for (const Index width : spec.gate_hidden)
+      check_option(name, "gate_hidden", width >= 1, "widths >= 1", static_cast<double>(width));
+    TaskGatesSpec s{.inputs = spec.inputs, .hidden = spec.gate_hidden, .bias = spec.gate_bias, .options = spec.gates};
+    s.options.own_inputs = spec.own_gates;
+    return s;
   }
   template <class U>
   MatrixView<U> gate_input(MatrixView<U> x) const {
     return x.middle_cols(0, gates.input_cols());
   }
-  static GateMap make_map(const MmoeSpec& spec) {
-    if (spec.visible.empty()) return GateMap(spec.tasks, spec.experts);
-    check_option("Mmoe", "visible", static_cast<Index>(spec.visible.size()) == spec.tasks, "one list per task",
+  static GateMap make_map(const MmoeSpec& spec, const char* name) {
+    if (spec.visible.empty()) return GateMap(spec.tasks, spec.experts, name);
+    check_option(name, "visible", static_cast<Index>(spec.visible.size()) == spec.tasks, "one list per task",
                  static_cast<double>(spec.visible.size()));
-    return GateMap(spec.experts, spec.visible);
+    return GateMap(spec.experts, spec.visible, name);
   }
   void check(const char* name, MatrixView<const T> x, MatrixView<T> y) const {
     check_parameters(name);

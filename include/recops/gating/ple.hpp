@@ -68,8 +68,9 @@ struct Ple {
                                   .gate_bias = spec.gate_bias,
                                   .gates = spec.gates,
                                   .level = l > 0,
-                                  .shared_output = l + 1 < spec.levels.size()},
-                          random);
+                                  .shared_output = l + 1 < spec.levels.size()}
+                              .mmoe("Ple"),
+                          random, "Ple");
       in = own.outputs;
     }
   }

@@ -260,9 +260,9 @@ struct TaskGates {
   };
 
   TaskGates() = default;
-  /// Uniform in +-1 / sqrt(in), as `torch.nn.Linear`.
-  TaskGates(const TaskGatesSpec& spec, GateMap visible, Random& random) : map(std::move(visible)), options(spec.options) {
-    const char* const name = "TaskGates";
+  /// Uniform in +-1 / sqrt(in), as `torch.nn.Linear`. Errors are reported as `name`'s.
+  TaskGates(const TaskGatesSpec& spec, GateMap visible, Random& random, const char* name = "TaskGates")
+      : map(std::move(visible)), options(spec.options) {
     check_option(name, "inputs", spec.inputs >= 1, "inputs >= 1", static_cast<double>(spec.inputs));
     detail::check_gate_map(name, map, options);
     Index in = spec.inputs;
