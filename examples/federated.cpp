@@ -46,7 +46,6 @@ namespace {
 struct Config {
   Index seeds = 3, users = 360, rounds = 12, rank = 4;
   double share = 0.5, rate = 5e-3;
-  std::string data;
 };
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -599,7 +598,7 @@ Outcome run(System system, const Rows& rows, const Net& backbone, std::vector<Cl
 int main(int argc, char** argv) {
   Config config;
   Cli cli("federated", "Clients that keep their data: a shared backbone, adapters of groups, and one's own that never leaves.");
-  cli.option("data", config.data, "folder of real data (docs/data.md); none of it says which group a user is of", "DIR");
+  cli.refuse("data", "none of the sets in docs/data.md says which group a user is of");
   cli.option("seeds", config.seeds, "worlds to compare over", "seeds", 1, 100);
   cli.option("users", config.users, "users; a third of them are pooled, the others are clients", "users", 12, 1000000);
   cli.option("rounds", config.rounds, "rounds of training and averaging", "rounds", 1, 10000);
@@ -608,11 +607,6 @@ int main(int argc, char** argv) {
   cli.option("rate", config.rate, "learning rate of Adam", "", 0, 1);
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
-  if (!config.data.empty()) {
-    std::printf(
-        "Neither MovieLens nor Open Bandit, as read here, has groups of users: run without --data for a simulated world.\n");
-    return 0;
-  }
   const auto start = std::chrono::steady_clock::now();
   try {
     std::vector<std::uint64_t> seeds(at(config.seeds));

@@ -35,7 +35,7 @@ namespace {
 constexpr Index objectives = label_count;
 
 struct Config {
-  std::string data, plot;
+  std::string plot;
   Index seeds = 1, users = 600, epochs = 4, batch = 2048, width = 16, heads = 2;
   double eps = 2, rate = 5e-3, purchases = 0.06;
 };
@@ -436,7 +436,7 @@ int main(int argc, char** argv) {
   Config config;
   Cli cli("harmonrank",
           "Combines the scores of several objectives into one, trained on their AUCs, and shows what each part is worth.");
-  cli.option("data", config.data, "folder of real data (docs/data.md); none of it has several objectives per impression", "DIR");
+  cli.refuse("data", "none of the sets in docs/data.md has several objectives for one impression");
   cli.option("seeds", config.seeds, "worlds to compare over", "seeds", 1, 100);
   cli.option("users", config.users, "users of the simulated world", "users", 50, 1000000);
   cli.option("epochs", config.epochs, "passes of an ensemble over its data", "passes", 1, 1000);
@@ -449,13 +449,6 @@ int main(int argc, char** argv) {
   cli.option("plot", config.plot, "writes the trade-off between clicks and purchases as SVG", "FILE");
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
-  if (!config.data.empty()) {
-    std::printf(
-        "Neither MovieLens (a rating, from which one label follows) nor Open Bandit (clicks) has several objectives for one "
-        "impression:\n"
-        "there is nothing to combine. Run without --data for the simulated world.\n");
-    return 0;
-  }
   const auto start = std::chrono::steady_clock::now();
   try {
     std::vector<std::uint64_t> seeds(at(config.seeds));

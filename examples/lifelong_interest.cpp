@@ -42,7 +42,7 @@ constexpr Index width = 32, heads = 4, key_width = 16, value_width = 16, selecte
 constexpr Index cross_cols = 4;  // two features, how much was watched and how long ago, each with its square
 
 struct Config {
-  std::string data, plot;
+  std::string plot;
   Index seeds = 1, seed = 1, users = 8, candidates = 100, train_users = 400, train_length = 400, epochs = 3, items = 20000,
         longest = 100000, seasons = 0;
 };
@@ -559,12 +559,8 @@ int main(int argc, char** argv) try {
   cli.option("seasons", c.seasons, "of a year: a category is shown in one of them only, but asked for in all; 0: always", "", 0,
              12);
   cli.option("plot", c.plot, "draws latency and recall as L grows", "file.svg");
-  cli.option("data", c.data, "a folder of real data");
+  cli.refuse("data", "none of the sets in docs/data.md has histories of 10^4 behaviours");
   cli.parse(argc, argv);
-  if (!c.data.empty())
-    std::printf(
-        "--data: none of the data sets that the examples read (MovieLens, Open Bandit) has histories of 10^4 behaviours; the "
-        "simulator is used.\n\n");
   std::vector<Index> lengths;
   for (Index l = 1000; l <= c.longest; l *= 10) lengths.push_back(l);
   std::vector<std::uint64_t> seeds;

@@ -37,7 +37,6 @@ namespace {
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 struct Config {
-  std::string data;
   std::uint64_t first_seed = 1;
   Index seeds = 1, users = 1000, epochs = 3, batch = 128;
   Index video_length = 40, live_length = 20;  // most recent clicks that a request sees
@@ -390,7 +389,7 @@ Quality run_truth(const World& world) {
 int main(int argc, char** argv) try {
   Config config;
   Cli cli("minet", "Ranks live streams with the clicks of two domains: what the other domain adds, and what MiNet's gates do.");
-  cli.option("data", config.data, "folder of real data (docs/data.md); none of it has two domains", "DIR");
+  cli.refuse("data", "none of the sets in docs/data.md has one set of users in two domains");
   cli.option("seeds", config.seeds, "worlds to compare the systems over", "seeds", 1, 100);
   cli.option("seed", config.first_seed, "seed of the first world");
   cli.option("users", config.users, "users of the simulated world", "users", 50, 1000000);
@@ -402,10 +401,6 @@ int main(int argc, char** argv) try {
   cli.option("rate", config.learning_rate, "learning rate of Adam", "", 0, 1);
   cli.parse(argc, argv);
   std::printf("%s\n", recops::build_info().c_str());
-  if (!config.data.empty()) {
-    std::printf("Neither MovieLens nor Open Bandit has one set of users in two domains: run without --data for a simulated world.\n");
-    return 0;
-  }
   std::vector<std::uint64_t> seeds(at(config.seeds));
   std::iota(seeds.begin(), seeds.end(), config.first_seed);
   std::vector<std::string> names;

@@ -46,6 +46,12 @@ class Cli {
     return *this;
   }
 
+  /// An option that other examples have and this one cannot offer: whoever asks for it is told `why`, and the program ends.
+  Cli& refuse(std::string name, std::string why) {
+    options_.push_back({std::move(name), std::move(why), "", "", static_cast<bool*>(nullptr), 0, 1});
+    return *this;
+  }
+
   /// Sets the variables. `--help` prints and exits 0; an error goes to stderr and exits 2.
   void parse(int argc, const char* const* argv) const {
     std::string message;
@@ -79,11 +85,15 @@ class Cli {
         message = "unknown option --" + name + (near.empty() ? "" : "; did you mean --" + near + "?");
         return Outcome::error;
       }
-      const bool is_flag = std::holds_alternative<bool*>(option->value);
+      const auto* const flag = std::get_if<bool*>(&option->value);
+      if (flag && !*flag) {
+        message = "--" + name + " is not offered: " + option->help;
+        return Outcome::error;
+      }
       std::string value = "true";
       if (equals != std::string::npos) {
         value = argument.substr(equals + 1);
-      } else if (!is_flag) {
+      } else if (!flag) {
         if (++a == arguments.size()) {
           message = "--" + name + " needs a value";
           return Outcome::error;

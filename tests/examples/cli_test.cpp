@@ -26,7 +26,8 @@ struct Values {
         .option("rate", rate, "learning rate", "per step")
         .option("weight", weight, "a weight", "", -1e9, 1)
         .option("data", data, "folder of the data", "folder")
-        .flag("quick", quick, "a small world");
+        .flag("quick", quick, "a small world")
+        .refuse("plot", "there is nothing to draw");
   }
   Values(const Values&) = delete;
   Cli::Outcome parse(const std::vector<std::string>& arguments) { return cli.try_parse(arguments, message); }
@@ -73,6 +74,8 @@ TEST_CASE("what cannot be understood is named", "[examples][cli]") {
   refused({"--seed", "-1"}, "--seed expects a whole number, 0 or more");
   refused({"--rate", "nan"}, "--rate expects a number");
   refused({"--rate", "0.1x"}, "--rate expects a number, got '0.1x'");
+  refused({"--plot", "a.svg"}, "--plot is not offered: there is nothing to draw");
+  refused({"--plot=a.svg"}, "--plot is not offered: there is nothing to draw");
   refused({"--quick=maybe"}, "--quick expects true or false, got 'maybe'");
 }
 
@@ -81,7 +84,7 @@ TEST_CASE("help prints purpose, options, defaults and units", "[examples][cli]")
   CHECK(v.parse({"--users", "7", "--help"}) == Cli::Outcome::help);
   const std::string help = v.cli.help();
   for (const char* part : {"program: Does something.", "--users VALUE", "how many users [1000]", "learning rate [0.5 per step]",
-                           "folder of the data [folder]", "--quick", "--help"})
+                           "folder of the data [folder]", "--quick", "there is nothing to draw", "--help"})
     CHECK_THAT(help, recops_test::contains(part));
   // The texts are aligned.
   std::size_t column = 0;
