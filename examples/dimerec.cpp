@@ -434,6 +434,9 @@ void run(const Config& config) {
           for (const SeedTable& t : tables) std::printf(" %12.4f", t.value(i, 0));
           std::printf("\n");
         }
+        std::printf("  by chance HR@50 is about %.3f; one standard error of SASRec's is %.3f: --seeds 5 tells luck from more\n",
+                    50.0 / static_cast<double>(world.items),
+                    std::sqrt(tables[1].value(0, 0) * (1 - tables[1].value(0, 0)) / static_cast<double>(questions.size())));
       }
       if (config.seeds > 1) table.print(stdout, 4), std::printf("\n");
     }
@@ -451,7 +454,7 @@ void run(const Config& config) {
         std::printf("%-24s %s\n", names[at(i)].c_str(),
                     d.low() > 0    ? "the module helps"
                     : d.high() < 0 ? "the module hurts here"
-                                   : "no difference that five seeds could show");
+                                   : "no difference that so few seeds could show");
       }
     }
     by_steps(world, questions, *full, dream, config);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <numeric>
 #include <recops/diversity/dpp_map.hpp>
@@ -344,6 +345,7 @@ int run(const World& world, const Config& config) {
   const std::vector<System> systems = systems_of(config, student, ws);
   const double floor = config.keep * judge(world, systems[0], 1, 0, half, config.list, ws).ndcg;
   SvgChart chart{.title = "Relevance and diversity", .x_label = "intra-list distance", .y_label = "NDCG"}, visits = chart;
+  visits.title = "Clicks and diversity";
   visits.y_label = "expected clicks per visit";
   std::vector<double> chosen;
   std::printf("\n%-12s %-14s %7s %7s %11s %8s %9s%s %10s\n", "", "knob", "NDCG", "ILD", "categories", "entropy", "coverage",
@@ -374,8 +376,10 @@ int run(const World& world, const Config& config) {
     chart.series.push_back(curve);
     visits.series.push_back(value_curve);
   }
-  std::printf("\nThe knob of each is as far from relevance as keeps %.0f %% of its NDCG on the tuning requests.\n",
-              100 * config.keep);
+  std::printf(
+      "\nThe knob of each is as far from relevance as keeps %.0f %% of its NDCG on the tuning requests.\n"
+      "ILD: mean distance of a list's items, 1 - cosine; entropy: of its categories, in bits; coverage: items shown to anyone.\n",
+      100 * config.keep);
   for (Index r = half; r < std::min(total, half + config.lists); ++r) {
     const Request& q = world.requests[at(r)];
     std::printf("\ncategories shown to user %td:\n", q.user);
@@ -386,7 +390,7 @@ int run(const World& world, const Config& config) {
     write_svg(config.plot, chart);
     std::printf("\nwrote %s", config.plot.c_str());
     if (world.truth) {
-      const std::string other = config.plot + ".clicks.svg";
+      const std::string other = std::filesystem::path(config.plot).replace_extension(".clicks.svg").string();
       write_svg(other, visits);
       std::printf(" and %s", other.c_str());
     }

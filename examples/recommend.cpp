@@ -541,7 +541,7 @@ std::vector<Quality> run(const World& world, const Config& config, std::uint64_t
                   seed);
     const bool first = interest == InterestFrom::attention;
     if (lists && first)
-      std::printf("%td training requests, %td test impressions, %td parameters\n\n", static_cast<Index>(requests.size()),
+      std::printf("%td training requests, %td test impressions, %td parameters\n", static_cast<Index>(requests.size()),
                   world.split.test.size(), recops::parameter_count(ranker));
     std::fflush(stdout);
     train(ranker, static_cast<Index>(requests.size()), config, seed,
@@ -607,6 +607,8 @@ void compare_systems(const Config& config, Make&& make) {
     }
     std::printf(" | %.4f\n", first[k].ndcg);
   }
+  std::printf("  loss: log loss; p/y: predicted over observed rate, 1 is calibrated; NDCG@10: of the value of a visit's list%s\n",
+              first.size() == 4 ? ";\n  the truth: the simulator's own probabilities, which no model can beat but for luck" : "");
   if (seeds.size() < 2) return;
   std::printf("\nOver %zu seeds: mean, and attention minus each baseline with a 95 %% interval of the paired difference\n",
               seeds.size());
@@ -750,7 +752,9 @@ int main(int argc, char** argv) {
             "\nOpen Bandit has no users and no sequences: only the ranking part is trained, without history, and no list is "
             "made.\n");
         for (const char* campaign : {"men", "women"}) on_open_bandit(config, campaign);
-        std::printf("  So few clicks check the numbers and the calibration; they cannot tell whether anything about ranking was learned.\n");
+        std::printf(
+            "  So few clicks check the numbers and the calibration; they cannot tell whether anything about ranking was "
+            "learned.\n");
       }
     }
   } catch (const std::exception& error) {
