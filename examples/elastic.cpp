@@ -175,9 +175,8 @@ Cost cost_of(System system, const Config& config, Index length) {
 void growth(const Config& given) {
   Config config = given;
   config.width = 64;
-  std::printf(
-      "\nOne sequence of length L, %td columns, %td heads, %td blocks, %td experts, a memory of %td interests, one core.\n",
-      config.width, config.heads, config.blocks, config.experts, config.memory * config.memory);
+  std::printf("One sequence of length L, %td columns, %td heads, %td blocks, %td experts, a memory of %td interests, one core.\n",
+              config.width, config.heads, config.blocks, config.experts, config.memory * config.memory);
   std::printf(
       "A step is loss and gradient at all positions (looking ahead: of the last one); a request encodes the history anew.\n");
   std::printf("  %-26s %6s %12s %12s %12s %12s %12s\n", "", "L", "parameters", "step", "memory", "request", "memory");

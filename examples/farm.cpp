@@ -483,10 +483,10 @@ int main(int argc, char** argv) try {
   }
   std::printf("\nHeld-out live impressions: mean over %zu world%s, and the difference from the sequences as they are%s\n",
               seeds.size(), seeds.size() == 1 ? "" : "s",
-              seeds.size() == 1 ? " (--seeds 5 gives intervals)" : " with its paired 95 % interval");
+              seeds.size() == 1 ? " (mostly luck in one world: --seeds 5 gives intervals)" : " with its paired 95 % interval");
   for (Index t = 0; t < task_count; ++t) {
     std::printf("\n  %-24s", task_names[t]);
-    for (const char* metric : metric_names) std::printf("%-28s", metric);
+    for (Index m = 0; m < 3; ++m) std::printf(m < 2 ? "%-28s" : "%s", metric_names[at(m)]);
     std::printf("\n");
     for (Index k = 0; k <= system_count; ++k) {
       std::printf("  %-24s", names[at(k)].c_str());
@@ -497,7 +497,7 @@ int main(int argc, char** argv) try {
         if (k > 0 && k < system_count && seeds.size() > 1)
           std::snprintf(text, sizeof text, " %+.4f +- %.4f", d.mean, d.half_width);
         if (k > 0 && k < system_count && seeds.size() == 1) std::snprintf(text, sizeof text, " %+.4f", d.mean);
-        std::printf("%.4f%-22s", table.summary(k).mean, text);
+        std::printf(m < 2 ? "%.4f%-22s" : "%.4f%s", table.summary(k).mean, text);
       }
       std::printf("\n");
     }

@@ -676,9 +676,8 @@ int main(int argc, char** argv) {
                 100 * config.share);
     for (const System m : {System::alone, System::group, System::adapters, System::whole}) {
       const Outcome& o = first[static_cast<std::size_t>(m)];
-      std::printf("  %-22s %8.1f KB a round%s, %8.2f MB from all clients in all rounds\n", names[static_cast<std::size_t>(m)],
-                  o.bytes_per_round / 1024, m == System::adapters ? " (its own adapter stays)" : "                         ",
-                  o.bytes / (1024 * 1024));
+      std::printf("  %-22s %8.1f KB a round, %8.2f MB from all clients in all rounds%s\n", names[static_cast<std::size_t>(m)],
+                  o.bytes_per_round / 1024, o.bytes / (1024 * 1024), m == System::adapters ? "; its own adapter stays" : "");
     }
     std::printf("\nAUC by round (seed 1):\n");
     for (const System m : {System::group, System::adapters, System::whole}) {

@@ -152,22 +152,25 @@ int main(int argc, char** argv) try {
   cli.option("output", output, "folder to write SVG pictures to; none: only the text");
   cli.parse(argc, argv);
   const auto draw = [&](const char* name, const examples::SvgChart& chart) {
-    std::printf("%s:", chart.title.c_str());
+    std::printf("%s\n", chart.title.c_str());
     for (const auto& s : chart.series) {
       double sum = 0, low = 0;
       for (std::size_t k = 0; k < s.y.size(); ++k) {
         sum += s.y[k] * s.y[k];
         if (k < 3) low += s.y[k] * s.y[k];
       }
-      std::printf(" [%s: %.0f%% of the power in the first three]", s.name.c_str(), 100 * low / sum);
+      std::printf("  %-28s %3.0f %% of the power in the three slowest bins\n", s.name.c_str(), 100 * low / sum);
     }
-    std::printf("\n");
-    if (!output.empty()) examples::write_svg(output + "/" + name + ".svg", chart);
+    if (output.empty()) return;
+    const std::string file = output + "/" + name + ".svg";
+    examples::write_svg(file, chart);
+    std::printf("  drawn in %s\n", file.c_str());
   };
   draw("frequency_bands", bands());
   draw("slide_filter", slides());
   draw("spectral_filter", learnable());
   draw("periodicity", periods());
+  if (output.empty()) std::printf("--output DIR draws all of these as SVG.\n");
 } catch (const std::exception& error) {
   std::fprintf(stderr, "filter_pictures: %s\n", error.what());
   return 1;

@@ -437,7 +437,11 @@ int main(int argc, char** argv) {
 
   try {
     Workspace ws;
+#if defined(RECOPS_EXAMPLES)  // __FILE__ may be relative: ccache makes it so
+    const std::filesystem::path committed = std::filesystem::path(RECOPS_EXAMPLES) / "pytorch" / "data";
+#else
     const std::filesystem::path committed = std::filesystem::path(__FILE__).parent_path() / "pytorch" / "data";
+#endif
     if (from.empty() && std::filesystem::exists(committed / "model.safetensors")) from = committed.string();
     if (!from.empty()) {
       from_pytorch(from, ws);
