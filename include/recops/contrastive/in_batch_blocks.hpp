@@ -256,10 +256,11 @@ class InBatch {
     alignas(64) T most[block_cols], sums[block_cols];
     simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
       using B = simd::Batch<T>;
+      const B scale(simd::detail::log2_of_e<T>);
       B top = simd::larger(load(x + j), B(std::numeric_limits<T>::lowest())), sum(T(0));
       for (Index r = 1; r < m; ++r) top = simd::larger(load(x + r * tile_stride + j), top);
       for (Index r = 0; r < m; ++r) {
-        const B e = simd::exp(load(x + r * tile_stride + j) - top);
+        const B e = simd::exp2((load(x + r * tile_stride + j) - top) * scale);
         store(x + r * tile_stride + j, e);
         sum = sum + e;
       }
@@ -290,7 +291,11 @@ class InBatch {
         continue;
       }
       const T own = factor_of(by_row_, i, by_row_.max[i * tiles_ + t]);
-      for (Index j = 0; j < n; ++j) x[j] = own * p[j] + (factor[j] != T(0) ? factor[j] * q[j] : T(0));
+      simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
+        using B = simd::Batch<T>;
+        const B f = load(factor + j), zero(T(0));
+        store(x + j, simd::mul_add(B(own), load(p + j), xsimd::select(f == zero, zero, f * load(q + j))));
+      });
       if (j0 <= i && i < j0 + n) x[i - j0] -= static_cast<T>(upstream_ * weight_[i] * (std::isnan(by_column_.lse[i]) ? 0.5 : 1));
     }
   }

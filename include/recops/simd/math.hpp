@@ -177,12 +177,11 @@ RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
 #endif
     {
       constexpr float c[] = {1.0f, 0.693147004f, 0.240222439f, 0.0555070415f, 0.00967142824f, 0.0013272455f};
-      const B magic(detail::whole<T>), y = xsimd::max(B(-126.0f), x), t = y + magic, r = y - (t - magic), w = r * r;
+      // 2^n as bits: n + 127 in the low bits of t, moved to the exponent. At -127 they are those of 0.
+      const B magic(detail::whole<T> + 127.0f), y = xsimd::max(B(-127.0f), x), t = y + magic, r = y - (t - magic), w = r * r;
       const B series = mul_add(mul_add(mul_add(r, B(c[5]), B(c[4])), w, mul_add(r, B(c[3]), B(c[2]))), w,
                                mul_add(r, B(c[1]), B(c[0])));  // in pairs: a shorter chain than one by one
-      const auto power = bits_as<std::int32_t>(t) << 23;
-      const B p = bits_as<float>(bits_as<std::int32_t>(series) + power);
-      return xsimd::select(x < B(-126.0f), B(0.0f), p) + (y - y);
+      return series * bits_as<float>(bits_as<std::int32_t>(t) << 23);
     }
   } else {
     const B y = xsimd::max(B(-1080.0), x), n = (y + B(detail::whole<T>)) - B(detail::whole<T>);
