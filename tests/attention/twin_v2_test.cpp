@@ -1,8 +1,9 @@
-/// Oracles: the queue of k-means written naively in double; duplication of members; `Twin` itself; central differences.
+/// Oracles: the queue of k-means written naively in double; the same with scipy's k-means (tests/golden/clusters.py); duplication of members; `Twin` itself; central differences.
 #include <recops/attention/twin_v2.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include "support/allocations.hpp"
+#include "support/golden.hpp"
 #include "support/numbers.hpp"
 #include "support/threads.hpp"
 #include "support/twin_reference.hpp"
@@ -148,6 +149,36 @@ TEMPLATE_TEST_CASE("clusters are those of the queue", "[attention][twin_v2]", fl
       cluster_behaviours<T>(x.view(), {}, singles, clusters, ws);
       CHECK((clusters.size() == l && partition(clusters, Vector<T>(), l, singles)));
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("clusters are scipy's", "[attention][twin_v2][golden]", float, double) {
+  using T = TestType;
+  const Golden g("clusters");
+  Workspace ws;
+  for (Index number = 0; number < static_cast<Index>(g.scalar("cases")); ++number) {
+    CAPTURE(number);
+    const std::string name = std::to_string(number) + ".";
+    Padded<T> x(g.matrix<T>(name + "x").view());
+    const auto ratio = g.values<T>(name + "ratio");
+    const auto o = g.values<double>(name + "options");
+    BehaviourClusters clusters;
+    const ClusterOptions options{.groups = static_cast<Index>(o[0]),
+                                 .max_size = static_cast<Index>(o[1]),
+                                 .branch_exponent = o[2],
+                                 .iterations = static_cast<Index>(o[3])};
+    cluster_behaviours<T>(x, ratio, options, clusters, ws);
+    const auto offsets = g.values<std::int32_t>(name + "offsets"), members = g.values<std::int32_t>(name + "members"),
+               stands = g.values<std::int32_t>(name + "representative");
+    REQUIRE(std::equal(clusters.offsets.begin(), clusters.offsets.end(), offsets.begin(), offsets.end()));
+    REQUIRE(std::equal(clusters.members.begin(), clusters.members.end(), members.begin(), members.end()));
+    Vector<std::int32_t> representative(clusters.size());
+    cluster_representatives<T>(x, clusters, representative, ws);
+    CHECK(std::equal(representative.begin(), representative.end(), stands.begin()));
+    Padded<T> means(clusters.size(), x.view().cols());
+    cluster_means<T>(x, clusters, means);
+    CHECK(max_difference(means.view(), g.matrix<T>(name + "means").view()) <= (std::is_same_v<T, float> ? 1e-5 : 1e-13));
+    CHECK(means.intact());
   }
 }
 

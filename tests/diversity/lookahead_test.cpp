@@ -1,9 +1,11 @@
-// Oracle: all ordered subsets, with a predictor that knows the context.
+// Oracle: all ordered subsets, with a predictor that knows the context; the same in Python (tests/golden/stcrank.py).
 #include <recops/diversity/lookahead.hpp>
+#include <set>
 #include <vector>
 
 #include "diversity/ordered_subsets.hpp"
 #include "support/allocations.hpp"
+#include "support/golden.hpp"
 #include "support/numbers.hpp"
 
 using namespace recops;
@@ -102,6 +104,32 @@ TEST_CASE("a wide beam finds the best list, a narrow one nearly", "[diversity][l
   CHECK(greedy_gap > gap[0] + 0.03);
 }
 
+TEST_CASE("a beam without limit plans what trying every order finds", "[diversity][lookahead][golden]") {
+  const Golden g("stcrank");
+  Workspace ws;
+  const Matrix<double> r = g.matrix<double>("plan.r"), c = g.matrix<double>("plan.c");
+  const Matrix<std::int32_t> kind = g.matrix<std::int32_t>("plan.kind"), lists = g.matrix<std::int32_t>("plan.tired_list");
+  for (Index p = 0; p < r.rows(); ++p) {
+    const auto tired = [&](const LookaheadQuery& query, VectorView<double> rewards, VectorView<double> continuations) {
+      for (Index q = 0; q < query.items.size(); ++q) {
+        const std::int32_t item = query.items[q];
+        int seen = 0;
+        for (Index t = 0; t < query.prefixes.cols(); ++t)
+          seen += kind(p, query.prefixes(query.parents[q], t)) == kind(p, item) ? 1 : 0;
+        rewards[q] = r(p, item) * std::pow(0.7, seen);
+        continuations[q] = c(p, item) * std::pow(0.9, seen);
+      }
+    };
+    const VectorView<const double> earns(r.row(p), r.cols()), holds(c.row(p), r.cols());
+    Vector<std::int32_t> picks(lists.cols());
+    const auto index = static_cast<std::size_t>(p);
+    const LookaheadPlan plan = lookahead<double>(
+        earns, holds, {.candidates = r.cols(), .beam = 100000, .tail = g.values<double>("plan.tail")[index]}, tired, picks, ws);
+    CHECK(std::abs(plan.value - g.values<double>("plan.tired")[index]) < 1e-12);
+    CHECK(std::equal(picks.begin(), picks.end(), lists.row(p)));
+  }
+}
+
 TEMPLATE_TEST_CASE("without context the plan is the exact one; ties, few items, tolerance", "[diversity][lookahead]", float,
                    double) {
   using T = TestType;
@@ -142,6 +170,68 @@ TEMPLATE_TEST_CASE("without context the plan is the exact one; ties, few items, 
   Vector<std::int32_t> picks(3);
   lookahead<T>(same, half, {.candidates = 5, .beam = 2}, none(same, half), picks, ws);
   CHECK((picks[0] == 0 && picks[1] == 1 && picks[2] == 2));
+}
+
+TEST_CASE("both stages are those of the page", "[diversity][lookahead]") {
+  Random random = random_stream(7803);
+  Workspace ws;
+  for (int number = 0; number < 40; ++number) {
+    const Index n = 5 + random.below(20), m = 2 + random.below(3), most = m + random.below(5), beam = 1 + random.below(4);
+    const World world(n, random);
+    const double tail = number % 3 == 0 ? 0.1 : 0;
+    Vector<std::int32_t> plan(m), picks(m);
+    Vector<double> worth(m + 1);
+    plan_sequence<double>(world.r, world.c, tail, plan, worth, ws);
+
+    // Stage 1: the plan, then by turns the best of h and the first by r / (1 - c).
+    std::vector<std::int32_t> by_score, by_index;
+    for (std::int32_t i = 0; i < n; ++i) by_score.push_back(i);
+    by_index = by_score;
+    const auto h = [&](std::int32_t i) { return world.r[i] + world.c[i] * worth[m - 1]; };
+    const auto index = [&](std::int32_t i) { return world.r[i] / (1 - world.c[i]); };
+    std::stable_sort(by_score.begin(), by_score.end(), [&](std::int32_t a, std::int32_t b) { return h(a) > h(b); });
+    std::stable_sort(by_index.begin(), by_index.end(), [&](std::int32_t a, std::int32_t b) { return index(a) > index(b); });
+    std::set<std::int32_t> candidates(plan.begin(), plan.end());
+    for (std::size_t s = 0; s < by_score.size(); ++s)
+      for (const std::int32_t i : {by_score[s], by_index[s]})
+        if (static_cast<Index>(candidates.size()) < std::min(n, most)) candidates.insert(i);
+
+    // Stage 2: the `beam` best children of all prefixes, and the prefix of the plan.
+    using Prefix = std::vector<std::int32_t>;
+    std::vector<Prefix> states{{}};
+    for (Index slot = 0; slot < m; ++slot) {
+      std::vector<std::pair<double, Prefix>> children;
+      for (const Prefix& p : states) {
+        for (const std::int32_t i : candidates) {
+          if (std::find(p.begin(), p.end(), i) != p.end()) continue;
+          Prefix longer = p;
+          longer.push_back(i);
+          children.emplace_back(-world.worth(longer, worth[m - slot - 1]), longer);  // G + S H
+        }
+      }
+      std::sort(children.begin(), children.end());
+      states.clear();
+      const Prefix follows(plan.begin(), plan.begin() + slot + 1);
+      for (std::size_t e = 0; e < children.size(); ++e)
+        if (static_cast<Index>(e) < beam || children[e].second == follows) states.push_back(children[e].second);
+      std::sort(states.begin(), states.end());
+    }
+    const auto best = std::max_element(states.begin(), states.end(), [&](const Prefix& a, const Prefix& b) {
+      return world.worth(a, tail) < world.worth(b, tail);
+    });
+
+    std::set<std::int32_t> asked;
+    const auto predict = [&](const LookaheadQuery& q, VectorView<double> rewards, VectorView<double> continuations) {
+      if (q.prefixes.cols() == 0) asked.insert(q.items.begin(), q.items.end());
+      world(q, rewards, continuations);
+    };
+    const LookaheadPlan done =
+        lookahead<double>(world.r, world.c, {.candidates = most, .beam = beam, .tail = tail}, predict, picks, ws);
+    CAPTURE(number, n, m, most, beam);
+    CHECK(asked == candidates);
+    CHECK(std::equal(picks.begin(), picks.end(), best->begin()));
+    CHECK(std::abs(done.value - world.worth(*best, tail)) < 1e-12);
+  }
 }
 
 TEST_CASE("predictions that are none, and errors", "[diversity][lookahead]") {

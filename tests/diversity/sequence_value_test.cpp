@@ -1,4 +1,4 @@
-// Oracles: the sum of the definition, and all ordered subsets.
+// Oracles: the sum of the definition, and all ordered subsets; PyTorch and Python (tests/golden/stcrank.py).
 #include <recops/diversity/sequence_value.hpp>
 #include <recops/simd/reduce.hpp>
 #include <recops/train/gradient_check.hpp>
@@ -6,6 +6,7 @@
 
 #include "diversity/ordered_subsets.hpp"
 #include "support/allocations.hpp"
+#include "support/golden.hpp"
 #include "support/numbers.hpp"
 
 using namespace recops;
@@ -54,6 +55,41 @@ TEMPLATE_TEST_CASE("what a list is worth, and its gradient", "[diversity][sequen
       if (k == 0)
         for (Index b = 0; b < lists; ++b) CHECK(dt[b] == 2 * dv[b]);  // called twice: it adds
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("values of lists are PyTorch's, plans the best of all orders", "[diversity][sequence][golden]", float,
+                   double) {
+  using T = TestType;
+  const double tolerance = std::is_same_v<T, float> ? 2e-6 : 1e-14;
+  const Golden g("stcrank");
+  Workspace ws;
+  Padded<T> r(g.matrix<T>("lists.r").view()), c(g.matrix<T>("lists.c").view()), dr(r.view().rows(), r.view().cols()),
+      dc(r.view().rows(), r.view().cols());
+  const auto tail = g.values<T>("lists.tail"), dvalue = g.values<T>("lists.dvalue");
+  Vector<T> value(r.view().rows()), dtail(r.view().rows(), T(0));
+  sequence_value<T>(r, c, tail, value);
+  sequence_value_backward<T>(r, c, tail, dvalue, dr, dc, dtail, ws);
+  const auto near = [&](const Vector<T>& got, const char* name) {
+    const Matrix<T> want = g.matrix<T>(name);
+    return max_difference(MatrixView<const T>(got.data(), 1, got.size()), want.view()) <= tolerance;
+  };
+  CHECK((near(value, "lists.value") && near(dtail, "lists.dtail")));
+  CHECK(max_difference(dr.view(), g.matrix<T>("lists.dr").view()) <= tolerance);
+  CHECK(max_difference(dc.view(), g.matrix<T>("lists.dc").view()) <= tolerance);
+  CHECK((dr.intact() && dc.intact()));
+
+  const Matrix<T> rewards = g.matrix<T>("plan.r"), continuations = g.matrix<T>("plan.c"), best = g.matrix<T>("plan.best");
+  const Matrix<std::int32_t> lists = g.matrix<std::int32_t>("plan.list");
+  for (Index p = 0; p < rewards.rows(); ++p) {
+    const VectorView<const T> earns(rewards.row(p), rewards.cols()), holds(continuations.row(p), rewards.cols());
+    Vector<std::int32_t> all(rewards.cols()), order(lists.cols());
+    Vector<T> worth(rewards.cols() + 1);
+    const double end = g.values<double>("plan.tail")[static_cast<std::size_t>(p)];
+    plan_sequence<T>(earns, holds, end, all, worth, ws);
+    CHECK(max_difference(MatrixView<const T>(worth.data(), 1, worth.size()), best.view().middle_rows(p, 1)) <= tolerance);
+    plan_sequence<T>(earns, holds, end, order, {}, ws);
+    CHECK(std::equal(order.begin(), order.end(), lists.row(p)));
   }
 }
 

@@ -1,10 +1,12 @@
-// Oracles: the rules sample by sample, counted by hand; the spec's figures; central differences.
+// Oracles: the rules sample by sample, counted by hand; numpy, scikit-learn and PyTorch (tests/golden/stcrank.py); the spec's figures;
+// central differences.
 #include <recops/models/stcrank.hpp>
 #include <recops/nn/loss.hpp>
 #include <recops/train/gradient_check.hpp>
 #include <vector>
 
 #include "support/allocations.hpp"
+#include "support/golden.hpp"
 #include "support/numbers.hpp"
 
 using namespace recops;
@@ -75,6 +77,42 @@ TEST_CASE("dependence of labels falls where rules treat it", "[models][stcrank]"
   CHECK((std::isnan(treated(0, 1)) && std::isnan(treated(0, 2))));
 }
 
+TEMPLATE_TEST_CASE("labels, dependence and rates are those of numpy, scikit-learn and PyTorch", "[models][stcrank][golden]",
+                   float, double) {
+  using T = TestType;
+  const double tolerance = std::is_same_v<T, float> ? 1e-6 : 1e-14;
+  const Golden g("stcrank");
+  const Matrix<double> table = g.matrix<double>("rules");
+  std::vector<LabelRule> rules;
+  for (Index i = 0; i < table.rows(); ++i) {
+    rules.push_back({.kind = static_cast<LabelRuleKind>(static_cast<int>(table(i, 0))),
+                     .to = static_cast<Index>(table(i, 1)),
+                     .from = static_cast<Index>(table(i, 2)),
+                     .alpha = table(i, 3),
+                     .value = table(i, 4)});
+  }
+  Padded<T> y(g.matrix<T>("labels").view()), w(g.matrix<T>("weights").view()), lift(4, 4), phi(4, 4);
+  label_dependence<T>(y, w, lift, phi);
+  CHECK(max_difference(lift.view(), g.matrix<T>("lift").view()) <= 4 * tolerance);
+  CHECK(max_difference(phi.view(), g.matrix<T>("phi").view()) <= tolerance);
+  label_collaboration<T>(rules, y, w);
+  CHECK(max_difference(y.view(), g.matrix<T>("new_labels").view()) == 0);
+  CHECK(max_difference(w.view(), g.matrix<T>("new_weights").view()) == 0);
+  CHECK((y.intact() && w.intact() && lift.intact() && phi.intact()));
+
+  const auto worth = g.values<double>("worth");
+  const SwipeValue value{worth[0], worth[1], worth[2], worth[3]};
+  const Matrix<T> rate = g.matrix<T>("rates"), dout = g.matrix<T>("doutcome");
+  Matrix<T> out(3, rate.cols()), drate(3, rate.cols(), T(0));
+  const auto row = [](auto& m, Index i) { return VectorView(m.row(i), m.cols()); };
+  const SwipeRates<const T> rates{row(rate, 0), row(rate, 1), row(rate, 2)};
+  compose_rates<T>(rates, value, {row(out, 0), row(out, 1), row(out, 2)});
+  CHECK(max_difference(out.view(), g.matrix<T>("outcome").view()) <= tolerance);
+  compose_rates_backward<T>(rates, value, {row(dout, 0), row(dout, 1), row(dout, 2)},
+                            {row(drate, 0), row(drate, 1), row(drate, 2)});
+  CHECK(max_difference(drate.view(), g.matrix<T>("drates").view()) <= 4 * tolerance);
+}
+
 TEST_CASE("rates put together: the spec's figures, gradient, errors", "[models][stcrank]") {
   const SwipeValue value{};
   {
@@ -121,7 +159,23 @@ TEST_CASE("rates put together: the spec's figures, gradient, errors", "[models][
   CHECK(error_of([&] {
           compose_rates<double>({rate[0], rate[1], rate[2]}, {.continue_after_conversion = 2}, {});
         }) == "compose_rates: continue_after_conversion: expected a probability, got 2");
+  // A NaN stays with its item; what is not wanted is left out.
+  compose_rates<double>({rate[0], rate[1], rate[2]}, value, {.reward = out[2]});
+  const Vector<double> clean = out[2];
+  rate[1][4] = std::numeric_limits<double>::quiet_NaN();
+  compose_rates<double>({rate[0], rate[1], rate[2]}, value, {.reward = out[2]});
+  for (Index i = 0; i < n; ++i) CHECK((i == 4 ? std::isnan(out[2][i]) : out[2][i] == clean[i]));
+  for (double& g : drate[0]) g = 0;
+  compose_rates_backward<double>({rate[0], rate[1], rate[2]}, value, {dout[0], dout[1], dout[2]}, {.conversion = drate[0]});
+  for (Index i = 0; i < n; ++i) CHECK((i == 4 ? std::isnan(drate[0][i]) : std::abs(drate[0][i] - once[i]) < 1e-12));
+  CHECK(error_of([&] {
+          compose_rates_backward<double>({rate[0], rate[1], rate[2]}, value, {dout[0], dout[1], dout[2]},
+                                         {drate[0], few, drate[2]});
+        }) == "compose_rates_backward: gradient of view: expected size 9, got 3");
   Matrix<double> y(2, 2, 0), w(2, 2, 1);
+  const std::vector<LabelRule> endless{{.kind = LabelRuleKind::reweight, .to = 1, .from = 0, .alpha = INFINITY}};
+  CHECK(error_of([&] { label_collaboration<double>(endless, y, w); }) ==
+        "label_collaboration: rule.alpha: expected a finite number, 0 or more, got inf");
   const std::vector<LabelRule> self{{.to = 1, .from = 1}}, far{{.to = 2, .from = 1}};
   CHECK(error_of([&] { label_collaboration<double>(self, y, w); }) ==
         "label_collaboration: rule.from: expected another column of labels, got 1");

@@ -288,7 +288,7 @@ void cluster_representatives(MatrixView<const T> x, const BehaviourClusters& clu
   for (Index c = 0; c < clusters.size(); ++c) {
     const Index n = clusters.size_of(c);
     representative[c] = n > 0 ? clusters[c][0] : -1;
-    if (n < 2) continue;
+    if (n < 3) continue;  // two are equally far from their mean
     simd::pool_rows<T>(rows, clusters.offsets[c], clusters.offsets[c + 1], T(1) / static_cast<T>(n), mean);
     T least = std::numeric_limits<T>::infinity();
     for (const std::int32_t l : clusters[c]) {

@@ -79,7 +79,7 @@ void label_collaboration(VectorView<const LabelRule> rules, MatrixView<T> labels
     check_option(name, "rule.to", 0 <= rule.to && rule.to < objectives, "a column of labels", static_cast<double>(rule.to));
     check_option(name, "rule.from", 0 <= rule.from && rule.from < objectives && rule.from != rule.to, "another column of labels",
                  static_cast<double>(rule.from));
-    check_option(name, "rule.alpha", rule.alpha >= 0, "alpha >= 0", rule.alpha);
+    check_option(name, "rule.alpha", rule.alpha >= 0 && std::isfinite(rule.alpha), "a finite number, 0 or more", rule.alpha);
   }
   for (Index i = 0; i < labels.rows(); ++i) {
     T given[most];
@@ -159,7 +159,7 @@ void check_rates(const char* name, const SwipeRates<R>& rates, const SwipeOutcom
 }
 }  // namespace detail
 
-/// Writes view, continuation and reward from the rates, each in [0, 1].
+/// Writes view, continuation and reward from the rates, which are in [0, 1].
 template <Real T>
 void compose_rates(const SwipeRates<const T>& rates, const SwipeValue& value, const SwipeOutcome<T>& out) {
   detail::check_rates("compose_rates", rates, out, value);
