@@ -56,6 +56,19 @@ TEMPLATE_TEST_CASE("normalize_scores passes over what is not finite, and over th
   Vector<T> out(3);
   normalize_scores<T>(wide, ScoreScale::minmax, out, scratch);
   CHECK((out[0] == T(0) && out[1] == T(1) && out[2] == T(0.5)));
+  for (const T size : {huge, T(1), std::numeric_limits<T>::min()}) {  // squares neither overflow nor vanish
+    const Vector<T> three{-size, size, T(0)};
+    normalize_scores<T>(three, ScoreScale::zscore, out, scratch);
+    CHECK((std::abs(out[0] + T(std::sqrt(1.5))) < T(1e-6) && std::abs(out[1] - T(std::sqrt(1.5))) < T(1e-6) && out[2] == T(0)));
+  }
+  // Equal scores have no deviation, whatever the rounding of their mean.
+  for (const double score : {0.1, 0.3, -3.3, 1e30}) {
+    for (Index n = 1; n < 40; ++n) {
+      Vector<T> equal(n, static_cast<T>(score));
+      normalize_scores<T>(equal, ScoreScale::zscore, equal, scratch);
+      CHECK(std::all_of(equal.begin(), equal.end(), [](T y) { return y == T(0); }));
+    }
+  }
 }
 
 TEST_CASE("normalize says what is wrong, and allocates nothing once warm", "[diversity][normalize]") {

@@ -59,25 +59,27 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
 
   // y = (r - shift) / range, everything halved so that no difference overflows
   double shift = 0, range = 1;
-  if (scale == ScoreScale::minmax) {
-    double low = std::numeric_limits<double>::infinity(), high = -low;
+  if (scale == ScoreScale::minmax || scale == ScoreScale::zscore) {
+    double low = std::numeric_limits<double>::infinity(), high = -low, count = 0;
     for (Index i = 0; i < n; ++i) {
       if (!finite(r[i])) continue;
       low = std::min(low, static_cast<double>(r[i]) / 2);
       high = std::max(high, static_cast<double>(r[i]) / 2);
+      ++count;
     }
     shift = low;
     range = high > low ? high - low : 1;
-  } else if (scale == ScoreScale::zscore) {
-    double count = 0, mean = 0, square = 0;
-    for (Index i = 0; i < n; ++i) count += finite(r[i]);
-    for (Index i = 0; i < n; ++i) mean += finite(r[i]) ? static_cast<double>(r[i]) / (2 * count) : 0;
-    for (Index i = 0; i < n; ++i) {
-      const double d = finite(r[i]) ? static_cast<double>(r[i]) / 2 - mean : 0;
-      square += d * d / count;
+    if (scale == ScoreScale::zscore && count > 0) {
+      double mean = 0, square = 0;
+      for (Index i = 0; i < n; ++i) mean += finite(r[i]) ? static_cast<double>(r[i]) / (2 * count) : 0;
+      shift = std::clamp(mean, low, high);  // of equal scores it is that score: what rounding leaves is no deviation
+      const double most = std::max(high - shift, shift - low);
+      for (Index i = 0; i < n && most > 0; ++i) {
+        const double d = finite(r[i]) ? (static_cast<double>(r[i]) / 2 - shift) / most : 0;
+        square += d * d / count;
+      }
+      range = most > 0 ? most * std::sqrt(square) : 0.5;
     }
-    shift = mean;
-    range = square > 0 ? std::sqrt(square) : 0.5;
   }
   for (Index i = 0; i < n; ++i) {
     if (!finite(r[i]) || scale == ScoreScale::none) {
