@@ -1,4 +1,5 @@
 """PyTorch on one thread. Outputs are preallocated where the operation takes `out`; inference mode throughout."""
+import math
 import time
 
 import torch
@@ -227,6 +228,68 @@ def fft_filter_step(batch, length, channels):
         with torch.enable_grad():
             y = torch.fft.irfft(torch.fft.rfft(x, dim=1) * w, n=length, dim=1)
         return torch.autograd.grad(y, [x, w], dy)
+
+    return run
+
+
+def autocorr(batch, length, channels):
+    """FEARec's attention in inference: the lags of each sequence by the correlation of q and k, values delayed by them, gathered."""
+    q, k, v = (torch.randn(batch, length, channels) for _ in range(3))
+    m = max(1, int(math.log(length)))
+    place = torch.arange(length)[None, :, None]
+
+    def correlation():
+        f = (torch.fft.rfft(q, dim=1) * torch.conj(torch.fft.rfft(k, dim=1))).mean(2)  # one inverse for all channels
+        return torch.fft.irfft(f, n=length, dim=1)
+
+    def rolled(i):
+        r, lags = torch.topk(correlation(), m, dim=1)
+        p, twice, out = torch.softmax(r, 1), torch.cat([v, v], 1), 0
+        for j in range(m):
+            at = ((place[:, :, 0] + lags[:, j:j + 1])[:, :, None]).expand(-1, -1, channels)
+            out = out + p[:, j, None, None] * torch.gather(twice, 1, at)
+        return out
+
+    def product(i):  # the weights as a circulant matrix
+        r, lags = torch.topk(correlation(), m, dim=1)
+        w = torch.zeros(batch, length, length)
+        w.scatter_(2, (place + lags[:, None, :]) % length, torch.softmax(r, 1)[:, None, :].expand(-1, length, -1))
+        return torch.bmm(w, v)
+
+    return fastest([lambda: rolled, lambda: product])
+
+
+def farm_module(batch, length, channels):
+    """Two bands with gains from an MLP of the mean: by transform, or by a projection made beforehand."""
+    F = torch.nn.functional
+    x, bins = torch.randn(batch, length, channels), length // 2 + 1
+    keep = max(1, math.ceil(0.25 * bins))
+    w1, b1, w2, b2 = torch.randn(channels, channels) / 8, torch.zeros(channels), torch.randn(2, channels) / 8, torch.zeros(2)
+    low = torch.zeros(bins)
+    low[:keep] = 1
+    p = torch.fft.irfft(torch.fft.rfft(torch.eye(length), dim=0) * low[:, None], n=length, dim=0)
+
+    def gains():
+        return torch.sigmoid(F.linear(torch.relu(F.linear(x.mean(1), w1, b1)), w2, b2))
+
+    def transformed(i):
+        g = gains()
+        w = g[:, 1:, None] + (g[:, :1, None] - g[:, 1:, None]) * low[None, :, None]
+        return torch.fft.irfft(torch.fft.rfft(x, dim=1) * w, n=length, dim=1)
+
+    def projected(i):
+        g = gains()
+        return g[:, 1:, None] * x + (g[:, :1, None] - g[:, 1:, None]) * torch.matmul(p, x)
+
+    return fastest([lambda: transformed, lambda: projected])
+
+
+def spectral_features(batch, length, channels):
+    x = torch.randn(batch, length, channels)
+
+    def run(i):
+        f = torch.fft.rfft(x, dim=1)
+        return torch.sqrt(f.real * f.real + f.imag * f.imag + 1e-6)
 
     return run
 
@@ -891,6 +954,66 @@ def mmoe_train(batch, inputs, experts, outputs, tasks, copies=1):
         return (g.unsqueeze(-1) * a.unsqueeze(1)).sum(2).view(batch, -1)
 
     return fastest([step(bmm), step(einsum), step(products)])
+
+
+class Ple(torch.nn.Module):
+    """Levels of (widths of an expert, experts of each task, shared experts). On the first level all read the same columns: one product;
+    deeper layers, and the experts of later levels, are batched products."""
+
+    def __init__(self, inputs, tasks, levels):
+        super().__init__()
+        self.tasks, self.levels = tasks, levels
+        p = lambda *s: torch.nn.Parameter(torch.randn(*s) / s[-2]**0.5)
+        for l, (widths, own, shared) in enumerate(levels):
+            experts, last = tasks * own + shared, l + 1 == len(levels)
+            sizes = [inputs] + widths
+            first = p(inputs, experts * widths[0]) if l == 0 else p(experts, inputs, widths[0])
+            weights = [first] + [p(experts, sizes[i], sizes[i + 1]) for i in range(1, len(widths))]
+            biases = [torch.nn.Parameter(torch.zeros(experts, 1, h)) for h in widths]
+            gates = [p(inputs, own + shared) for _ in range(tasks)] + ([] if last else [p(inputs, experts)])
+            for name, group in (("w", weights), ("b", biases), ("g", gates)):
+                setattr(self, f"{name}{l}", torch.nn.ParameterList(group))
+            inputs = widths[-1]
+
+    def forward(self, x):
+        batch, state = x.shape[0], None
+        for l, (widths, own, shared) in enumerate(self.levels):
+            experts = self.tasks * own + shared
+            w, b, g = getattr(self, f"w{l}"), getattr(self, f"b{l}"), getattr(self, f"g{l}")
+            if l == 0:
+                a = torch.relu((x @ w[0]).view(batch, experts, widths[0]).transpose(0, 1) + b[0])
+                state = [x] * (self.tasks + 1)
+            else:
+                copies = [own] * self.tasks + [shared]
+                a = torch.cat([s.expand(n, -1, -1) for s, n in zip(state, copies)])
+                a = torch.relu(torch.baddbmm(b[0], a, w[0]))
+            for i in range(1, len(widths)):
+                a = torch.relu(torch.baddbmm(b[i], a, w[i]))
+            out = []
+            for t, gate in enumerate(g):
+                seen = a if t == self.tasks else torch.cat([a[t * own:(t + 1) * own], a[self.tasks * own:]])
+                out.append(torch.einsum("be,ebh->bh", torch.softmax(state[t] @ gate, 1), seen))
+            state = out
+        return torch.cat(state, 1)
+
+
+def ple(batch, inputs, tasks, levels, copies=1):
+    x = torch.randn(batch, inputs)
+    models = [Ple(inputs, tasks, levels).eval() for _ in range(copies)]
+    traced = [torch.jit.freeze(torch.jit.trace(m, x)) for m in models]
+    return fastest([lambda: lambda i: models[i % copies](x), lambda: lambda i: traced[i % copies](x)])
+
+
+def ple_train(batch, inputs, tasks, levels, copies=1):
+    model, x = Ple(inputs, tasks, levels), torch.randn(batch, inputs, requires_grad=True)
+    parameters = [x] + list(model.parameters())
+
+    def run(i):
+        with torch.enable_grad():
+            y = model(x)
+            return torch.autograd.grad(y, parameters, y.detach())
+
+    return run
 
 
 def attention_ways(heads):
