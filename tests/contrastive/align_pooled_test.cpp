@@ -5,6 +5,7 @@
 #include "support/allocations.hpp"
 #include "support/golden.hpp"
 #include "support/numbers.hpp"
+#include "support/threads.hpp"
 
 using namespace recops;
 using namespace recops_test;
@@ -52,4 +53,34 @@ TEST_CASE("mean_pool and its gradient; nobody with both sequences; errors", "[co
   CHECK(error_of([&] { align_pooled<double>(a, b, {.ids = ids}, ws); }) == "align_pooled: ids: expected size 3, got 2");
   CHECK(error_of([&] { align_pooled_value_and_grad<double>(a, b, {}, 1, dx, mean.view().middle_rows(0, 2), nullptr, ws); }) ==
         "align_pooled_value_and_grad: dy: expected shape [3, 2], got [2, 2]");
+}
+
+TEMPLATE_TEST_CASE("gaps and threads change no bit of align_pooled; a NaN of nobody's pair is not read", "[contrastive]", float,
+                   double) {
+  using T = TestType;
+  Random random = random_stream(3301);
+  Workspace ws;
+  Threads threads{3};
+  Workspace many(make_executor(threads, 3));
+  const std::vector<std::int64_t> xo{0, 3, 3, 4, 9, 12}, yo{0, 2, 5, 6, 10, 11};
+  Matrix<T> x = random_matrix<T>(12, 5, random), y = random_matrix<T>(11, 5, random);
+  const auto run = [&](auto&& in, auto&& other, auto&& dx, auto&& dy, Workspace& scratch) {
+    double dscale = 0;
+    const double loss =
+        align_pooled_value_and_grad<T>(JaggedView<const T>(MatrixView<const T>(in), xo),
+                                       JaggedView<const T>(MatrixView<const T>(other), yo), {}, 1, dx, dy, &dscale, scratch);
+    return std::pair(loss, dscale);
+  };
+  Matrix<T> dx(12, 5, T(0)), dy(11, 5, T(0));
+  const auto plain = run(x, y, dx, dy, ws);
+  Padded<T> wx(x.view()), wy(y.view()), wdx(12, 5), wdy(11, 5);
+  CHECK(run(wx, wy, wdx, wdy, many) == plain);
+  CHECK((max_difference(dx.view(), wdx.view()) == 0 && max_difference(dy.view(), wdy.view()) == 0));
+  CHECK((wdx.intact() && wdy.intact()));
+  y(3, 2) = std::numeric_limits<T>::quiet_NaN();  // of the second user, who has no x: of no pair
+  Matrix<T> ex(12, 5, T(0)), ey(11, 5, T(0));
+  CHECK(run(x, y, ex, ey, ws) == plain);
+  CHECK((max_difference(dx.view(), ex.view()) == 0 && max_difference(dy.view(), ey.view()) == 0));
+  x(3, 1) = std::numeric_limits<T>::quiet_NaN();  // of the third, a candidate of everybody
+  CHECK(std::isnan(run(x, y, ex, ey, ws).first));
 }

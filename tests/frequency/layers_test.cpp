@@ -9,6 +9,8 @@
 
 #include "support/allocations.hpp"
 #include "support/golden_layer.hpp"
+#include "support/numbers.hpp"
+#include "support/threads.hpp"
 
 using namespace recops;
 using namespace recops_test;
@@ -55,6 +57,30 @@ void check_layer(const char* name, Make make) {
   CHECK(count_allocations(all) == 0);
   single.forward(rows, out, ws);
   CHECK(max_difference(out.view(), cold.view()) < 1e-11);
+  // Rows with gaps between them, and several threads.
+  Threads threads{3};
+  Workspace many(make_executor(threads, 3));
+  Padded<double> wide(in.view()), apart(18, 4), served(18, 4), back(18, 4);
+  const JaggedView<const double> gaps(wide.view(), IndexView(offsets, 6));
+  auto first = make_gradient(single), second = make_gradient(single);
+  dx.fill(0);
+  single.forward(rows, out, saved, Step{}, ws);
+  single.backward(rows, out.view(), saved, dx, first, ws);
+  frozen.forward(gaps, served, many);
+  single.forward(gaps, apart, saved, Step{}, many);
+  single.backward(gaps, apart.view(), saved, back, second, many);
+  CHECK(max_difference(apart.view(), out.view()) == 0);
+  CHECK(max_difference(served.view(), cold.view()) == 0);
+  CHECK(max_difference(back.view(), dx.view()) == 0);
+  visit(
+      [&](const FieldPath& path, const auto& a, const auto& b) {
+        INFO(path.str());
+        const auto x0 = leaf_values(a), x1 = leaf_values(b);
+        CHECK(std::equal(x0.begin(), x0.end(), x1.begin(), x1.end()));
+      },
+      std::as_const(first), std::as_const(second));
+  CHECK((wide.intact() && apart.intact() && served.intact() && back.intact()));
+  single.forward(rows, out, ws);
   in(8, 2) = std::numeric_limits<double>::quiet_NaN();
   single.forward(rows, poisoned, ws);
   for (Index i = 0; i < 18; ++i)
@@ -88,7 +114,8 @@ TEMPLATE_TEST_CASE("layers are the papers'", "[frequency][golden]", float, doubl
   check("farm_channels", FarmIntraDomain<T>(4, farm, random), 11, 3);
   // The gradients of its query's and key's biases are 0: what rounding leaves of sums that cancel.
   check("autocorr", AutocorrAttention<T>(4, 15, {.factor = 1.5}, random), 15, 2, 10);
-  check("autocorr_window", AutocorrAttention<T>(4, 15, {.factor = 1.5, .layer = 1, .layers = 2, .ratio = 0.5}, random), 15, 2, 10);
+  check("autocorr_window", AutocorrAttention<T>(4, 15, {.factor = 1.5, .layer = 1, .layers = 2, .ratio = 0.5}, random), 15, 2,
+        10);
 
   Workspace ws;
   const SpectralPlans<T> plans(9);
@@ -209,6 +236,67 @@ TEST_CASE("transforms of batches: there and back, and their adjoints", "[frequen
   }
   CHECK_THROWS_AS(
       rfft_seq<double>(JaggedView<const double>(x.view(), at), plans, FftNorm::backward, {gr, MatrixView<double>()}, ws), Error);
+}
+
+TEMPLATE_TEST_CASE("transforms and features of rows with gaps between them are those of rows without", "[frequency]", float,
+                   double) {
+  using T = TestType;
+  Workspace ws;
+  Random random = random_stream(7307);
+  const SpectralPlans<T> plans(13);
+  const std::int64_t offsets[] = {0, 13, 13, 21, 22, 35};
+  const IndexView at(offsets, 6);
+  const Matrix<T> x = random_matrix<T>(35, 3, random), k = random_matrix<T>(35, 3, random);
+  const Index bins = 20;
+  const Matrix<T> g = random_matrix<T>(bins, 3, random), dy = random_matrix<T>(35, 3, random);
+  Padded<T> wx(x.view()), wk(k.view()), wg(g.view()), wdy(dy.view());
+  const auto compare = [](const Matrix<T>& want, Padded<T>& got) {
+    CHECK(max_difference(want.view(), got.view()) == 0);
+    CHECK(got.intact());
+  };
+  const JaggedView<const T> rows(x.view(), at), gaps(wx.view(), at);
+  Matrix<T> re(bins, 3), im(bins, 3), y(35, 3), dx(35, 3, T(0)), dre(bins, 3, T(0)), dim(bins, 3, T(0));
+  Padded<T> wre(bins, 3), wim(bins, 3), wy(35, 3), wdx(35, 3), wdre(bins, 3), wdim(bins, 3);
+  rfft_seq<T>(rows, plans, FftNorm::ortho, {re, im}, ws);
+  rfft_seq<T>(gaps, plans, FftNorm::ortho, {wre.view(), wim.view()}, ws);
+  irfft_seq<T>({re.view(), im.view()}, plans, FftNorm::ortho, JaggedView<T>(y.view(), at), ws);
+  irfft_seq<T>({MatrixView<const T>(wre), MatrixView<const T>(wim)}, plans, FftNorm::ortho, JaggedView<T>(wy.view(), at), ws);
+  rfft_seq_backward<T>({g.view(), g.view()}, plans, FftNorm::ortho, JaggedView<T>(dx.view(), at), ws);
+  rfft_seq_backward<T>({MatrixView<const T>(wg), MatrixView<const T>(wg)}, plans, FftNorm::ortho, JaggedView<T>(wdx.view(), at),
+                       ws);
+  irfft_seq_backward<T>(rows, plans, FftNorm::ortho, {dre, dim}, ws);
+  irfft_seq_backward<T>(gaps, plans, FftNorm::ortho, {wdre.view(), wdim.view()}, ws);
+  compare(re, wre);
+  compare(im, wim);
+  compare(y, wy);
+  compare(dx, wdx);
+  compare(dre, wdre);
+  compare(dim, wdim);
+  for (const SpectralFeature feature : {SpectralFeature::amplitude, SpectralFeature::log_amplitude, SpectralFeature::power}) {
+    const SpectralFeatureOptions o = {.feature = feature};
+    Matrix<T> f(bins, 3), df(35, 3, T(0));
+    Padded<T> wf(bins, 3), wdf(35, 3);
+    spectral_features<T>(rows, o, plans, f, ws);
+    spectral_features<T>(gaps, o, plans, wf, ws);
+    spectral_features_backward<T>(rows, o, plans, g.view(), df, ws);
+    spectral_features_backward<T>(gaps, o, plans, wg, wdf, ws);
+    compare(f, wf);
+    compare(df, wdf);
+  }
+  Matrix<std::int32_t> lags(5, 2);
+  Matrix<T> p(5, 2), dq(35, 3, T(0)), dk(35, 3, T(0)), dv(35, 3, T(0));
+  Padded<std::int32_t> wlags(5, 2);
+  Padded<T> wp(5, 2), wdq(35, 3), wdk(35, 3), wdv(35, 3);
+  autocorr_attention<T>(rows, k.view(), dy.view(), {}, plans, lags, p, y, ws);
+  autocorr_attention<T>(gaps, wk, wdy, {}, plans, wlags, wp, wy, ws);
+  autocorr_attention_backward<T>(rows, k.view(), dy.view(), {}, plans, lags.view(), p.view(), x.view(), dq, dk, dv, ws);
+  autocorr_attention_backward<T>(gaps, wk, wdy, {}, plans, wlags.view(), wp.view(), wx, wdq, wdk, wdv, ws);
+  CHECK((max_difference(lags.view(), wlags.view()) == 0 && wlags.intact()));
+  compare(p, wp);
+  compare(y, wy);
+  compare(dq, wdq);
+  compare(dk, wdk);
+  compare(dv, wdv);
 }
 
 TEST_CASE("bin_linear is a complex product with its adjoint", "[frequency]") {

@@ -4,7 +4,7 @@
 ///     a_b = normalised mean of x_b's rows        c_b = normalised mean of y_b's rows        L = inbatch_symmetric(a, c)
 ///
 /// Shapes      x [total, D], y [total', D]: sequences of the same B users
-/// Edge cases  A user with an empty sequence on either side is left out, as a negative of others too. A mean of length 0 has no gradient.
+/// Edge cases  A user with an empty sequence on either side is left out, as a negative of others too, whatever the other one holds. A mean of length 0 has no gradient.
 /// Cost        one pass over the sequences, and the in-batch loss of [B, D].  NaN and errors as there.
 /// Reference   Moment&Cross, arXiv 2408.05709, section on contrastive learning; FARM's align step, arXiv 2502.09375. The form of the loss
 ///             (symmetric, temperature 0.1) is our reconstruction.
@@ -77,6 +77,9 @@ double align_pooled(const char* name, JaggedView<const T> x, JaggedView<const T>
   for (Index b = 0; b < users; ++b) weights[b] = x.length(b) > 0 && y.length(b) > 0 ? T(1) : T(0);
   mean_pool<T>(x, mean_x, ws);
   mean_pool<T>(y, mean_y, ws);
+  for (Index b = 0; b < users; ++b)  // a NaN of one who is left out has no gradient either
+    for (const MatrixView<T>& m : {mean_x, mean_y})
+      if (weights[b] == T(0)) std::fill_n(m.row(b), width, T(0));
   normalize_rows<T>(mean_x, unit_x);
   normalize_rows<T>(mean_y, unit_y);
   const InBatchOptions<T> options{.log_scale = o.log_scale, .weights = weights, .u_ids = o.ids, .v_ids = o.ids};

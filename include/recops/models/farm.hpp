@@ -444,6 +444,8 @@ struct Farm {
       s.daligned.resize(users, width);
       s.daligned.fill(T(0));
       mean_pool<T>(f, s.mean, ws);
+      for (Index b = 0; b < users; ++b)  // a NaN of one who is left out has no gradient either
+        if (saved.weights[b] == T(0)) std::fill_n(s.mean.row(b), options.width, T(0));
       if (options.align_width > 0) projection.forward(s.mean, s.projected, ws);
       normalize_rows<T>(compared(s), s.unit);
     };
