@@ -149,7 +149,7 @@ TEST_CASE("constraints hold with every selector, or what is broken is reported",
     Rules rules;
     for (Index c = 0; c < 1 + trial % 2; ++c) {
       Vector<std::int32_t> groups(n), shown(random.below(4));
-      const std::int32_t stretch = trial % 5 == 0 ? 1000003 : 1;  // sparse names
+      const std::int32_t stretch = trial % 5 == 0 ? 250000003 : 1;  // sparse names: what is kept of groups goes by their number
       for (auto& g : groups) g = static_cast<std::int32_t>(random.below(kinds + 1) - 1) * stretch;
       for (auto& g : groups) g = g < 0 ? -1 : g;
       for (auto& g : shown) g = static_cast<std::int32_t>(random.below(kinds)) * stretch;
@@ -263,6 +263,16 @@ TEST_CASE("constraints: which rules are given up, and what is reported", "[diver
   CHECK(std::vector<std::uint8_t>(relaxed.begin(), relaxed.end()) == std::vector<std::uint8_t>{0, rule_most, 0, rule_most});
   g = rules({.window = 2});
   CHECK(pick({.groups = g, .pins = broken_pin}) == List{3, 2, 4, 0});  // keeps clear of the pin to come
+  g = rules({.gap = 1});
+  CHECK(pick({.groups = g, .pins = broken_pin}) == List{3, 2, 4, 0});  // and of others of its group around it
+  CHECK(done.relaxed == 0);
+  g = rules({.most = 1});
+  CHECK(pick({.groups = g, .include = seven}) == List{0, 3, 7, 1});  // what is certain to come does not stand in its own way
+  CHECK(std::vector<std::uint8_t>(relaxed.begin(), relaxed.end()) == std::vector<std::uint8_t>{0, 0, 0, rule_most});
+  const Vector<std::int32_t> two_of_one{0, 2};
+  g = rules({.least_of = two_of_one});
+  CHECK(pick({.groups = g, .include = seven}) == List{0, 3, 4, 7});  // a minimum leaves room for the include
+  CHECK(done.relaxed == 0);
   relevance[2] = std::nan("");
   CHECK(pick({.pins = broken_pin}) == List{0, 1, 3, 4});
   CHECK(done.relaxed == rule_pin);
@@ -348,6 +358,10 @@ TEST_CASE("constraints: what a pin that is lost leaves behind", "[diversity][con
   CHECK((done.relaxed == rule_pin && done.status == SelectionStatus::infeasible));
   CHECK(pick({.pins = kin, .duplicates = keys}, 3) == List{2, 0, 3});  // pins stand, duplicates of each other or not
   CHECK(done.relaxed == 0);
+  // Its key is free again.
+  const Vector<std::int32_t> lost{1, -1, -1};
+  CHECK(pick({.pins = lost, .duplicates = keys}, 3) == List{0, 3, -1});
+  CHECK(done.relaxed == rule_pin);
   // A minimum counted on it: another item of its group has to come.
   const Vector<std::int32_t> groups{1, 0, 1, 0}, at_least{1}, pin{-1, 1};
   const std::vector<GroupRules> rules{{.groups = groups, .least_of = at_least}};

@@ -243,6 +243,24 @@ TEST_CASE("ssd_backward: a volume that was cut has no gradient there", "[diversi
   }
 }
 
+TEMPLATE_TEST_CASE("ssd_backward: a row with nothing new is no direction, whatever rounding leaves of it", "[diversity][ssd]",
+                   float, double) {
+  using T = TestType;
+  Random random(recops_test::seed(), 77);
+  Workspace ws;
+  for (int trial = 0; trial < 20; ++trial) {
+    Matrix<T> x = recops_test::random_matrix<T>(4, 6, random);
+    for (Index d = 0; d < 6; ++d) x(1, d) = T(3.1) * x(0, d);
+    const Vector<T> r(4, T(1)), g4{0, 0, 0, 1}, g3{0, 0, 1};
+    const Vector<std::int32_t> with{0, 1, 2, 3}, without{0, 2, 3};
+    Matrix<T> dx(4, 6, T(0)), expected(4, 6, T(0));
+    const SelectionInput<T> in{.relevance = r, .features = x};
+    ssd_backward<T>(in, {}, with, g4, {.features = dx}, ws);
+    ssd_backward<T>(in, {}, without, g3, {.features = expected}, ws);
+    CHECK(recops_test::max_difference(dx.view(), expected.view()) < (std::is_same_v<T, float> ? 1e-3 : 1e-10));
+  }
+}
+
 TEST_CASE("ssd agrees with numpy", "[diversity][ssd]") {
   const recops_test::Golden golden("list_selectors");
   for (Index number = 0; number < static_cast<Index>(golden.scalar("ssd.cases")); ++number) {

@@ -255,6 +255,13 @@ TEST_CASE("ExpertMonitor: shards merge to the whole; rows that are not numbers a
   CHECK((exploding.report().rows == 1 && exploding.report().skipped_rows == 0 && exploding.report().experts[1].collapsed));
   CHECK(exploding.report().experts[0].mean == Approx(3e38).epsilon(1e-6));
 
+  ExpertMonitor closed(GateMap(2, 2), 1);  // a row in which a task has no gates at all: nothing is divided by 0
+  const Matrix<float> ones{{1, 1}, {1, 1}}, some{{0, 0, 0.5f, 0.5f}, {0.25f, 0.75f, 0.5f, 0.5f}};
+  closed.add<float>(ones, some);
+  const ExpertReport half = closed.report();
+  CHECK((half.rows == 2 && half.tasks[0].dominance == Approx(0.375) && half.gates[1].mean == Approx(0.375)));
+  CHECK(half.tasks[1].entropy == Approx(1));
+
   const ExpertReport nothing = empty.report();
   CHECK((nothing.healthy() && nothing.rows == 0 && std::isnan(nothing.experts[0].rms) && std::isnan(nothing.tasks[0].entropy)));
   CHECK(nothing.json().find("\"rms\": null") != std::string::npos);
