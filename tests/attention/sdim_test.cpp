@@ -45,6 +45,23 @@ Matrix<double> scan(const Users& users, MatrixView<const T> history, const Matri
   return out;
 }
 
+/// Bit i of code t is the side of plane t bits + i, where rounding does not decide.
+template <class T>
+bool codes_are_signs(const Sdim<T>& layer, const Matrix<T>& x, const Matrix<std::uint16_t>& codes) {
+  const Index bits = layer.options.bits;
+  for (Index r = 0; r < x.rows(); ++r)
+    for (Index t = 0; t < layer.options.groups; ++t) {
+      if (codes(r, t) >> bits != 0) return false;
+      for (Index i = 0; i < bits; ++i) {
+        double product = 0;
+        for (Index d = 0; d < x.cols(); ++d)
+          product += static_cast<double>(x(r, d)) * static_cast<double>(layer.planes(d, t * bits + i));
+        if (std::abs(product) > 1e-5 && (codes(r, t) >> i & 1) != (product > 0)) return false;
+      }
+    }
+  return true;
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("sdim agrees with PyTorch", "[attention][sdim][golden]", float, double) {
@@ -99,6 +116,8 @@ TEMPLATE_TEST_CASE("tables are a scan of all behaviours", "[attention][sdim]", f
       typename Sdim<T>::Saved saved;
       Matrix<T> y(q.rows(), cols), again(q.rows(), cols), dh(e.rows(), cols, T(0)), dh_again(e.rows(), cols, T(0));
       layer.forward(who, what, y, saved, {}, ws);
+      CHECK(codes_are_signs<T>(layer, e, saved.history_codes));  // also where a group lies across two words
+      CHECK(codes_are_signs<T>(layer, q, saved.candidate_codes));
       CHECK(max_difference(y.view(), scan<T>(users, e, saved.candidate_codes, saved.history_codes, o).view()) <=
             tolerance * (o.normalize ? 1 : 40));
       layer.forward(who, what, again, parallel);

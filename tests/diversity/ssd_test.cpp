@@ -162,7 +162,7 @@ TEMPLATE_TEST_CASE("ssd at its limits", "[diversity][ssd]", float, double) {
   // A window is not that of a DPP; without one, and without relevance, the lists are equal.
   const Vector<T> ones(90, T(1));
   Workspace ws;
-  Vector<std::int32_t> dpp(10), windowed(10);
+  Vector<std::int32_t> dpp(10), windowed(60);
   auto flat = q;
   flat.relevance.fill(T(0));
   flat.relevance[0] = T(1e-6);  // the first pick goes by relevance: row 0 for both
@@ -170,7 +170,7 @@ TEMPLATE_TEST_CASE("ssd at its limits", "[diversity][ssd]", float, double) {
   const auto no_window = run<T>(flat.input(), {.normalize = true}, 10).items;
   CHECK(no_window == std::vector<std::int32_t>(dpp.begin(), dpp.end()));
   dpp_map<T>(ones, q.features, {.window = 4, .normalize = true}, windowed, {}, ws);
-  CHECK(run<T>(flat.input(), {.window = 3, .normalize = true}, 10).items !=
+  CHECK(run<T>(flat.input(), {.window = 3, .normalize = true}, 60).items !=
         std::vector<std::int32_t>(windowed.begin(), windowed.end()));
   recops_test::check_unsound_items<T>([](const SelectionInput<T>& in, Index k) { return run<T>(in, {.window = 4}, k).items; });
   for (const Index window : {0, 3}) {
