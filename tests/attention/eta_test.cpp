@@ -102,10 +102,15 @@ TEMPLATE_TEST_CASE("simhash: signs of projections", "[attention][eta]", float, d
   // A zero vector has all bits; a NaN none.
   Matrix<T> odd(2, 3, T(0));
   odd(1, 1) = std::numeric_limits<T>::quiet_NaN();
-  Matrix<std::uint64_t> got(2, 1);
-  const Matrix<T> planes = random_planes<T>(64, 3, random);
-  simhash<T>(odd, planes, got, ws);
-  CHECK((got(0, 0) == ~std::uint64_t{0} && got(1, 0) == 0));
+  for (const Index bits : {1, 5, 8, 13, 64, 67}) {
+    Matrix<std::uint64_t> got(2, (bits + 63) / 64);
+    const Matrix<T> planes = random_planes<T>(bits, 3, random);
+    simhash<T>(odd, planes, got, ws);
+    for (Index t = 0; t < bits; ++t) {
+      CHECK((got(0, t / 64) >> (t % 64) & 1) == 1);
+      CHECK((got(1, t / 64) >> (t % 64) & 1) == 0);
+    }
+  }
 }
 
 TEST_CASE("the share of equal bits tells the angle", "[attention][eta]") {
@@ -167,6 +172,10 @@ TEST_CASE("eta names what is wrong and writes nothing", "[attention][eta][errors
   CHECK_THAT(error_of([&] { simhash<float>(h, many, hs, ws); }), contains("1 to 255 planes"));
   CHECK_THAT(error_of([&] { simhash<float>(h, planes, hs, ws); }),
              contains("simhash: signatures: expected shape [5, 1], got [4, 1]"));
+  Matrix<std::uint64_t> all(5, 1, std::uint64_t{0});
+  for (const AttentionOptions& o : {AttentionOptions{.causal = true}, AttentionOptions{.window = 2}})
+    CHECK_THAT(error_of([&] { eta<float>(c, h, h, cs, all, o, indices, out, {}, ws); }),
+               contains("eta: causal: expected neither causal nor window"));
   for (Index i = 0; i < 8; ++i) CHECK(out.data()[i] == 9.0f);
   for (Index i = 0; i < 6; ++i) CHECK(indices.data()[i] == 9);
 }

@@ -178,6 +178,12 @@ TEST_CASE("errors of determinantal losses; NaN", "[diversity][dpp_loss]") {
         "dpp_nll: delta: expected delta >= 0, got -1");
   CHECK(error_of([&] { soft_volume<float>(f, {}, MatrixView<float>(df.data(), 2, 2), ws); }) ==
         "soft_volume: dx: expected shape [4, 2], got [2, 2]");
+  Vector<float> dq(3, 3);
+  CHECK(error_of([&] { dpp_nll<float>({.features = f}, two, {}, {.features = df.view().middle_rows(0, 3)}, ws); }) ==
+        "dpp_nll: gradient of features: expected shape [4, 2], got [3, 2]");
+  CHECK(error_of([&] { kdpp_nll<float>({.features = f}, two, {.features = df, .quality = dq}, ws); }) ==
+        "kdpp_nll: gradient of quality: expected size 4, got 3");
+  CHECK(dq[2] == 3);
   for (Index d = 0; d < 2; ++d) {  // in whatever column
     Matrix<float> broken = f;
     broken(3, d) = std::numeric_limits<float>::quiet_NaN();
@@ -207,7 +213,7 @@ TEST_CASE("determinantal losses of rows of very different lengths", "[diversity]
   const Matrix<double> x{{1e8, 0}, {0, 1}}, near{{1, 0}, {1, 1e-9}};
   CHECK(soft_volume<double>(x, {.delta = 0}, {}, ws) == Approx(-8 * std::log(10.0)));
   CHECK(soft_volume<double>(near, {.delta = 0}, {}, ws) == infinity);  // still no more than rounding
-  const Matrix<double> tiny{{1e-156, 0}, {0, 1}};  // whose inverse would overflow
+  const Matrix<double> tiny{{1e-156, 0}, {0, 1}};                      // whose inverse would overflow
   Matrix<double> dx(2, 2, 0.0);
   CHECK(soft_volume<double>(tiny, {.delta = 0}, dx, ws) == infinity);
   for (Index i = 0; i < 4; ++i) CHECK(dx.data()[i] == 0);

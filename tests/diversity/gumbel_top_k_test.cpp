@@ -51,6 +51,8 @@ TEST_CASE("Gumbel top-k: sizes, keys, what is not a number, errors", "[diversity
   const auto call = [&] { gumbel_top_k<float>(logits, 1, at, again, same, ws); };
   CHECK(count_allocations(call) == 0);
   CHECK(std::equal(picks.begin(), picks.end(), same.begin()));
+  gumbel_top_k<float>(logits, 1, {.seed = 5, .row = 2, .purpose = RandomPurpose::dropout}, again, same, ws);
+  CHECK(std::equal(keys.begin(), keys.end(), again.begin()));  // it draws for its own purpose, whatever `at` says
   CHECK(gumbel_top_k<float>({}, 1, at, {}, picks, ws) == 0);
   CHECK(picks[0] == -1);
   CHECK(gumbel_top_k<float>(logits, 1, at, keys, {}, ws) == 0);

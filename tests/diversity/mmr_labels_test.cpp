@@ -89,6 +89,15 @@ TEST_CASE("labels of a batch are those of its requests; masks, NaN, history, err
   const MmrLabelOptions four{.teacher = {.lambda = 0.4}, .picks = 4};
   mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x, .constraints = &pinned}, four, with, ws);
   CHECK((with[11] == 1 && with[3] == 1));
+  // ... and pins are for all places, also where there are fewer items.
+  const std::vector<std::int32_t> last{-1, 2, -1, -1};
+  const Constraints place{.pins = last};
+  Vector<float> graded(3, -1);
+  mmr_labels<float>(
+      MmrInput<float>{
+          .relevance = VectorView<const float>(r.data(), 3), .features = x.view().middle_rows(0, 3), .constraints = &place},
+      {.teacher = {.lambda = 0.4}, .picks = 4, .labels = TeacherLabels::graded}, graded, ws);
+  CHECK(graded[2] == 0.75f);
   Vector<float> y(30, -1);
   CHECK(error_of([&] {
           mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x, .constraints = &wrong}, four, y, ws);
