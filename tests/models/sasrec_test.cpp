@@ -1,13 +1,65 @@
-// Oracles: central differences; causality; the serving form against the training form; a chain whose next item is known.
+// Oracles: PyTorch (tests/golden/sasrec.py); central differences; causality; the serving form against the training form; a chain whose next item is known.
 #include <recops/models/sasrec.hpp>
 #include <recops/train/adam.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include "support/allocations.hpp"
+#include "support/golden_layer.hpp"
 #include "support/numbers.hpp"
 
 using namespace recops;
 using namespace recops_test;
+
+TEMPLATE_TEST_CASE("SASRec is PyTorch's: states, loss and every gradient", "[models][sasrec][golden]", float, double) {
+  using T = TestType;
+  const double bound = std::is_same_v<T, float> ? 2e-5 : 1e-12;
+  const Golden g("sasrec");
+  Random random(1);
+  Workspace ws;
+  SasRec<T> model({.items = 13, .width = 8, .max_length = 6, .blocks = 2, .heads = 2, .hidden = 12, .dropout = 0}, random);
+  set_parameters<T>(g, "", model);
+  const auto ids = g.values<std::int64_t>("ids"), offsets = g.values<std::int64_t>("offsets"),
+             negatives = g.values<std::int64_t>("negatives");
+  const auto log_q = g.values<T>("log_q");
+  Padded<T> h(static_cast<Index>(ids.size()), 8);
+  model.forward(ids, offsets, h, ws);
+  CHECK(max_difference(h.view(), g.matrix<double>("h").view()) < bound);
+  CHECK(h.intact());
+  typename SasRec<T>::Saved saved;
+  SasRec<T> gradient = zeros_like(model);
+  for (int twice = 0; twice < 2; ++twice)
+    CHECK(std::abs(model.value_and_grad(ids, offsets, negatives, log_q, gradient, saved, Step{}, ws) - g.scalar("loss")) < bound);
+  visit(
+      [&](const FieldPath& path, const auto& leaf) {
+        if (path.kind != FieldKind::parameter || leaf_values(leaf).empty()) return;
+        const auto expected = g.values<double>("d." + path.str());
+        const auto got = leaf_values(leaf);
+        INFO(path.str());
+        REQUIRE(got.size() == static_cast<Index>(expected.size()));
+        double worst = 0;
+        for (Index i = 0; i < got.size(); ++i)
+          worst = std::max(worst, std::abs(static_cast<double>(got[i]) / 2 - expected[static_cast<std::size_t>(i)]));
+        CHECK(worst < bound);
+      },
+      std::as_const(gradient));
+}
+
+TEST_CASE("a NaN stays with the users who have the item", "[models][sasrec]") {
+  Random random = random_stream(505);
+  Workspace ws;
+  SasRec<float> model({.items = 9, .width = 8, .max_length = 4, .blocks = 1, .heads = 2}, random);
+  const std::vector<std::int32_t> ids{1, 2, 3, 4, 5, 6}, offsets{0, 2, 4, 6};
+  Matrix<float> clean(3, 8), users(3, 8), served(3, 8);
+  model.encode(ids, offsets, clean, ws);
+  model.items.weight.values(4, 5) = std::numeric_limits<float>::quiet_NaN();
+  model.encode(ids, offsets, users, ws);
+  freeze(model).encode(ids, offsets, served, ws);
+  for (const Index b : {0, 2}) {
+    CHECK(max_difference(users.view().middle_rows(b, 1), clean.view().middle_rows(b, 1)) == 0);
+    CHECK(max_difference(served.view().middle_rows(b, 1), clean.view().middle_rows(b, 1)) < 1e-5);
+  }
+  CHECK((std::isnan(users(1, 0)) && std::isnan(served(1, 0))));
+}
 
 TEST_CASE("the gradient of SASRec's loss, items included", "[models][sasrec]") {
   Random random = random_stream(501);
