@@ -586,8 +586,9 @@ TEST_CASE("mmr_backward agrees with central differences and adds", "[diversity][
     }
     if (trial % 4 == 2) {
       q.categories.resize(n);
-      for (auto& c : q.categories) c = static_cast<std::int32_t>(random.below(3));
-      q.history_categories = Vector<std::int32_t>(m, 1);
+      for (auto& c : q.categories) c = static_cast<std::int32_t>(random.below(4)) - 1;  // -1 is like nothing, not even itself
+      q.history_categories.resize(m);
+      for (auto& c : q.history_categories) c = static_cast<std::int32_t>(random.below(3)) - 1;
     }
     const MmrOptions o{.lambda = 0.625,
                        .window = trial % 2 == 0 ? 0 : 3,
@@ -636,6 +637,40 @@ TEST_CASE("mmr_backward agrees with central differences and adds", "[diversity][
     }
     // Nothing wanted: nothing happens.
     mmr_backward<double>(q.input(), o, picks, g, {}, scratch);
+  }
+}
+
+TEST_CASE("mmr_backward: a history row that is not finite shifts no gradient to another", "[diversity][mmr]") {
+  Random random(recops_test::seed(), 14);
+  Workspace scratch;
+  for (int trial = 0; trial < 10; ++trial) {
+    const Index n = 9, k = 4;
+    auto with = normal_request<double>(random, n, 3, 4);
+    with.similarity = recops_test::random_matrix<double>(n, n, random);
+    with.history_similarity = recops_test::random_matrix<double>(4, n, random);
+    with.history(1, 2) = std::nan("");
+    auto without = with;
+    without.history.resize(3, 3);
+    without.history_similarity.resize(3, n);
+    for (const Index h : {0, 2, 3}) {
+      std::copy_n(with.history.row(h), 3, without.history.row(h > 0 ? h - 1 : 0));
+      std::copy_n(with.history_similarity.row(h), n, without.history_similarity.row(h > 0 ? h - 1 : 0));
+    }
+    const MmrOptions o{.lambda = 0.3, .window = trial % 2 == 0 ? 0 : 4, .similarity_weight = 2};
+    Vector<std::int32_t> picks(k), same(k);
+    mmr<double>(with.input(), o, picks, {}, scratch);
+    mmr<double>(without.input(), o, same, {}, scratch);
+    REQUIRE(std::equal(picks.begin(), picks.end(), same.begin()));
+    const Vector<double> g(k, 1.0);
+    Matrix<double> a(4, n, 0.0), b(3, n, 0.0), da(4, 3, 0.0), db(3, 3, 0.0);
+    mmr_backward<double>(with.input(), o, picks, g, {.history = da, .history_similarity = a}, scratch);
+    mmr_backward<double>(without.input(), o, picks, g, {.history = db, .history_similarity = b}, scratch);
+    for (const Index h : {0, 2, 3}) {
+      CHECK(std::equal(a.row(h), a.row(h) + n, b.row(h > 0 ? h - 1 : 0)));
+      CHECK(std::equal(da.row(h), da.row(h) + 3, db.row(h > 0 ? h - 1 : 0)));
+    }
+    CHECK(std::count(a.row(1), a.row(1) + n, 0.0) == n);
+    CHECK(std::count(da.row(1), da.row(1) + 3, 0.0) == 3);
   }
 }
 
