@@ -166,6 +166,13 @@ TEMPLATE_TEST_CASE("without context the plan is the exact one; ties, few items, 
     std::sort(picks.begin(), picks.begin() + lazy.count);
     for (Index t = 1; t < lazy.count; ++t) CHECK(picks[t] != picks[t - 1]);
   }
+  // Few users are left after any first item: the predictor is asked about that one alone.
+  const Vector<T> rich(6, T(1)), fleeting(6, T(0.01));
+  Vector<std::int32_t> three(3);
+  CHECK(lookahead<T>(rich, fleeting, {.candidates = 6, .beam = 2, .tolerance = 0.05}, none(rich, fleeting), three, ws)
+            .predictions == 6);
+  CHECK(lookahead<T>(rich, fleeting, {.candidates = 6, .beam = 2, .tolerance = 0.005}, none(rich, fleeting), three, ws)
+            .predictions > 6);
   const Vector<T> same(5, T(0.25)), half(5, T(0.5));  // numbers that are exact
   Vector<std::int32_t> picks(3);
   lookahead<T>(same, half, {.candidates = 5, .beam = 2}, none(same, half), picks, ws);

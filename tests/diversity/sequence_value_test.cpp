@@ -154,6 +154,31 @@ TEST_CASE("the plan is the best of all ordered subsets, and that much better tha
   CHECK(gain < 0.24);
 }
 
+TEST_CASE("whoever never loses a user comes first if it earns, last if it costs", "[diversity][sequence]") {
+  Random random = random_stream(7703);
+  Workspace ws;
+  for (int world = 0; world < 20; ++world) {
+    Vector<double> r(5), c(5), best(6);
+    for (Index i = 0; i < 5; ++i) {
+      r[i] = random.uniform(0, 0.2);
+      c[i] = random.uniform(0.3, 0.95);
+    }
+    c[1] = c[2] = c[3] = 1;
+    r[1] = -0.1;
+    r[2] = 0;
+    Vector<std::int32_t> order(5);
+    REQUIRE(plan_sequence<double>(r, c, 0.1, order, best, ws) == 5);
+    CHECK((order[0] == 3 && order[4] == 1));
+    double brute = -1;
+    for_each_ordered_subset(5, 5, [&](const std::vector<std::int32_t>& list) {
+      double v = 0.1;
+      for (std::size_t k = list.size(); k-- > 0;) v = r[list[k]] + c[list[k]] * v;
+      brute = std::max(brute, v);
+    });
+    CHECK(std::abs(best[5] - brute) < 1e-12);
+  }
+}
+
 TEST_CASE("plans: special cases, unusable items, errors", "[diversity][sequence]") {
   constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   Workspace ws;

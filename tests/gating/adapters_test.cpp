@@ -425,3 +425,54 @@ TEST_CASE("GroupGatedFfn: a sequence layer; equal groups make it two networks; e
   CHECK(error_of([&] { single.forward(xf, z, ws); }).find("padded_length") != std::string::npos);
   CHECK(z(0, 0) == 7.0f);
 }
+
+TEST_CASE("Adapters: a NaN stays in its row, or in its sequence", "[gating][adapters]") {
+  Random random = random_stream(417);
+  Workspace ws;
+  const Index rows = 9, d = 6;
+  const Matrix<float> x = random_matrix<float>(rows, d, random), z = random_matrix<float>(rows, 3, random);
+  Matrix<float> broken = x, y(rows, d), spoilt(rows, d);
+  broken(4, 2) = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<std::int32_t> ids{0, 1, 1, -1, 2, 2, 0, 1, 2}, offsets{0, 4, 4, 6, 9};
+  const auto check = [&](const char* name, Index first, Index last, auto&& forward) {
+    INFO(name);
+    forward(x, y);
+    forward(broken, spoilt);
+    bool others = true, own = false;
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < d; ++c) {
+        const bool inside = first <= i && i < last;
+        others = others && (inside || spoilt(i, c) == y(i, c));
+        own = own || (inside && std::isnan(spoilt(i, c)));
+      }
+    CHECK((others && own));
+  };
+  Lhuc<float> lhuc(3, d);
+  for (float& r : leaf_values(lhuc.weight)) r = static_cast<float>(random.normal());
+  check("Lhuc", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { lhuc.forward(in, ids, out, ws); });
+  Film<float> film(d, 3, random);
+  for (float& w : leaf_values(film.linear.weight)) w = static_cast<float>(random.normal());
+  const auto served = freeze(film);
+  check("Film", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { film.forward(in, z, out, ws); });
+  check("Film, frozen", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { served.forward(in, z, out, ws); });
+  LoraLinear<float> lora(Linear<float>(d, d, random), 2, 1.0, random);
+  for (float& w : leaf_values(lora.up)) w = static_cast<float>(random.normal());
+  check("LoraLinear", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { lora.forward(in, out, ws); });
+  GatedAdapters<float> gated({.inputs = d, .outputs = d, .adapters = {3}, .rank = 2}, random);
+  for (auto& table : gated.adapters)
+    for (float& w : leaf_values(table.weight)) w = static_cast<float>(random.normal());
+  const auto packed = freeze(gated);
+  check("GatedAdapters", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { gated.forward(in, ids, out, ws); });
+  check("GatedAdapters, frozen", 4, 5, [&](const Matrix<float>& in, Matrix<float>& out) { packed.forward(in, ids, out, ws); });
+  GroupGatedFfn<float> groups(
+      d, 0, 3,
+      [&] {
+        return Mlp<float>({d, d, d}, {}, random);
+      },
+      random);
+  const auto all = freeze(groups);
+  const auto in_sequences = [&](const Matrix<float>& in) { return JaggedView<const float>(in.view(), offsets); };
+  check("GroupGatedFfn", 4, 6, [&](const Matrix<float>& in, Matrix<float>& out) { groups.forward(in_sequences(in), out, ws); });
+  check("GroupGatedFfn, frozen", 4, 6,
+        [&](const Matrix<float>& in, Matrix<float>& out) { all.forward(in_sequences(in), out, ws); });
+}
