@@ -91,8 +91,8 @@ void farm(Index batch, Index length) {
     Case<float> c;
     const auto d = start(c, batch, length, cols, 1, batch * length);
     Random random(2);
-    const auto layer = std::make_shared<FrozenFarmIntraDomain<float>>(
-        freeze(FarmIntraDomain<float>(cols, {.length = length, .band = {.ratio = 0.25}}, random)));
+    auto frozen = freeze(FarmIntraDomain<float>(cols, {.length = length, .band = {.ratio = 0.25}}, random));
+    const auto layer = std::make_shared<decltype(frozen)>(std::move(frozen));
     const double bins = std::ceil(0.25 * static_cast<double>(length / 2 + 1));
     c.flops = static_cast<double>(batch * length * cols) * (4 * (2 * bins - 1) + 3) +
               2 * static_cast<double>(batch) * (cols * cols + 2.0 * cols);
