@@ -428,6 +428,8 @@ void report(const Run& run) {
     if (k < system_count && systems[k].loss == Loss::rank_sum) std::printf(" | %5.1f %%", 100 * run.pooled[k]);
     std::printf("\n");
   }
+  std::printf(
+      "  largest block: share of the scores that the soft ranks pool at most; --seeds 5 says which differences are luck\n");
 }
 
 }  // namespace

@@ -134,19 +134,21 @@ class SeedTable {
     return t_interval(known);
   }
 
-  /// The table as text: a row per system with its value per seed, mean, and difference from the baseline.
+  /// The table as text: a row per system with its value per seed, mean, and difference from the baseline; of one seed without an
+  /// interval, as nothing is known of it.
   std::string text(Index baseline = 0, int digits = 4) const {
     check(baseline, "SeedTable::text");
     const std::string& base = systems_[static_cast<std::size_t>(baseline)];
     std::vector<std::vector<std::string>> cells(1, {metric_});
     for (const std::uint64_t seed : seeds_) cells[0].push_back("seed " + std::to_string(seed));
-    cells[0].insert(cells[0].end(), {"mean", "minus " + base + " (95 %)"});
+    cells[0].insert(cells[0].end(), {"mean", "minus " + base + (seeds_.size() > 1 ? " (95 %)" : ", one seed")});
     for (Index r = 0; r < systems(); ++r) {
       std::vector<std::string> row{systems_[static_cast<std::size_t>(r)]};
       for (Index s = 0; s < values_.cols(); ++s) row.push_back(number(values_(r, s), digits, false));
       row.push_back(number(summary(r).mean, digits, false));
       const Interval d = difference(r, baseline);
-      row.push_back(r == baseline ? "" : number(d.mean, digits, true) + " ± " + number(d.half_width, digits, false));
+      const std::string sure = seeds_.size() > 1 ? " ± " + number(d.half_width, digits, false) : "";
+      row.push_back(r == baseline ? "" : number(d.mean, digits, true) + sure);
       cells.push_back(std::move(row));
     }
     std::vector<std::size_t> width(cells[0].size(), 0);

@@ -59,6 +59,13 @@ TEST_CASE("the table is aligned and says what is missing", "[examples][seeds]") 
         "AUC        seed 1  seed 22  mean  minus pool (95 %)\n"
         "pool         0.50     0.25  0.38\n"
         "attention    0.75        -  0.75          +0.25 ± -\n");
+  SeedTable once("AUC", {"pool", "attention"}, {3});
+  once.set(0, 0, 0.5);
+  once.set(1, 0, 0.75);
+  CHECK(once.text(0, 2) ==
+        "AUC        seed 3  mean  minus pool, one seed\n"
+        "pool         0.50  0.50\n"
+        "attention    0.75  0.75                 +0.25\n");
   CHECK_THROWS_AS(table.set(2, 0, 0), recops::Error);
   CHECK_THROWS_AS(table.set(0, 2, 0), recops::Error);
 }
