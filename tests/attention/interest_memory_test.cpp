@@ -225,6 +225,54 @@ TEST_CASE("a bank of a million interests trains and serves", "[attention][intere
   }
 }
 
+TEMPLATE_TEST_CASE("the mean of the tokens that are shown, and its gradient", "[attention][interest_memory]", float, double) {
+  using T = TestType;
+  const double bound = std::is_same_v<T, float> ? 2e-6 : 1e-14;
+  Random random = random_stream(86);
+  const std::vector<std::int32_t> offsets{0, 3, 3, 4, 9, 11, sanitized ? 700 : 1700};
+  const Index users = 6, total = offsets.back();
+  for (const Index cols : {1, 5, 64, 67}) {
+    for (const bool masked : {false, true}) {
+      CAPTURE(cols, masked);
+      Padded<T> x(random_matrix<T>(total, cols, random).view()), out(users, cols, T(9)), dx(total, cols, T(3));
+      const Matrix<T> dout = random_matrix<T>(users, cols, random);
+      std::vector<std::uint8_t> mask;
+      for (Index i = 0; i < total && masked; ++i) mask.push_back(i >= 9 && i < 11 ? 0 : random.chance(0.6));  // the fifth: none
+      for (Index i = 0; i < total && masked; ++i)
+        if (mask[static_cast<std::size_t>(i)] == 0) x(i, cols / 2) = std::numeric_limits<T>::quiet_NaN();  // and is not read
+      const JaggedView<const T> rows(x.view(), offsets);
+      mean_of_tokens<T>(rows, mask, out);
+      mean_of_tokens_backward<T>(rows, mask, dout.view(), dx);
+      double worst = 0, worst_gradient = 0;
+      for (Index b = 0; b < users; ++b) {
+        const Index first = rows.begin(b), last = first + rows.length(b);
+        const auto shown = [&](Index i) { return !masked || mask[static_cast<std::size_t>(i)] != 0; };
+        double count = 0;
+        for (Index i = first; i < last; ++i) count += shown(i);
+        for (Index c = 0; c < cols; ++c) {
+          double mean = 0;
+          for (Index i = first; i < last; ++i) {
+            mean += shown(i) ? static_cast<double>(x(i, c)) / count : 0;
+            const double expected = 3 + (shown(i) ? static_cast<double>(dout(b, c)) / count : 0);
+            worst_gradient = std::max(worst_gradient, std::abs(static_cast<double>(dx(i, c)) - expected));
+          }
+          worst = std::max(worst, std::abs(static_cast<double>(out(b, c)) - mean));
+        }
+      }
+      CHECK(worst < bound);
+      CHECK(worst_gradient < bound);
+      CHECK((out.intact() && dx.intact()));
+      const JaggedView<const T> few(x.view().middle_rows(0, 3));
+      Matrix<T> two(2, cols, T(9));
+      CHECK(error_of([&] { mean_of_tokens<T>(few, {}, two); }).rfind("mean_of_tokens: out: expected shape [1, ", 0) == 0);
+      CHECK(error_of([&] {
+              mean_of_tokens_backward<T>(few, {}, out.view().middle_rows(0, 1), two);
+            }).rfind("mean_of_tokens_backward: dx: expected shape [3, ", 0) == 0);
+      CHECK(two(1, 0) == T(9));
+    }
+  }
+}
+
 TEST_CASE("interest memory: edges and errors", "[attention][interest_memory]") {
   Random random = random_stream(85);
   Workspace ws;

@@ -319,6 +319,30 @@ TEST_CASE("what interests do not depend on", "[attention][multi_interest]") {
   CHECK((choice[0] == 1 && choice[1] == 0));
 }
 
+TEST_CASE("gradients of interests where nothing is left, or nothing is shown", "[attention][multi_interest]") {
+  Random random = random_stream(46);
+  Workspace ws;
+  // Behaviours that are zeros sum to nothing, of which no length can be taken.
+  DynamicRouting<double> routing(4, 2, 3, random), moved = make_gradient(routing);
+  Matrix<double> x(3, 4, 0.0), z(2, 4), dx(3, 4, 0.0);
+  const Matrix<double> dz = random_matrix<double>(2, 4, random);
+  DynamicRouting<double>::Saved kept;
+  routing.forward(x, {}, z, kept, {}, ws);
+  routing.backward(x, {}, dz, kept, dx, moved, ws);
+  for (const double v : leaf_values(dx)) CHECK(v == 0);
+  // What is hidden has no gradient, be that of the interests a NaN.
+  SelfAttentiveInterests<double> layer(4, 2, 6, 3, random), gradient = make_gradient(layer);
+  const Matrix<double> rows = random_matrix<double>(3, 4, random);
+  Matrix<double> broken = dz;
+  broken(1, 2) = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<std::uint8_t> mask{1, 0, 1};
+  SelfAttentiveInterests<double>::Saved saved;
+  dx.fill(0);
+  layer.forward(rows, mask, z, saved, {}, ws);
+  layer.backward(rows, mask, broken, saved, dx, gradient, ws);
+  for (Index d = 0; d < 4; ++d) CHECK((dx(1, d) == 0 && std::isnan(dx(0, d))));
+}
+
 TEST_CASE("multi-interest errors", "[attention][multi_interest]") {
   Random random = random_stream(45);
   Workspace ws;

@@ -218,6 +218,9 @@ TEST_CASE("gate_entropy_value_and_grad: value and gradient through the softmax",
   check_gradient("w", leaf_values(w), VectorView<const double>(leaf_values(dw)), loss, report);
   CAPTURE(report.where, report.numeric, report.analytic);
   CHECK(report.worst < 1e-6);
+  loss();
+  for (Index i = 0; i < 5 * map.size(); ++i)  // of the gates themselves, whatever they sum to: -scale (ln g + 1)
+    CHECK(dg.data()[i] == Approx(0.5 / 20 * (std::log(g.data()[i]) + 1)).margin(1e-12));
   // The specification's form in logits: -scale g (ln g + H) per task.
   Matrix<double> logits(1, 3, 0.0), gates{{0.2, 0.3, 0.5}}, dgates(1, 3, 0.0), dx(1, 3, 0.0),
       unit{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
