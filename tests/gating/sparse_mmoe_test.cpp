@@ -136,6 +136,16 @@ TEMPLATE_TEST_CASE("Routers: ties, NaN, extremes, all experts, no rows", "[gatin
       route_topk<T>(low, {}, {.k = 2, .routing = mode.second}, who, v, ws);
       CHECK((who(0, 0) == 0 && who(0, 1) == 2 && v(0, 0) == T(0.5) && v(0, 1) == T(0.5)));
     }
+    {  // a NaN of a kept group before any expert of a group that was dropped; nothing to choose from gives no weight
+      const Matrix<T> last{{T(-5), T(-6), 1, nan}}, closed(1, 4, -infinity);
+      Matrix<T> v(1, 2);
+      Choices who(1, 2);
+      route_topk<T>(last, {}, {.k = 2, .routing = mode.second, .groups = 2}, who, v, ws);
+      CHECK((who(0, 0) == 2 && who(0, 1) == 3));
+      route_topk<T>(closed, {}, {.k = 2, .routing = mode.second}, who, v, ws);
+      CHECK((who(0, 0) == 0 && who(0, 1) == 1));
+      if (mode.second != Routing::softmax_then_topk) CHECK((v(0, 0) == 0 && v(0, 1) == 0));
+    }
     if (mode.second == Routing::topk_then_softmax) {  // a group with one number is better than one without
       const Matrix<T> one{{-infinity, -infinity, 5, -infinity}};
       const Vector<T> no_bias(4, T(0));
@@ -235,6 +245,11 @@ TEMPLATE_TEST_CASE("Balance losses equal PyTorch's: values and gradients", "[gat
         Approx(golden.scalar("sequence.value")).epsilon(1e-6));
   CHECK(distance<T>(golden, "sequence.dlogits", d) < tolerance);
   CHECK(d.intact());
+  const Matrix<T> closed{{T(-1e5), T(-1e5), T(-1e5)}, {1, 2, 3}};  // sigmoids that are all 0 have no shares
+  const Choices ones(2, 1, 0);
+  Matrix<T> dclosed(2, 3, T(0));
+  CHECK(std::isfinite(sequence_balance_value_and_grad<T>(JaggedView<const T>(closed.view()), ones, 0.1, dclosed, ws)));
+  for (Index i = 0; i < 3; ++i) CHECK((dclosed(0, i) == 0 && std::isfinite(dclosed(1, i)) && dclosed(1, i) != 0));
   Padded<T> dw(11, 2);
   CHECK(importance_value_and_grad<T>(golden.matrix<T>("importance.weights").view(), experts, 5, 0.1, dw, ws) ==
         Approx(golden.scalar("importance.value")).epsilon(1e-5));

@@ -234,6 +234,15 @@ TEST_CASE("the loss of CDM by differences and by hand; fusion", "[models][cdm]")
     check_gradient("logit", VectorView<double>(&z[i], 1), VectorView<const double>(&dz[i], 1), loss, report);
   CHECK(report.worst < 1e-7);
   CHECK(dz[3] == 0);
+  // An item that is out is of no pair, whatever its label.
+  for (const double label : {0.0, 0.6, 2.0}) {
+    const Vector<double> with{-inf, 0.3, -0.4, 0.9}, labels{label, 1, 0, 0.5}, without{0.3, -0.4, 0.9}, rest{1, 0, 0.5};
+    Vector<double> dwith(4, 0), dwithout(3, 0);
+    CHECK(cdm_loss<double>(with, labels, {}, {.pairwise = 0.7}, dwith) ==
+          cdm_loss<double>(without, rest, {}, {.pairwise = 0.7}, dwithout));
+    CHECK(dwith[0] == 0);
+    CHECK(std::equal(dwithout.begin(), dwithout.end(), dwith.begin() + 1));
+  }
   CHECK(error_of([&] { cdm_loss<double>(z, y, offsets, {.pairwise = -1}, dz); }) ==
         "cdm_loss: pairwise: expected pairwise >= 0, got -1");
 
@@ -395,8 +404,9 @@ TEST_CASE("errors of CDM", "[models][cdm]") {
   CHECK(changed([](auto& o) { o.query.bias.clear(); }) == "Cdm: query.bias: expected size 5, got 0");
   CHECK(changed([](auto& o) { o.key.weight.resize(5, 6); }) == "Cdm: key.weight: expected shape [5, 5], got [5, 6]");
   CHECK(changed([](auto& o) { o.value.weight.resize(4, 5); }) == "Cdm: value.weight: expected shape [5, 5], got [4, 5]");
-  CHECK(changed([&](auto& o) { o.student = Mlp<float>({25, 2}, {}, random); }).find("student: expected one output") !=
-        std::string::npos);
+  CHECK(changed([&](auto& o) {
+          o.student = Mlp<float>({25, 2}, {}, random);
+        }).find("student: expected one output") != std::string::npos);
   CHECK(changed([&](auto& o) { o.student = Mlp<float>({24, 1}, {}, random); }) != "no error");
   CHECK(changed([](auto& o) { o.options.pool = 0; }) == "Cdm: pool: expected 1 to 2^31 - 1 candidates, got 0");
   CHECK(error_of([&] { Cdm<float>().forward({}, {}, ws); }).find("query.weight") != std::string::npos);
