@@ -3,10 +3,12 @@
 ///     taskset -c 1 build/bench/bench/recops_bench_frequency_periodicity
 ///
 ///   frequency/autocorr/f32/...    `autocorr_attention`, every sequence with lags of its own, all bins
-///   frequency/farm/f32/...        `FarmIntraDomain` as served: gates from the mean, two bands, a quarter of the bins in the low one
+///   frequency/farm/f32/...        `FarmIntraDomain` as served: gates from the mean, two bands, a quarter of the bins in the low one (flops:
+///                                 of projection or transform, whichever has fewer)
 ///   frequency/features/f32/...    amplitudes of all bins
 ///
 /// Peer `torch`: the same with its transforms, in a process of its own. `memcpy` copies what must be read and written.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -94,7 +96,8 @@ void farm(Index batch, Index length) {
     auto frozen = freeze(FarmIntraDomain<float>(cols, {.length = length, .band = {.ratio = 0.25}}, random));
     const auto layer = std::make_shared<decltype(frozen)>(std::move(frozen));
     const double bins = std::ceil(0.25 * static_cast<double>(length / 2 + 1));
-    c.flops = static_cast<double>(batch * length * cols) * (4 * (2 * bins - 1) + 3) +
+    const double projected = 4 * (2 * bins - 1), transformed = 5 * std::log2(static_cast<double>(length));
+    c.flops = static_cast<double>(batch * length * cols) * (std::min(projected, transformed) + 3) +
               2 * static_cast<double>(batch) * (cols * cols + 2.0 * cols);
     c.kernel = [d, layer](Index i) {
       layer->forward(d->in(0, i), {}, MatrixView<float>(d->y[i], d->batch * d->length, d->cols), d->ws);
