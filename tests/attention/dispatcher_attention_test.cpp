@@ -560,6 +560,72 @@ TEST_CASE("gradients of causal dispatch keep their digits over long sequences an
   }
 }
 
+TEMPLATE_TEST_CASE("causal dispatch is that of its page, however far logits rise and fall", "[attention][dispatcher_attention]",
+                   float, double) {
+  using T = TestType;
+  Random random = random_stream(78);
+  Workspace ws;
+  const std::vector<std::int32_t> offsets{0, 40, 40, 41, 70};
+  const Index total = 70, k = 3;
+  for (const Index heads : {1, 2})
+    for (const double rise : {0.0, 7.0, 400.0}) {
+      CAPTURE(heads, rise);
+      const Index e = 4, f = 2 * e;
+      Padded<T> q(random_matrix<T>(total, e, random).view()), logits(random_matrix<T>(total, k * heads, random).view()),
+          mixed(random_matrix<T>(total, heads * f, random).view()), out(total, e);
+      const Vector<T> constant = random_vector<T>(f, random);
+      std::vector<std::uint8_t> mask(static_cast<std::size_t>(total), 1);
+      mask[5] = mask[41] = 0;
+      for (Index t = 0; t < total; ++t)  // up, and down again
+        for (Index j = 0; j < k * heads; ++j)
+          logits(t, j) += static_cast<T>(rise * static_cast<double>(t < 50 ? t : 100 - t) * 0.3);
+      for (Index j = 0; j < k * heads; ++j) logits(0, j) = -std::numeric_limits<T>::infinity();  // nothing but the token itself
+      causal_dispatch<T>(JaggedView<const T>(q.view(), offsets), logits, mixed, constant, {.heads = heads, .mask = mask}, out, {},
+                         ws);
+      double worst = 0;
+      for (std::size_t b = 0; b + 1 < offsets.size(); ++b)
+        for (Index t = offsets[b]; t < offsets[b + 1]; ++t) {
+          const auto shown = [&](Index i) { return mask[static_cast<std::size_t>(i)] != 0; };
+          std::vector<double> want(static_cast<std::size_t>(e), 0.0);
+          Matrix<double> seen(k, f);
+          for (Index r = 0; r < k && shown(t); ++r)
+            for (Index c = 0; c < f; ++c) {
+              seen(r, c) = static_cast<double>(constant[c]);
+              for (Index h = 0; h < heads; ++h) {
+                double top = -1e300, sum = 0, mean = 0;
+                for (Index i = offsets[b]; i <= t; ++i)
+                  if (shown(i)) top = std::max(top, static_cast<double>(logits(i, r * heads + h)));
+                for (Index i = offsets[b]; i <= t; ++i) {
+                  if (!shown(i)) continue;
+                  const double w = t == 0 ? 1 : std::exp(static_cast<double>(logits(i, r * heads + h)) - top);
+                  sum += w;
+                  mean += w * static_cast<double>(mixed(i, h * f + c));
+                }
+                seen(r, c) += mean / sum;
+              }
+            }
+          const Index width = e / heads;
+          for (Index h = 0; h < heads && shown(t); ++h) {
+            double p[k], sum = 0;
+            for (Index r = 0; r < k; ++r) {
+              double product = 0;
+              for (Index c = h * width; c < (h + 1) * width; ++c) product += static_cast<double>(q(t, c)) * seen(r, c);
+              sum += p[r] = std::exp(product / std::sqrt(static_cast<double>(width)));
+            }
+            for (Index r = 0; r < k; ++r)
+              for (Index c = h * width; c < (h + 1) * width; ++c)
+                want[static_cast<std::size_t>(c)] += p[r] / sum * seen(r, e + c);
+          }
+          for (Index c = 0; c < e; ++c) {
+            const double apart = std::abs(static_cast<double>(out(t, c)) - want[static_cast<std::size_t>(c)]);
+            worst = std::isnan(apart) ? INFINITY : std::max(worst, apart);
+          }
+        }
+      CHECK(worst < (std::is_same_v<T, float> ? 1e-4 : 1e-12));
+      CHECK(out.intact());
+    }
+}
+
 TEST_CASE("dispatcher attention errors", "[attention][dispatcher_attention]") {
   Random random = random_stream(77);
   Workspace ws;
