@@ -68,6 +68,18 @@ struct BandWaves {
 
 namespace detail {
 
+/// What a tile fetches of the next sequence, a place a row. Where rows lie one behind the other each tile takes its share of them
+/// in order of memory, which is much faster than a column of every row.
+template <class T>
+struct BandFetch {
+  const T* at;
+  Index step = 0;
+  RECOPS_INLINE void next() {
+    __builtin_prefetch(at);
+    at += step;
+  }
+};
+
 /// Rows n and L - n of a tile of V vectors: their sum and difference.
 template <int V, class T, class A>
 RECOPS_INLINE void band_fold(const T* p, const T* q, Batch<T, A>* even, Batch<T, A>* odd) {
@@ -81,11 +93,11 @@ RECOPS_INLINE void band_fold(const T* p, const T* q, Batch<T, A>* even, Batch<T,
 }
 
 /// Sums over all rows of a tile: of x itself (with `mean`) to sums[0], times cos and sin of Q waves to `to`, [Q][2][V lanes]. `t` is
-/// the table's first of these waves; its rows are `t_stride` apart. Lines `ahead` elements further are fetched, those
-/// of the first half of the rows: `band_rows` fetches the others, so that memory has work all the time.
+/// the table's first of these waves; its rows are `t_stride` apart. The first half of the rows is fetched here, `band_rows` fetches
+/// the others, so that memory has work all the time.
 template <int V, int Q, bool mean, class T, class A>
-[[gnu::noinline]] void band_sums(const T* x, Index stride, Index length, const T* t, Index t_stride, Index ahead, T* mean_to,
-                                 T* to) {
+[[gnu::noinline]] void band_sums(const T* x, Index stride, Index length, const T* t, Index t_stride, BandFetch<T> fetch,
+                                 T* mean_to, T* to) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   B m[V], c[Q > 0 ? Q : 1][V], s[Q > 0 ? Q : 1][V];
@@ -98,14 +110,14 @@ template <int V, int Q, bool mean, class T, class A>
       s[w][v] = B(T(0));
     }
   }
-  __builtin_prefetch(x + ahead);
+  fetch.next();
   const T *p = x + stride, *q = x + (length - 1) * stride;
   t += t_stride;
   Index n = 1;
   for (; 2 * n < length; ++n, p += stride, q -= stride, t += t_stride) {
     B even[V], odd[V];
     band_fold<V, T, A>(p, q, even, odd);
-    __builtin_prefetch(p + ahead);
+    fetch.next();
     if (mean) {
       RECOPS_UNROLL
       for (int v = 0; v < V; ++v) m[v] = m[v] + even[v];
@@ -121,7 +133,7 @@ template <int V, int Q, bool mean, class T, class A>
     }
   }
   if (2 * n == length) {  // the row opposite row 0: sin 0
-    __builtin_prefetch(p + ahead);
+    fetch.next();
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) {
       const B a = B::load_unaligned(p + v * W);
@@ -143,7 +155,7 @@ template <int V, int Q, bool mean, class T, class A>
 
 /// Sums of a tile over all waves: [1 + 2 waves][V lanes], the mean's first (0 where it is not wanted).
 template <int V, class T, class A>
-void band_analyse(const BandWaves<T>& band, const T* x, Index stride, Index ahead, T* sums) {
+void band_analyse(const BandWaves<T>& band, const T* x, Index stride, const BandFetch<T>& fetch, T* sums) {
   constexpr Index W = lanes<T, A>;
   constexpr int Q = registers<A> >= 32 ? 4 : 2;  // what registers hold: (1 + 2 Q) V sums, 2 V rows, 1 factor
   const Index t_stride = 2 * band.waves, n = band.waves;
@@ -153,21 +165,21 @@ void band_analyse(const BandWaves<T>& band, const T* x, Index stride, Index ahea
   Index w = 0;
   if (band.mean) {
     const int first = static_cast<int>(n < 2 ? n : 2);
-    if (first == 0) band_sums<V, 0, true, T, A>(x, stride, band.length, band.table, t_stride, ahead, sums, to);
-    if (first == 1) band_sums<V, 1, true, T, A>(x, stride, band.length, band.table, t_stride, ahead, sums, to);
-    if (first == 2) band_sums<V, 2, true, T, A>(x, stride, band.length, band.table, t_stride, ahead, sums, to);
+    if (first == 0) band_sums<V, 0, true, T, A>(x, stride, band.length, band.table, t_stride, fetch, sums, to);
+    if (first == 1) band_sums<V, 1, true, T, A>(x, stride, band.length, band.table, t_stride, fetch, sums, to);
+    if (first == 2) band_sums<V, 2, true, T, A>(x, stride, band.length, band.table, t_stride, fetch, sums, to);
     w = first;
   }
   for (; w + Q <= n; w += Q)
-    band_sums<V, Q, false, T, A>(x, stride, band.length, band.table + 2 * w, t_stride, 0, nullptr, to + 2 * w * V * W);
+    band_sums<V, Q, false, T, A>(x, stride, band.length, band.table + 2 * w, t_stride, {x}, nullptr, to + 2 * w * V * W);
   for (; w < n; ++w)
-    band_sums<V, 1, false, T, A>(x, stride, band.length, band.table + 2 * w, t_stride, 0, nullptr, to + 2 * w * V * W);
+    band_sums<V, 1, false, T, A>(x, stride, band.length, band.table + 2 * w, t_stride, {x}, nullptr, to + 2 * w * V * W);
 }
 
 /// y = (or +=) outer x + the waves with the given sums, which hold all factors. Q waves, or any number with Q = -1.
 template <int V, int Q, class T, class A>
-[[gnu::noinline]] void band_rows(const BandWaves<T>& band, const T* x, Index x_stride, const T* sums, const T* outer, Index ahead,
-                                 BandStore store, T* y, Index y_stride) {
+[[gnu::noinline]] void band_rows(const BandWaves<T>& band, const T* x, Index x_stride, const T* sums, const T* outer,
+                                 BandFetch<T> fetch, BandStore store, T* y, Index y_stride) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
   const Index length = band.length, waves = Q < 0 ? band.waves : Q;
@@ -224,6 +236,7 @@ template <int V, int Q, class T, class A>
       }
     }
   };
+  fetch.at += (length / 2 + 1) * fetch.step;  // those have been fetched
   B even[V], odd[V];
   const T* t = band.table;
   sum(t, even, odd);
@@ -240,7 +253,7 @@ template <int V, int Q, class T, class A>
       up[v] = even[v] + odd[v];
       down[v] = even[v] - odd[v];
     }
-    __builtin_prefetch(q + ahead);
+    fetch.next();
     put(p, py, up);
     put(q, qy, down);
   }
@@ -269,17 +282,17 @@ void band_weigh(const BandWaves<T>& band, const T* inner, const T* outer, T* sum
 }
 
 template <int V, class T, class A>
-void band_tile(const BandWaves<T>& band, const T* x, Index x_stride, Index ahead, const T* inner, const T* outer, BandStore store,
-               T* y, Index y_stride, T* sums) {
-  band_analyse<V, T, A>(band, x, x_stride, ahead, sums);
+void band_tile(const BandWaves<T>& band, const T* x, Index x_stride, const BandFetch<T>& fetch, const T* inner, const T* outer,
+               BandStore store, T* y, Index y_stride, T* sums) {
+  band_analyse<V, T, A>(band, x, x_stride, fetch, sums);
   band_weigh<V, T, A>(band, inner, outer, sums);
   switch (band.waves) {
     case 1:
-      return band_rows<V, 1, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
+      return band_rows<V, 1, T, A>(band, x, x_stride, sums, outer, fetch, store, y, y_stride);
     case 2:
-      return band_rows<V, 2, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
+      return band_rows<V, 2, T, A>(band, x, x_stride, sums, outer, fetch, store, y, y_stride);
     default:
-      return band_rows<V, -1, T, A>(band, x, x_stride, sums, outer, ahead, store, y, y_stride);
+      return band_rows<V, -1, T, A>(band, x, x_stride, sums, outer, fetch, store, y, y_stride);
   }
 }
 
@@ -310,7 +323,12 @@ void band_mix(const BandWaves<T>& band, MatrixView<const T> x, const T* inner, c
   assert(x.rows() == band.length && y.rows() == x.rows() && y.cols() == x.cols());
   if (x.empty()) return;
   const auto mark = ws.mark();
-  const Index cols = x.cols(), ahead = next ? next - x.data() : 0;
+  const Index cols = x.cols();
+  const bool in_order = x.stride() == cols;
+  const auto fetch = [&](Index d, Index width) {
+    if (!next) return detail::BandFetch<T>{x.data()};
+    return in_order ? detail::BandFetch<T>{next + d * x.rows(), width} : detail::BandFetch<T>{next + d, x.stride()};
+  };
   T* const sums = ws.take<T>((1 + 2 * band.waves) * 2 * W);
   if (store == BandStore::far) {  // whole cache lines only
     const std::uintptr_t places =
@@ -319,17 +337,17 @@ void band_mix(const BandWaves<T>& band, MatrixView<const T> x, const T* inner, c
   }
   Index d = 0;
   for (; d + 2 * W <= cols; d += 2 * W)
-    detail::band_tile<2, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, store, y.data() + d, y.stride(),
-                               sums);
+    detail::band_tile<2, T, A>(band, x.data() + d, x.stride(), fetch(d, 2 * W), inner + d, outer + d, store, y.data() + d,
+                               y.stride(), sums);
   for (; d + W <= cols; d += W)
-    detail::band_tile<1, T, A>(band, x.data() + d, x.stride(), ahead, inner + d, outer + d, store, y.data() + d, y.stride(),
+    detail::band_tile<1, T, A>(band, x.data() + d, x.stride(), fetch(d, W), inner + d, outer + d, store, y.data() + d, y.stride(),
                                sums);
   if (d == cols) return;
   const MatrixView<T> in = detail::band_tail<T, A>(x, d, ws), out = ws.matrix<T>(x.rows(), W);
   alignas(64) T gains[2 * W];
   load_first<T, A>(inner + d, cols - d).store_aligned(gains);
   load_first<T, A>(outer + d, cols - d).store_aligned(gains + W);
-  detail::band_tile<1, T, A>(band, in.data(), W, 0, gains, gains + W, BandStore::write, out.data(), W, sums);
+  detail::band_tile<1, T, A>(band, in.data(), W, {in.data()}, gains, gains + W, BandStore::write, out.data(), W, sums);
   for (Index n = 0; n < x.rows(); ++n) {
     Batch<T, A> r = Batch<T, A>::load_aligned(out.row(n));
     if (store == BandStore::add) r = r + load_first<T, A>(y.row(n) + d, cols - d);
@@ -345,8 +363,8 @@ void band_products_tile(const BandWaves<T>& band, const T* x, Index x_stride, co
                         T* whole) {
   using B = Batch<T, A>;
   constexpr Index W = lanes<T, A>;
-  band_analyse<V, T, A>(band, x, x_stride, 0, xs);
-  band_analyse<V, T, A>(band, g, g_stride, 0, gs);
+  band_analyse<V, T, A>(band, x, x_stride, {x}, xs);
+  band_analyse<V, T, A>(band, g, g_stride, {g}, gs);
   B in[V], all[V];
   RECOPS_UNROLL
   for (int v = 0; v < V; ++v) in[v] = all[v] = B(T(0));
