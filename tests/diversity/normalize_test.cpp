@@ -56,10 +56,18 @@ TEMPLATE_TEST_CASE("normalize_scores passes over what is not finite, and over th
   Vector<T> out(3);
   normalize_scores<T>(wide, ScoreScale::minmax, out, scratch);
   CHECK((out[0] == T(0) && out[1] == T(1) && out[2] == T(0.5)));
-  for (const T size : {huge, T(1), std::numeric_limits<T>::min()}) {  // squares neither overflow nor vanish
+  for (const T size : {huge, T(1), std::numeric_limits<T>::min(), 2 * std::numeric_limits<T>::denorm_min()}) {
+    // Squares neither overflow nor vanish.
     const Vector<T> three{-size, size, T(0)};
     normalize_scores<T>(three, ScoreScale::zscore, out, scratch);
     CHECK((std::abs(out[0] + T(std::sqrt(1.5))) < T(1e-6) && std::abs(out[1] - T(std::sqrt(1.5))) < T(1e-6) && out[2] == T(0)));
+  }
+  {  // nor does a deviation, be it below the least number there is
+    Vector<T> ten(10, T(0));
+    ten[3] = 2 * std::numeric_limits<T>::denorm_min();
+    normalize_scores<T>(ten, ScoreScale::zscore, ten, scratch);
+    CHECK(std::all_of(ten.begin(), ten.end(), [](T y) { return std::abs(y) < T(4); }));
+    CHECK(ten[3] > T(1));
   }
   // Equal scores have no deviation, whatever the rounding of their mean.
   for (const double score : {0.1, 0.3, -3.3, 1e30}) {

@@ -4,7 +4,8 @@
 ///     a_b = normalised mean of x_b's rows        c_b = normalised mean of y_b's rows        L = inbatch_symmetric(a, c)
 ///
 /// Shapes      x [total, D], y [total', D]: sequences of the same B users
-/// Edge cases  A user with an empty sequence on either side is left out, as a negative of others too, whatever the other one holds. A mean of length 0 has no gradient.
+/// Edge cases  A user with an empty sequence on either side is left out, as a negative of others too, whatever the
+///             other one holds. A mean of length 0 has no gradient.
 /// Cost        one pass over the sequences, and the in-batch loss of [B, D].  NaN and errors as there.
 /// Reference   Moment&Cross, arXiv 2408.05709, section on contrastive learning; FARM's align step, arXiv 2502.09375. The form of the loss
 ///             (symmetric, temperature 0.1) is our reconstruction.

@@ -57,8 +57,8 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
     return;
   }
 
-  // y = (r - shift) / range, everything halved so that no difference overflows
-  double shift = 0, range = 1;
+  // y = (r - shift) / range / deviation, everything halved so that no difference overflows; their product may vanish
+  double shift = 0, range = 1, deviation = 1;
   if (scale == ScoreScale::minmax || scale == ScoreScale::zscore) {
     double low = std::numeric_limits<double>::infinity(), high = -low, count = 0;
     for (Index i = 0; i < n; ++i) {
@@ -73,12 +73,16 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
       double mean = 0, square = 0;
       for (Index i = 0; i < n; ++i) mean += finite(r[i]) ? static_cast<double>(r[i]) / (2 * count) : 0;
       shift = std::clamp(mean, low, high);  // of equal scores it is that score: what rounding leaves is no deviation
-      const double most = std::max(high - shift, shift - low);
-      for (Index i = 0; i < n && most > 0; ++i) {
-        const double d = finite(r[i]) ? (static_cast<double>(r[i]) / 2 - shift) / most : 0;
+      range = std::max(high - shift, shift - low);
+      for (Index i = 0; i < n && range > 0; ++i) {
+        const double d = finite(r[i]) ? (static_cast<double>(r[i]) / 2 - shift) / range : 0;
         square += d * d / count;
       }
-      range = most > 0 ? most * std::sqrt(square) : 0.5;
+      if (range > 0) {
+        deviation = std::sqrt(square);
+      } else {
+        range = 0.5;
+      }
     }
   }
   for (Index i = 0; i < n; ++i) {
@@ -87,7 +91,7 @@ void normalize_scores(VectorView<const T> scores, ScoreScale scale, VectorView<T
     } else if (scale == ScoreScale::sigmoid) {
       y[i] = static_cast<T>(1 / (1 + std::exp(-static_cast<double>(r[i]))));
     } else {
-      y[i] = static_cast<T>((static_cast<double>(r[i]) / 2 - shift) / range);
+      y[i] = static_cast<T>((static_cast<double>(r[i]) / 2 - shift) / range / deviation);
     }
   }
 }

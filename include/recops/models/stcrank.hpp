@@ -35,7 +35,7 @@ enum class LabelRuleKind {
 struct LabelRule {
   LabelRuleKind kind = LabelRuleKind::exclude;
   Index to = 0, from = 0;  ///< columns
-  double alpha = 0;        ///< of reweight, 0 or more
+  double alpha = 0;        ///< of reweight, finite, 0 or more
   double value = 1;        ///< of reweight: the label it looks for
 };
 

@@ -164,7 +164,7 @@ RECOPS_INLINE Batch<T, A> exp(Batch<T, A> x) {
   return detail::exp_parts(x).value();
 }
 
-/// 2^x for x <= 127 (1000 in double), the cheapest there is; -infinity gives 0, NaN stays NaN. Relative error 1.8e-7 (float),
+/// 2^x for x <= 127 (1000 in double), the cheapest there is; -infinity gives 0, NaN stays NaN. Relative error 2.1e-7 (float),
 /// 3e-16 (double); what is below 2^-126 in float may become 0.
 template <class T, class A>
 RECOPS_INLINE Batch<T, A> exp2(Batch<T, A> x) {
