@@ -246,8 +246,8 @@ TEMPLATE_TEST_CASE("dpp_map: a diagonal beside qualities whose squares vanish", 
       Vector<std::int32_t> picks(4);
       Vector<T> scores(4);
       Workspace ws;
-      const Selection s = dpp_map<T>({.quality = quality, .features = features, .diagonal = diagonal},
-                                     {.evaluation = evaluation}, picks, scores, ws);
+      const Selection s = dpp_map<T>({.quality = quality, .features = features, .diagonal = diagonal}, {.evaluation = evaluation},
+                                     picks, scores, ws);
       const double first = best == T(1) ? 3.5 : 0.5;  // its features have length sqrt(3)
       REQUIRE(s.count == 3);
       CHECK((picks[0] == (best == T(1) ? 0 : 1) && picks[1] == (best == T(1) ? 1 : 0) && picks[2] == 2));
@@ -290,10 +290,33 @@ TEMPLATE_TEST_CASE("dpp_map_backward: small qualities beside a diagonal", "[dive
     dpp_map_backward<T>({.quality = quality, .features = features, .diagonal = diagonal}, {}, picks, dscores,
                         {.relevance = drelevance, .features = dfeatures}, ws);
     CAPTURE(q);
-    const double expected = 6 * q / (3 * q * q + 2);  // of log(3 q^2 + 2)
+    const double expected = 6 * q / (3 * q * q + 2);                 // of log(3 q^2 + 2)
     const double least = std::is_same_v<T, float> ? 1e-13 : 1e-100;  // where the diagonal dwarfs all else
     CHECK(std::abs(static_cast<double>(drelevance[0]) - expected) <= 1e-5 * expected + (q < 1e-14 ? least : 0));
     CHECK(std::abs(static_cast<double>(dfeatures(0, 0)) - 2 * q * q / (3 * q * q + 2)) <= 1e-5 * q * q + (q < 1e-14 ? least : 0));
+  }
+}
+
+TEST_CASE("dpp_map: a kernel's window that holds redundant items is that of features", "[diversity][dpp]") {
+  Random random(recops_test::seed(), 41);
+  Workspace ws;
+  for (int trial = 0; trial < 20; ++trial) {
+    const Index n = 14, k = 10, d = 2;  // of four items in a window two are redundant
+    Matrix<double> x = recops_test::random_matrix<double>(n, d, random), kernel(n, n);
+    Vector<double> quality(n);
+    for (Index i = 0; i < n; ++i) {
+      quality[i] = random.uniform(0.5, 2);
+      simd::scale(1 / std::sqrt(simd::dot(x.row(i), x.row(i), d)), x.row(i), x.row(i), d);
+    }
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < n; ++j) kernel(i, j) = quality[i] * quality[j] * (i == j ? 1 : simd::dot(x.row(i), x.row(j), d));
+    Vector<std::int32_t> by_features(k), by_kernel(k);
+    const DppOptions o{.window = 5, .normalize = true, .fill = DppFill::by_quality};
+    CHECK(dpp_map<double>(quality, x, o, by_features, {}, ws).count == k);
+    CHECK(dpp_map_kernel<double>(kernel.view(), {}, nullptr, o, by_kernel, {}, ws).count == k);
+    CAPTURE(trial, std::vector<std::int32_t>(by_kernel.begin(), by_kernel.end()),
+            std::vector<std::int32_t>(by_features.begin(), by_features.end()));
+    CHECK(std::equal(by_kernel.begin(), by_kernel.end(), by_features.begin()));
   }
 }
 
