@@ -434,7 +434,7 @@ TEST_CASE("Adapters: a NaN stays in its row, or in its sequence", "[gating][adap
   Matrix<float> broken = x, y(rows, d), spoilt(rows, d);
   broken(4, 2) = std::numeric_limits<float>::quiet_NaN();
   const std::vector<std::int32_t> ids{0, 1, 1, -1, 2, 2, 0, 1, 2}, offsets{0, 4, 4, 6, 9};
-  const auto check = [&](const char* name, Index first, Index last, auto&& forward) {
+  const auto check = [&](const char* name, Index first, Index last, auto&& forward, float bound = 0) {
     INFO(name);
     forward(x, y);
     forward(broken, spoilt);
@@ -442,7 +442,7 @@ TEST_CASE("Adapters: a NaN stays in its row, or in its sequence", "[gating][adap
     for (Index i = 0; i < rows; ++i)
       for (Index c = 0; c < d; ++c) {
         const bool inside = first <= i && i < last;
-        others = others && (inside || spoilt(i, c) == y(i, c));
+        others = others && (inside || std::abs(spoilt(i, c) - y(i, c)) <= bound);
         own = own || (inside && std::isnan(spoilt(i, c)));
       }
     CHECK((others && own));
@@ -472,7 +472,11 @@ TEST_CASE("Adapters: a NaN stays in its row, or in its sequence", "[gating][adap
       random);
   const auto all = freeze(groups);
   const auto in_sequences = [&](const Matrix<float>& in) { return JaggedView<const float>(in.view(), offsets); };
-  check("GroupGatedFfn", 4, 6, [&](const Matrix<float>& in, Matrix<float>& out) { groups.forward(in_sequences(in), out, ws); });
-  check("GroupGatedFfn, frozen", 4, 6,
-        [&](const Matrix<float>& in, Matrix<float>& out) { all.forward(in_sequences(in), out, ws); });
+  // The broken sequence may change its group, and with it the number of rows of a product: others keep their values to rounding.
+  check(
+      "GroupGatedFfn", 4, 6, [&](const Matrix<float>& in, Matrix<float>& out) { groups.forward(in_sequences(in), out, ws); },
+      1e-5f);
+  check(
+      "GroupGatedFfn, frozen", 4, 6,
+      [&](const Matrix<float>& in, Matrix<float>& out) { all.forward(in_sequences(in), out, ws); }, 1e-5f);
 }
