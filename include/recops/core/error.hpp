@@ -145,7 +145,8 @@ inline void check_offsets(const char* operation, const char* argument, IndexView
 
 /// A jagged batch with sound values and offsets, of `batch` sequences (or any number) and `cols` columns (or any number). O(B).
 template <class T>
-inline void check_jagged(const char* operation, const char* argument, const JaggedView<T>& view, Index batch, Index cols) {
+[[gnu::noinline]] void check_jagged(const char* operation, const char* argument, const JaggedView<T>& view, Index batch,
+                                    Index cols) {
   check_shape(operation, argument, view.values(), any_size, cols);
   if (!view.is_one_sequence()) check_offsets(operation, argument, view.offsets(), view.values().rows());
   if (batch >= 0 && view.size() != batch) [[unlikely]]

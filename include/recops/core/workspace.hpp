@@ -97,7 +97,7 @@ class Workspace {
   Workspace& worker(int i) {
     assert(0 <= i && i < workers());
     if (i == 0) return *this;
-    if (workers_.empty()) workers_ = std::vector<Workspace>(static_cast<std::size_t>(workers() - 1));
+    if (workers_.empty()) make_workers();
     return workers_[static_cast<std::size_t>(i - 1)];
   }
 
@@ -153,6 +153,7 @@ class Workspace {
     high_water_ = std::max(high_water_, total_);
     return p;
   }
+  [[gnu::noinline, gnu::cold]] void make_workers() { workers_ = std::vector<Workspace>(static_cast<std::size_t>(workers() - 1)); }
   [[gnu::noinline, gnu::cold]] void add_chunk(Index bytes) {
     chunks_.emplace_back(static_cast<std::size_t>((bytes + 63) / 64 * 64));
   }

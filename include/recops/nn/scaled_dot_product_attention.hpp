@@ -161,21 +161,15 @@ void merge_parts(MatrixView<const T> parts_out, MatrixView<const T> parts_lse, I
   const Index rows = out.rows(), heads = parts_lse.cols(), width = out.cols() / heads;
   for (Index i = 0; i < rows; ++i) {
     for (Index h = 0; h < heads; ++h) {
-      double top = -std::numeric_limits<double>::infinity(), sum = 0;
-      for (Index p = 0; p < parts; ++p) {
-        const double z = static_cast<double>(parts_lse(p * rows + i, h));
-        top = z > top ? z : top;
-      }
+      double top = std::numeric_limits<double>::lowest(), sum = 0;
+      for (Index p = 0; p < parts; ++p) top = std::max(top, static_cast<double>(parts_lse(p * rows + i, h)));
+      for (Index p = 0; p < parts; ++p) sum += std::exp(static_cast<double>(parts_lse(p * rows + i, h)) - top);
       T* to = out.row(i) + h * width;
       std::fill_n(to, width, T(0));
-      for (Index p = 0; p < parts; ++p) {
-        const double z = static_cast<double>(parts_lse(p * rows + i, h));
-        if (z == -std::numeric_limits<double>::infinity()) continue;
-        const double w = std::exp(z - top);
-        sum += w;
+      for (Index p = 0; p < parts && sum != 0; ++p) {
+        const double w = std::exp(static_cast<double>(parts_lse(p * rows + i, h)) - top) / sum;
         simd::axpy<T>(static_cast<T>(w), parts_out.row(p * rows + i) + h * width, to, width);
       }
-      if (sum != 0) simd::scale<T>(static_cast<T>(1 / sum), to, to, width);
       if (!lse.empty()) lse(i, h) = sum == 0 ? -std::numeric_limits<T>::infinity() : static_cast<T>(top + std::log(sum));
     }
   }

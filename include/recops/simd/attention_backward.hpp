@@ -161,11 +161,11 @@ void backward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index h
       !terms || (all_finite<T, A>(k, b.k_stride, b.count, dk) && all_finite<T, A>(of.q_rows, of.q_stride, of.queries, dk) &&
                  all_finite<T, A>(of.dout_rows, of.dout_stride, of.queries, dv));
   if (clean) [[likely]] {
-    if (of.dqt) sums<T, A, V>(dk, b.count, k, Index{1}, b.k_stride, d, G, of.dqt, G);
+    if (of.dqt) sums<T, A, V, true>(dk, b.count, k, b.k_stride, d, G, of.dqt, G);
     if (dv_block)
-      sums_wide<T, A>(b.count, (dv + W - 1) / W, of.queries, s, G, Index{1}, of.dout_rows, of.dout_stride, dv_block, dv_stride);
+      sums_wide<T, A, false>(b.count, (dv + W - 1) / W, of.queries, s, G, of.dout_rows, of.dout_stride, dv_block, dv_stride);
     if (dk_block)
-      sums_wide<T, A>(b.count, (dk + W - 1) / W, of.queries, d, G, Index{1}, of.q_rows, of.q_stride, dk_block, dk_stride);
+      sums_wide<T, A, false>(b.count, (dk + W - 1) / W, of.queries, d, G, of.q_rows, of.q_stride, dk_block, dk_stride);
   } else {
     if (of.dqt) careful_sums(b.count, dk, G, k, b.k_stride, d, terms, of.dqt);
     if (dv_block) careful_rows(b.count, of.queries, dv, G, of.dout_rows, of.dout_stride, s, terms, dv_block, dv_stride);

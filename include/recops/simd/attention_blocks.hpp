@@ -50,7 +50,8 @@ struct KeyBlock {
 template <class T>
 class KeyBlocks {
  public:
-  KeyBlocks(const AttentionOperands<T>& x, Index h0, Index h1, Index first, Index last, Index most, Index query, Workspace& ws)
+  [[gnu::noinline]] KeyBlocks(const AttentionOperands<T>& x, Index h0, Index h1, Index first, Index last, Index most, Index query,
+                              Workspace& ws)
       : x_(x),
         pair_(x.pair_bias && query >= 0 ? x.pair_bias + h0 * x.pair_head + query * x.pair_stride : nullptr),
         h0_(h0),

@@ -185,10 +185,10 @@ inline constexpr Index most_scaled_heads = 16;  // whose scales a block of steps
 inline constexpr Index most_steps = 4;          // at once
 inline constexpr Index most_shared = 64;        // numbers of a row that is kept as T from the products with queries to the sums
 
-/// Queries whose heads have C whole vectors of keys and of values, over steps of one row per lane: lane i of step g is row
+/// Queries whose heads have C whole vectors of keys and of values, over `apart` steps of one row per lane: lane i of step g is row
 /// i * apart + g. The first `skip` lanes were seen before. q [queries][heads][C vectors], s [queries][heads][most_steps][lanes].
 template <class T, class A, int C, class S>
-[[gnu::noinline]] void stream_rows(Index steps, Index apart, Index skip, const HistoryRows<S>& keys, const HistoryRows<S>& values,
+[[gnu::noinline]] void stream_rows(Index apart, Index skip, const HistoryRows<S>& keys, const HistoryRows<S>& values,
                                    Index queries, Index heads, const T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>, width = C * W, step = most_steps * W;
   constexpr bool scaled = std::is_same_v<S, std::int8_t>;
@@ -199,8 +199,8 @@ template <class T, class A, int C, class S>
   alignas(64) T room[kept<S> ? step * most_shared : W];
   const Index room_stride = shared ? width : 0;
   alignas(64) T scales[scaled ? most_steps * most_scaled_heads * W : W];
-  for (Index g = 0, count; g < steps; g += count) {
-    count = steps - g < most_steps ? steps - g : most_steps;
+  for (Index g = 0, count; g < apart; g += count) {
+    count = apart - g < most_steps ? apart - g : most_steps;
     for (Index u = 0; u < count && scaled; ++u)
       gather_scales<T, A>(keys, g + u, apart, heads, scales + u * most_scaled_heads * W);
     for (Index u = 0; u < count; ++u) {
@@ -269,33 +269,32 @@ template <class T, class A, int C, class S>
 /// n >= lanes keys, all of them visible, of heads that are a vector, or two, four or eight, wide; others give false. Queries may be
 /// left in another order.
 template <class T, class A, class S>
-bool stream_keys(Index n, HistoryRows<S> k, HistoryRows<S> v, Index queries, Index heads, Index key_width, Index value_width,
-                 T* q, const RunningSums<T>& r, T* s) {
+[[gnu::noinline]] bool stream_keys(Index n, const HistoryRows<S>& k, const HistoryRows<S>& v, Index queries, Index heads,
+                                   Index key_width, Index value_width, T* q, const RunningSums<T>& r, T* s) {
   constexpr Index W = lanes<T, A>;
   if (key_width != value_width || (k.scales && heads > most_scaled_heads)) return false;
-  const auto all = [&](auto vectors) {
-    constexpr int C = vectors();
-    if (key_width != C * W) return false;
-    if constexpr (split<S, A, C>) {  // as the rows are
-      for (T *x = q, *end = q + queries * heads * key_width; x < end; x += 2 * W) {
-        T odd[W];
-        for (Index i = 0; i < W; ++i) odd[i] = x[2 * i + 1];
-        for (Index i = 0; i < W; ++i) x[i] = x[2 * i];
-        std::copy_n(odd, W, x + W);
-      }
+  const auto stream = key_width == W       ? stream_rows<T, A, 1, S>
+                      : key_width == 2 * W ? stream_rows<T, A, 2, S>
+                      : key_width == 4 * W ? stream_rows<T, A, 4, S>
+                      : key_width == 8 * W ? stream_rows<T, A, 8, S>
+                                           : nullptr;
+  if (stream == nullptr) return false;
+  if (split<S, A, 2> && key_width > W) {  // as the rows are
+    for (T *x = q, *end = q + queries * heads * key_width; x < end; x += 2 * W) {
+      T odd[W];
+      for (Index i = 0; i < W; ++i) odd[i] = x[2 * i + 1];
+      for (Index i = 0; i < W; ++i) x[i] = x[2 * i];
+      std::copy_n(odd, W, x + W);
     }
-    for (Index apart; n >= W; n -= W * apart) {
-      apart = n / W;
-      if (apart > 64) apart -= (apart + 1) % 16;  // rows of a step should not all want the same places of L1
-      stream_rows<T, A, C>(apart, apart, Index{0}, k, v, queries, heads, q, r, s);
-      k = k.from(W * apart, 0, 0);
-      v = v.from(W * apart, 0, 0);
-    }
-    if (n > 0) stream_rows<T, A, C>(Index{1}, Index{1}, W - n, k.from(n - W, 0, 0), v.from(n - W, 0, 0), queries, heads, q, r, s);
-    return true;
-  };
-  return all(std::integral_constant<int, 1>()) || all(std::integral_constant<int, 2>()) ||
-         all(std::integral_constant<int, 4>()) || all(std::integral_constant<int, 8>());
+  }
+  for (Index first = 0, apart, skip; first < n; first += W * apart) {
+    const Index left = n - first;
+    skip = left < W ? W - left : 0;
+    apart = left < W ? 1 : left / W;
+    if (apart > 64) apart -= (apart + 1) % 16;  // rows of a step should not all want the same places of L1
+    stream(apart, skip, k.from(first - skip, 0, 0), v.from(first - skip, 0, 0), queries, heads, q, r, s);
+  }
+  return true;
 }
 
 }  // namespace attention_kernel

@@ -65,39 +65,6 @@ template <class T, class A>
   }
 }
 
-/// s <- 2^s, l += its sum over keys.
-template <class T, class A, int V>
-RECOPS_INLINE void weights(Index keys, T* s, T* l) {
-  constexpr Index W = lanes<T, A>, G = V * W;
-  using B = Batch<T, A>;
-  B sum[V];
-  RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) sum[v] = B(T(0));
-  constexpr int N = 4;  // vectors at once
-  Index i = 0;
-  for (; i + N * W <= keys * G; i += N * W) {
-    B x[N];
-    RECOPS_UNROLL
-    for (int n = 0; n < N; ++n) x[n] = B::load_aligned(s + i + n * W);
-    exp2_each<N>(x);
-    RECOPS_UNROLL
-    for (int n = 0; n < N; ++n) {
-      x[n].store_aligned(s + i + n * W);
-      sum[n % V] = sum[n % V] + x[n];
-    }
-  }
-  for (; i < keys * G; i += G) {
-    RECOPS_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const B p = attention_kernel::exp2(B::load_aligned(s + i + v * W));
-      p.store_aligned(s + i + v * W);
-      sum[v] = sum[v] + p;
-    }
-  }
-  RECOPS_UNROLL
-  for (int v = 0; v < V; ++v) (B::load_aligned(l + v * W) + sum[v]).store_aligned(l + v * W);
-}
-
 /// One block of keys for one group of queries and one head. Scores are kept plus `shift`, the negative of a former maximum. Both ways give
 /// the same bits; once `patience` is at an end only the one for scores that lie far apart is taken.
 template <class T, class A, int V>
@@ -120,12 +87,12 @@ void forward_block(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index he
       add_terms<T, A>(b.count, G, terms ? terms : key_bias, terms ? G : 1, s, top);
     }
     if (out_of_range<T, A>(top, l, G)) raise<T, A>(top, b.count, s, shift, l, o, G, x.value_width);
-    weights<T, A, V>(b.count, s, l);
+    weights<T, A>(b.count, G, s, l);
   }
   if (terms && !all_finite<T, A>(v, b.v_stride, b.count, x.value_width)) [[unlikely]] {
     careful_sums(b.count, x.value_width, G, v, b.v_stride, s, terms, o);
   } else {
-    sums<T, A, V>(x.value_width, b.count, v, Index{1}, b.v_stride, s, G, o, G, &ahead);
+    sums<T, A, V, true>(x.value_width, b.count, v, b.v_stride, s, G, o, G, &ahead);
   }
 }
 
@@ -169,7 +136,8 @@ void forward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
           const Index row = of.first * heads + h * G;
           (of.vectors == 1 ? forward_block<T, A, 1>
                            : forward_block<T, A, 2>)(x, b, h, terms, qt + of.first * heads * dk + h * dk * G, tiles.scores,
-                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G, patience, ahead);
+                                                     shift + row, l + row, o + of.first * heads * dv + h * dv * G, patience,
+                                                     ahead);
         }
       }
       ahead.ask(ahead.rows);  // with terms, or where heads are narrow, there are too few tiles to ask for all
@@ -218,8 +186,7 @@ void forward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, In
              *const m = all_scores + heads * score_row;
     for (Index i0 = q0; i0 < q1; i0 += together) {
       const auto inner = ws.mark();
-      std::fill_n(o, together * heads * dvp, T(0));
-      std::fill_n(l, together * heads * W, T(0));
+      std::fill(o, all_scores, T(0));  // and l
       std::fill_n(m, together * heads, std::numeric_limits<T>::lowest());
       for (Index i = 0; i < together; ++i)
         for (Index h = 0; h < heads; ++h) {

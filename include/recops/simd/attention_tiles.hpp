@@ -245,7 +245,7 @@ RECOPS_INLINE void add_products(Index n, Numbers a, const T* b, Index b_stride, 
     a.skip(U);
     rows.skip(U);
   };
-  for (; n >= 4; n -= 4) steps(std::integral_constant<int, 4>());
+  for (; R * V >= 8 && n >= 4; n -= 4) steps(std::integral_constant<int, 4>());  // smaller tiles are what is left over
   for (; n > 0; --n) steps(std::integral_constant<int, 1>());
 }
 
@@ -273,7 +273,7 @@ template <class T, class A, int R, int V>
 }
 
 /// c[r][.] += sum_j a(r, j) b[j][.]
-template <class T, class A, int R, int V, class Numbers>
+template <class T, class A, int R, int V, bool columns>
 [[gnu::noinline]] void sum_tile(Index n, const T* a, Index a_stride, const T* b, Index b_stride, T* c, Index c_stride) {
   constexpr Index W = lanes<T, A>;
   using B = Batch<T, A>;
@@ -283,6 +283,7 @@ template <class T, class A, int R, int V, class Numbers>
     RECOPS_UNROLL
     for (int v = 0; v < V; ++v) acc[r][v] = B(T(0));
   }
+  using Numbers = std::conditional_t<columns, AlongColumns<T>, AlongRows<T, R>>;
   add_products<T, A, R, V>(n, Numbers(a, a_stride), b, b_stride, acc);
   RECOPS_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -356,13 +357,39 @@ template <class T, class A, int V>
   return true;
 }
 
+/// The same for scores that lie far apart, G queries wide.
+template <class T, class A>
+[[gnu::noinline]] void weights(Index keys, Index G, T* s, T* l) {
+  using B = Batch<T, A>;
+  for (Index v = 0; v < G; v += lanes<T, A>) {
+    B sum = B(T(0));
+    const auto some = [&](auto count, T* x) RECOPS_LAMBDA_INLINE {
+      constexpr int n = count();
+      B p[n];
+      RECOPS_UNROLL
+      for (int i = 0; i < n; ++i) p[i] = B::load_aligned(x + i * G);
+      exp2_each<n>(p);
+      RECOPS_UNROLL
+      for (int i = 0; i < n; ++i) {
+        p[i].store_aligned(x + i * G);
+        sum = sum + p[i];
+      }
+    };
+    Index j = 0;
+    for (; j + 4 <= keys; j += 4) some(std::integral_constant<int, 4>(), s + j * G + v);
+    for (; j < keys; ++j) some(std::integral_constant<int, 1>(), s + j * G + v);
+    (B::load_aligned(l + v) + sum).store_aligned(l + v);
+  }
+}
+
 /// top = the largest of each lane.
 template <class T, class A>
 [[gnu::noinline, gnu::cold]] void largest(Index keys, Index G, const T* s, T* top) {
   using B = Batch<T, A>;
   for (Index i = 0; i < G; i += lanes<T, A>) {
     B most(-infinity<T>);
-    for (Index j = 0; j < keys; ++j) most = xsimd::max(B::load_aligned(s + j * G + i), most);  // in this order a NaN is passed over
+    for (Index j = 0; j < keys; ++j)
+      most = xsimd::max(B::load_aligned(s + j * G + i), most);  // in this order a NaN is passed over
     most.store_aligned(top + i);
   }
 }
@@ -385,21 +412,18 @@ template <class T, class A>
   }
 }
 
-/// c [rows, V vectors] += a^T b, where a number of a belongs to (row r, j), one of a_row and a_step is 1, and b has V vectors per j.
-template <class T, class A, int V>
-[[gnu::noinline]] void sums(Index rows, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
-                            Index c_stride, RowsAhead<T>* ahead = nullptr) {
+/// c [rows, V vectors] += a^T b for a [n, rows] (`columns`), or += a b for a [rows, n]; b has V vectors per j < n.
+template <class T, class A, int V, bool columns>
+[[gnu::noinline]] void sums(Index rows, Index n, const T* a, Index a_stride, const T* b, Index b_stride, T* c, Index c_stride,
+                            RowsAhead<T>* ahead = nullptr) {
   constexpr int most = registers<A> == 32 ? 8 : tile_rows<A, V>;  // widths are multiples of 8 more often than of 12
-  Index r = 0;
   const auto tiles = [&](auto height) {
     constexpr int R = height();
-    for (; r + R <= rows; r += R) {
+    for (; rows >= R; rows -= R) {
       if (ahead) ahead->ask();
-      if (a_row == 1) {
-        sum_tile<T, A, R, V, AlongColumns<T>>(n, a + r, a_step, b, b_stride, c + r * c_stride, c_stride);
-      } else {
-        sum_tile<T, A, R, V, AlongRows<T, R>>(n, a + r * a_row, a_row, b, b_stride, c + r * c_stride, c_stride);
-      }
+      sum_tile<T, A, R, V, columns>(n, a, a_stride, b, b_stride, c, c_stride);
+      a += columns ? R : R * a_stride;
+      c += R * c_stride;
     }
   };
   tiles(std::integral_constant<int, most>());
@@ -408,13 +432,12 @@ template <class T, class A, int V>
 }
 
 /// The same for any number of vectors.
-template <class T, class A>
-void sums_wide(Index rows, Index vectors, Index n, const T* a, Index a_row, Index a_step, const T* b, Index b_stride, T* c,
-               Index c_stride) {
+template <class T, class A, bool columns>
+void sums_wide(Index rows, Index vectors, Index n, const T* a, Index a_stride, const T* b, Index b_stride, T* c, Index c_stride) {
   constexpr Index W = lanes<T, A>;
   Index v = 0;
-  for (; v + 2 <= vectors; v += 2) sums<T, A, 2>(rows, n, a, a_row, a_step, b + v * W, b_stride, c + v * W, c_stride);
-  if (v < vectors) sums<T, A, 1>(rows, n, a, a_row, a_step, b + v * W, b_stride, c + v * W, c_stride);
+  for (; v + 2 <= vectors; v += 2) sums<T, A, 2, columns>(rows, n, a, a_stride, b + v * W, b_stride, c + v * W, c_stride);
+  if (v < vectors) sums<T, A, 1, columns>(rows, n, a, a_stride, b + v * W, b_stride, c + v * W, c_stride);
 }
 
 /// c[d][i] += sum_j a[j][d] p[j][i] without touching pairs that `terms` hides: where a is NaN, 0 * NaN would leak.
@@ -541,13 +564,14 @@ template <class T, class A, int C, bool whole = true>
 
 /// The same for any width; o has room for whole vectors.
 template <class T, class A>
-void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, T* o) {
+[[gnu::noinline]] void weighted_sum(Index n, const T* p, const T* rows, Index stride, Index width, T* o) {
   constexpr Index W = lanes<T, A>;
+  constexpr Index vectors[] = {8, 4, 2, 1};
+  constexpr decltype(&weighted_rows<T, A, 1>) some[] = {weighted_rows<T, A, 8>, weighted_rows<T, A, 4>, weighted_rows<T, A, 2>,
+                                                        weighted_rows<T, A, 1>};
   Index d = 0;
-  for (; d + 8 * W <= width; d += 8 * W) weighted_rows<T, A, 8>(n, p, rows + d, stride, o + d);
-  if (d + 4 * W <= width) weighted_rows<T, A, 4>(n, p, rows + d, stride, o + d), d += 4 * W;
-  if (d + 2 * W <= width) weighted_rows<T, A, 2>(n, p, rows + d, stride, o + d), d += 2 * W;
-  if (d + W <= width) weighted_rows<T, A, 1>(n, p, rows + d, stride, o + d), d += W;
+  for (int i = 0; i < 4; ++i)
+    for (; d + vectors[i] * W <= width; d += vectors[i] * W) some[i](n, p, rows + d, stride, o + d, 0);
   if (d < width) weighted_rows<T, A, 1, false>(n, p, rows + d, stride, o + d, width - d);
 }
 

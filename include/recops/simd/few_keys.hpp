@@ -65,8 +65,7 @@ struct Share {
   template <int N, class B>
   RECOPS_INLINE void operator()(B* x, Index row, Index column) const {
     RECOPS_UNROLL
-    for (int v = 0; v < N; ++v)
-      x[v] = mul_add(x[v], B(factors[row]), B::load_aligned(bias + column + v * Index{B::size}));
+    for (int v = 0; v < N; ++v) x[v] = mul_add(x[v], B(factors[row]), B::load_aligned(bias + column + v * Index{B::size}));
   }
 };
 
@@ -110,8 +109,8 @@ inline constexpr int tile_rows<A, 2, Powers<T, A>> = registers<A> == 32 ? 12 : 6
 
 /// The same for any number of rows and `vectors`; returns `finish`.
 template <class T, class A, class Finish = AsItIs>
-Finish product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init, T* c,
-               Index c_stride, Finish finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
+Finish product(Index rows, Index vectors, Index depth, const T* a, Index a_stride, const T* b, Index b_stride, const T* init,
+               T* c, Index c_stride, Finish finish = {}, attention_kernel::RowsAhead<T>* ahead = nullptr) {
   for (Index v = 0; v < vectors; v += 2) {
     const auto tiles = [&](auto* some) {
       some(rows, depth, a, a_stride, b, b_stride, init, c, c_stride, finish, v * lanes<T, A>, ahead);
@@ -332,9 +331,9 @@ class FewKeys {
     few_keys::product<T, A>(rows, n_ / W, width_, dout.data(), dout.stride(), values_back_, n_, nullptr, scores_, n_);
     few_keys::softmax_runs_backward<T, A>(weights_, scores_, rows * segments_, run_);
     if (gradients.v)
-      sums_wide<T, A>(n_, padded_width_ / W, rows, weights_, 1, n_, dout.data(), dout.stride(), gradients.v, padded_width_);
+      sums_wide<T, A, true>(n_, padded_width_ / W, rows, weights_, n_, dout.data(), dout.stride(), gradients.v, padded_width_);
     if (gradients.k)
-      sums_wide<T, A>(n_, padded_depth_ / W, rows, scores_, 1, n_, in.data(), in.stride(), gradients.k, padded_depth_);
+      sums_wide<T, A, true>(n_, padded_depth_ / W, rows, scores_, n_, in.data(), in.stride(), gradients.k, padded_depth_);
     for (Index i = 0; gradients.key_bias && i < rows; ++i) simd::add<T, A>(scores_ + i * n_, gradients.key_bias, n_);
     if (dx.empty()) return;
     few_keys::product<T, A>(rows, padded_depth_ / W, n_, scores_, n_, keys_back_, padded_depth_, nullptr, copy_in_,

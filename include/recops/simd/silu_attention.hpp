@@ -263,7 +263,7 @@ void forward_tile(const SiluAttentionOperands<T>& x, Index j0, Index count, Inde
   if (terms.hides && !attention_kernel::all_finite<T, A>(v, x.v_stride, count, x.value_width)) [[unlikely]] {
     attention_kernel::careful_sums(count, x.value_width, G, v, x.v_stride, s, terms.data, o);
   } else {
-    attention_kernel::sums<T, A, V>(x.value_width, count, v, Index{1}, x.v_stride, s, G, o, G);
+    attention_kernel::sums<T, A, V, true>(x.value_width, count, v, x.v_stride, s, G, o, G);
   }
 }
 
@@ -376,13 +376,12 @@ void backward_tile(const SiluAttentionOperands<T>& x, Index j0, Index count, Ind
                                       attention_kernel::all_finite<T, A>(of.q_rows, of.q_stride, rows, dk) &&
                                       attention_kernel::all_finite<T, A>(of.dout_rows, of.dout_stride, rows, dv));
   if (clean) [[likely]] {
-    if (of.dqt) attention_kernel::sums<T, A, V>(dk, count, k, Index{1}, x.k_stride, d, G, of.dqt, G);
+    if (of.dqt) attention_kernel::sums<T, A, V, true>(dk, count, k, x.k_stride, d, G, of.dqt, G);
     if (dv_block)
-      attention_kernel::sums_wide<T, A>(count, (dv + W - 1) / W, rows, s, G, Index{1}, of.dout_rows, of.dout_stride, dv_block,
-                                        dv_stride);
+      attention_kernel::sums_wide<T, A, false>(count, (dv + W - 1) / W, rows, s, G, of.dout_rows, of.dout_stride, dv_block,
+                                               dv_stride);
     if (dk_block)
-      attention_kernel::sums_wide<T, A>(count, (dk + W - 1) / W, rows, d, G, Index{1}, of.q_rows, of.q_stride, dk_block,
-                                        dk_stride);
+      attention_kernel::sums_wide<T, A, false>(count, (dk + W - 1) / W, rows, d, G, of.q_rows, of.q_stride, dk_block, dk_stride);
   } else {
     if (of.dqt) attention_kernel::careful_sums(count, dk, G, k, x.k_stride, d, terms.data, of.dqt);
     if (dv_block)
