@@ -35,8 +35,8 @@ constexpr bool one_stream(Index bytes) {
 }
 /// Bytes to fetch ahead of each panel.
 template <class A>
-constexpr Index panel_ahead(Index rows, bool streamed) {
-  return streamed ? 16384 : registers<A> == 16 && rows <= 2 ? 512 : 1024;
+constexpr Index panel_ahead(bool streamed) {
+  return registers<A> == 16 ? 512 : streamed ? 16384 : 1024;
 }
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
@@ -88,9 +88,12 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   const bool streamed = tiles == 1 && one_stream<A>(n * k * size);
   const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
   TileInput<T, S> in;
-  in.ahead = panel_ahead<A>(m, streamed) / size;
-  // Several tiles read a group, from a near cache all but the first: meanwhile the next group comes, evenly.
-  if (tiles > 1 && !b.row_stride) {
+  in.ahead = panel_ahead<A>(streamed) / size;
+  // Meanwhile the next group is fetched, evenly, where several tiles read a group (from a near cache all but the first) or one tile a
+  // single panel. Several panels of one tile are streams side by side, fetched a little ahead.
+  const bool own = fetches_ahead<A>(m), next_group = !b.row_stride && (tiles > 1 || (tiles == 1 && group == 1 && !own));
+  const bool along = !next_group && !own;
+  if (next_group) {
     for (const TileRun* run = runs; run < runs + kinds; ++run) calls += run->tiles * ((group + run->wide - 1) / run->wide);
     in.next_step = (P * group / 2 + calls - 1) / calls;
   }
@@ -107,12 +110,13 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
     const T* const at = a.data + p0 * a.col_stride;
     if (copy) copy_rows<T, A>(at, a.row_stride, a.col_stride, m, tiles, depth, copied);
     in.k = depth;
-    if (in.next_step) in.next_apart = P * group / 2 * depth;
     in.panel_stride = b.row_stride ? P : P * depth;
+    in.next_apart = next_group ? P * group / 2 * depth : in.panel_stride;
+    if (along) in.next_step = in.k_step;
     const S* const panels = b.data + (b.row_stride ? p0 * b.row_stride : p0 * b.padded_cols);
     for (Index j = first, count; j < last; j += count) {
       count = last - j < group ? last - j : group;
-      in.next = in.next_step ? panels + (j + count) * P * depth : b.data;
+      in.next = next_group ? panels + (j + count) * P * depth : b.data;
       in.a = copy ? copied : at;
       Index row = 0;
       for (Index kind = 0; kind < kinds; ++kind) {
@@ -124,6 +128,7 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
             const Index width = (taken > run.narrow ? run.wide : run.narrow) * P;
             in.b = panels + (j + i) * in.panel_stride;
             in.panels = taken;
+            if (along) in.next = in.b + in.ahead;
             T* const out = c + row * c_stride + col;
             const bool direct = fits && cols == width;
             in.add = direct && add;

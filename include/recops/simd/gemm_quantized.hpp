@@ -26,7 +26,7 @@ template <class A>
 struct Stored<BFloat16, float, A> {
   RECOPS_INLINE static void load(const BFloat16* p, Batch<float, A>* out) {
     using I = Batch<std::int32_t, A>;
-    const I both = I::load_unaligned(reinterpret_cast<const std::int32_t*>(p));
+    const I both = in_register(I::load_unaligned(reinterpret_cast<const std::int32_t*>(p)));
     out[0] = bits_as<float>(I(both << 16));
     out[1] = bits_as<float>(I(both & I(std::int32_t(0xFFFF0000))));
   }

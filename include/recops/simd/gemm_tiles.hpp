@@ -57,6 +57,13 @@ struct Stored {
   }
 };
 
+/// Whether a tile fetches each of its panels ahead, besides the two streams of `TileInput::next`. With sixteen registers that is a fetch
+/// too many for the load ports; there only a lone row does, and nothing else: it reads four panels.
+template <class A>
+constexpr bool fetches_ahead(Index rows) {
+  return registers<A> == 32 || rows == 1;
+}
+
 template <class T, class S>
 struct TileInput {
   Index k = 0;
@@ -65,8 +72,8 @@ struct TileInput {
   const S* b = nullptr;
   Index k_step = 0, panel_stride = 0;  // from one k to the next, from one panel to the next
   Index panels = 1;                    // that are there; a wider tile repeats the last one
-  Index ahead = 0;                     // elements of B to fetch ahead
-  const S* next = nullptr;  // what other tiles will want, to be fetched along with k, as two streams, which come faster than one
+  Index ahead = 0;                     // elements of B to fetch ahead, where a tile does that by itself
+  const S* next = nullptr;  // what will be wanted, to be fetched along with k, as two streams, which come faster than one
   Index next_step = 0, next_apart = 0;
   bool add = false;
   const T* bias = nullptr;  // of these columns, or none
@@ -106,8 +113,10 @@ template <class T, class A, class S, int Rows, int Panels>
   };
   const auto fetch = [&](int panel, B* out) RECOPS_LAMBDA_INLINE {
     Stored<S, T, A>::load(b[panel], out);
-    RECOPS_UNROLL
-    for (int x = 0; x < 2 * W; x += line) __builtin_prefetch(b[panel] + ahead + x);
+    if constexpr (fetches_ahead<A>(Rows)) {
+      RECOPS_UNROLL
+      for (int x = 0; x < 2 * W; x += line) __builtin_prefetch(b[panel] + ahead + x);
+    }
     b[panel] += k_step;
     if constexpr (Rows > 1) {
       out[0] = in_register(out[0]);
@@ -126,9 +135,11 @@ template <class T, class A, class S, int Rows, int Panels>
   }
   for (Index p = in.k; p > 0; --p) {
     opaque();
-    __builtin_prefetch(next, 0, 2);
-    __builtin_prefetch(next + next_apart, 0, 2);
-    next += next_step;
+    if constexpr (Rows > 1 || registers<A> == 32) {
+      __builtin_prefetch(next, 0, 2);
+      __builtin_prefetch(next + next_apart, 0, 2);
+      next += next_step;
+    }
     if constexpr (registers<A> == 32) {
       B bv[V];
       RECOPS_UNROLL
