@@ -7,7 +7,7 @@
 ///                                 of projection or transform, whichever has fewer)
 ///   frequency/features/f32/...    amplitudes of all bins
 ///
-/// Peer `torch`: the same with its transforms, in a process of its own. `memcpy` copies what must be read and written.
+/// Peer `torch`: the same with its transforms, in a process of its own. `memcpy` copies the values that are filtered, once.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -1,5 +1,6 @@
 /// Oracle: vectors made with NumPy and PyTorch (golden/history_search.py), and signatures written bit by bit.
 #include <recops/attention/eta.hpp>
+#include <recops/attention/target_attention.hpp>
 
 #include <vector>
 
@@ -150,7 +151,7 @@ TEST_CASE("keeping everything is target attention; threads change nothing", "[at
   Matrix<float> out(24, 8), all(24, 8), parallel_out(24, 8);
   const AttentionOptions options{.heads = 2};
   eta<float>(who, what, what, {cs.view(), rows}, {hs.view(), keys}, options, indices, out, {}, ws);
-  detail::attention<float>("all", who, what, what, {}, options, all, {}, ws);
+  target_attention<float>(who, what, options, all, ws);
   CHECK(max_difference(out.view(), all.view()) < 1e-6);
   Threads threads{4};
   Workspace parallel(make_executor(threads, 4));

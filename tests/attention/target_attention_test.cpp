@@ -175,19 +175,28 @@ TEST_CASE("stored histories: one user as plain rows, keys and values apart, NaN,
   }
   Matrix<BFloat16> narrow(40, 6, BFloat16(1.0f));
   CHECK_THAT(error_of([&] { target_attention<float>(c, narrow, {.heads = 2}, out, {}, ws); }),
-             contains("target_attention: keys: expected shape [_, 8], got [40, 6]"));
+             contains("target_attention: history: expected shape [_, 8], got [40, 6]"));
 }
 
 TEST_CASE("target attention names what is wrong and writes nothing", "[attention][target_attention][errors]") {
   Workspace ws;
   Matrix<float> candidates(3, 8, 1.0f), history(5, 8, 1.0f), narrow(5, 6, 1.0f), out(3, 8, 9.0f);
   CHECK_THAT(error_of([&] { target_attention<float>(candidates, narrow, {.heads = 2}, out, ws); }),
-             contains("target_attention: keys: expected shape [_, 8], got [5, 6]"));
+             contains("target_attention: history: expected shape [_, 8], got [5, 6]"));
   CHECK_THAT(error_of([&] { target_attention<float>(candidates, history, {.heads = 3}, out, ws); }),
-             contains("target_attention: queries"));
+             contains("target_attention: candidates: expected a number of columns that heads divides"));
   Matrix<float> lse(2, 2), dc(3, 8, 9.0f), dh(5, 8, 9.0f);
   CHECK_THAT(error_of([&] { target_attention_backward<float>(candidates, history, {.heads = 2}, out, lse, out, dc, dh, ws); }),
              contains("target_attention_backward: log_sum_exp: expected shape [3, 2], got [2, 2]"));
+  CHECK_THAT(error_of([&] { target_attention<float>(candidates, narrow, history, {.heads = 2}, out, ws); }),
+             contains("target_attention: keys: expected shape [_, 8], got [5, 6]"));
+  Matrix<float> full(3, 2), small(4, 8, 9.0f);
+  CHECK_THAT(
+      error_of([&] { target_attention_backward<float>(candidates, history, {.heads = 2}, out, full, out, small, dh, ws); }),
+      contains("target_attention_backward: dcandidates: expected shape [3, 8], got [4, 8]"));
+  CHECK_THAT(
+      error_of([&] { target_attention_backward<float>(candidates, history, {.heads = 2}, out, full, out, dc, small, ws); }),
+      contains("target_attention_backward: dhistory: expected shape [5, 8], got [4, 8]"));
   for (Index i = 0; i < 24; ++i) CHECK((out.data()[i] == 9.0f && dc.data()[i] == 9.0f));
   for (Index i = 0; i < 40; ++i) CHECK(dh.data()[i] == 9.0f);
 }

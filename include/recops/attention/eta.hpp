@@ -69,7 +69,7 @@ void eta(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<co
          Workspace& ws) {
   constexpr const char* name = "eta";
   detail::check_eta_search(name, candidate_signatures, history_signatures, indices, {});
-  detail::check_attention<T>(name, candidates, keys, values, {}, options);
+  detail::check_attention<T>({name, "candidates"}, candidates, keys, values, {}, options);
   check_option(name, "causal", !options.causal && options.window == 0, "neither causal nor window: a selection has no order", 1);
   detail::check_same_sequences(name, "candidate_signatures", candidates, candidate_signatures);
   detail::check_same_sequences(name, "history_signatures", keys, history_signatures);

@@ -61,7 +61,7 @@ template <class T>
 void check_selected_attention(const char* op, const JaggedView<const T>& candidates, const JaggedView<const T>& keys,
                               const JaggedView<const T>& values, MatrixView<const std::int32_t> indices,
                               const AttentionOptions& o) {
-  check_attention<T>(op, candidates, keys, values, {}, o);
+  check_attention<T>({op, "candidates"}, candidates, keys, values, {}, o);
   check_option(op, "causal", !o.causal && o.window == 0, "neither causal nor window: a selection has no order", 1);
   check_selection(op, candidates, keys, indices);
 }

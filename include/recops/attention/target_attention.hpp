@@ -30,26 +30,28 @@ inline namespace RECOPS_ABI {
 template <class T>
 void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<const T> values,
                       const AttentionOptions& options, MatrixView<T> out, Workspace& ws) {
-  detail::attention<T>("target_attention", candidates, keys, values, {}, options, out, {}, ws);
+  detail::attention<T>({"target_attention", "candidates"}, candidates, keys, values, {}, options, out, {}, ws);
 }
 
 /// The same with keys = values = history `[total_L, D]`.
 template <class T>
 void target_attention(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
                       MatrixView<T> out, Workspace& ws) {
-  detail::attention<T>("target_attention", candidates, history, history, {}, options, out, {}, ws);
+  detail::attention<T>({"target_attention", "candidates", "history", "history"}, candidates, history, history, {}, options, out,
+                       {}, ws);
 }
 
 /// The same, keeping log_sum_exp `[total_N, H]` for `target_attention_backward`.
 template <class T>
 void target_attention(JaggedView<const T> candidates, JaggedView<const T> keys, JaggedView<const T> values,
                       const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::attention<T>("target_attention", candidates, keys, values, {}, options, out, log_sum_exp, ws);
+  detail::attention<T>({"target_attention", "candidates"}, candidates, keys, values, {}, options, out, log_sum_exp, ws);
 }
 template <class T>
 void target_attention(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
                       MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::attention<T>("target_attention", candidates, history, history, {}, options, out, log_sum_exp, ws);
+  detail::attention<T>({"target_attention", "candidates", "history", "history"}, candidates, history, history, {}, options, out,
+                       log_sum_exp, ws);
 }
 
 /// The same over keys and values that are stored as bfloat16: half the bytes to keep and to read; the arithmetic is float's. The result
@@ -60,15 +62,15 @@ requires std::is_same_v<T, float>
 void target_attention(JaggedView<const T> candidates, std::type_identity_t<JaggedView<const BFloat16>> keys,
                       std::type_identity_t<JaggedView<const BFloat16>> values, const AttentionOptions& options, MatrixView<T> out,
                       MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::stored_attention<BFloat16>("target_attention", candidates, keys, values, nullptr, nullptr, options, out, log_sum_exp,
-                                     ws);
+  detail::stored_attention<BFloat16>({"target_attention", "candidates"}, candidates, keys, values, nullptr, nullptr, options, out,
+                                     log_sum_exp, ws);
 }
 template <class T>
 requires std::is_same_v<T, float>
 void target_attention(JaggedView<const T> candidates, std::type_identity_t<JaggedView<const BFloat16>> history,
                       const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::stored_attention<BFloat16>("target_attention", candidates, history, history, nullptr, nullptr, options, out,
-                                     log_sum_exp, ws);
+  detail::stored_attention<BFloat16>({"target_attention", "candidates", "history", "history"}, candidates, history, history,
+                                     nullptr, nullptr, options, out, log_sum_exp, ws);
 }
 
 /// The same over int8 rows, a quarter of the bytes: exactly the result of the rows that the codes stand for, s * code. A row whose
@@ -77,14 +79,15 @@ template <class T>
 requires std::is_same_v<T, float>
 void target_attention(JaggedView<const T> candidates, const QuantizedHistory& keys, const QuantizedHistory& values,
                       const AttentionOptions& options, MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::stored_attention<std::int8_t>("target_attention", candidates, keys.codes(), values.codes(), &keys.rows, &values.rows,
-                                        options, out, log_sum_exp, ws);
+  detail::stored_attention<std::int8_t>({"target_attention", "candidates"}, candidates, keys.codes(), values.codes(), &keys.rows,
+                                        &values.rows, options, out, log_sum_exp, ws);
 }
 template <class T>
 requires std::is_same_v<T, float>
 void target_attention(JaggedView<const T> candidates, const QuantizedHistory& history, const AttentionOptions& options,
                       MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  target_attention<T>(candidates, history, history, options, out, log_sum_exp, ws);
+  detail::stored_attention<std::int8_t>({"target_attention", "candidates", "history", "history"}, candidates, history.codes(),
+                                        history.codes(), &history.rows, &history.rows, options, out, log_sum_exp, ws);
 }
 
 /// Adds to the gradients of candidates, keys and values (empty: not wanted), given what forward wrote and `dout`.
@@ -93,8 +96,8 @@ void target_attention_backward(JaggedView<const T> candidates, JaggedView<const 
                                const AttentionOptions& options, MatrixView<const T> out, MatrixView<const T> log_sum_exp,
                                MatrixView<const T> dout, MatrixView<T> dcandidates, MatrixView<T> dkeys, MatrixView<T> dvalues,
                                Workspace& ws) {
-  detail::attention_backward<T>("target_attention_backward", candidates, keys, values, {}, options, out, log_sum_exp, dout, {},
-                                dcandidates, dkeys, dvalues, {}, ws);
+  detail::attention_backward<T>({"target_attention_backward", "candidates", "keys", "values", "dcandidates"}, candidates, keys,
+                                values, {}, options, out, log_sum_exp, dout, {}, dcandidates, dkeys, dvalues, {}, ws);
 }
 
 /// The same for keys = values = history: dhistory gets both contributions.
@@ -102,8 +105,9 @@ template <class T>
 void target_attention_backward(JaggedView<const T> candidates, JaggedView<const T> history, const AttentionOptions& options,
                                MatrixView<const T> out, MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
                                MatrixView<T> dcandidates, MatrixView<T> dhistory, Workspace& ws) {
-  detail::attention_backward<T>("target_attention_backward", candidates, history, history, {}, options, out, log_sum_exp, dout,
-                                {}, dcandidates, dhistory, dhistory, {}, ws);
+  detail::attention_backward<T>(
+      {"target_attention_backward", "candidates", "history", "history", "dcandidates", "dhistory", "dhistory"}, candidates,
+      history, history, {}, options, out, log_sum_exp, dout, {}, dcandidates, dhistory, dhistory, {}, ws);
 }
 
 }  // namespace RECOPS_ABI

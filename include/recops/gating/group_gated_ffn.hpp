@@ -12,7 +12,8 @@
 /// Gradient    as published (no `scale_by_gate`) y does not depend on r: the gate learns from `group_balance_value_and_grad` alone.
 /// Edge cases  an empty sequence has a mean of 0 and gates.   Ties go to the lowest group; NaN gates to group 0.   A NaN stays in its
 ///             sequence.
-/// Precision   the mean in T, row after row.   Same bits for any number of threads, if those of the networks are.
+/// Precision   the mean in T, row after row.   Same bits for any number of threads, if those of the networks are. Until frozen, the bits
+///             of a sequence depend on how many rows share its group (products of up to 8 rows are summed in another order).
 /// Cost        two networks per position, the gate once per sequence.
 /// Errors      Error if shapes, offsets or options disagree; outputs untouched.
 /// Reference   arXiv 2412.16969 (hierarchical group gating in federated sequential recommendation, AAAI 2025) and its published code,

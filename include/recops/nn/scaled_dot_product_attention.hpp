@@ -46,25 +46,33 @@ struct AttentionBiasGradient {
 inline namespace RECOPS_ABI {
 namespace detail {
 
+/// What the caller calls its arguments, for the messages of errors.
+struct AttentionNames {
+  const char* op;
+  const char *queries = "queries", *keys = "keys", *values = "values";
+  const char *dqueries = "dqueries", *dkeys = "dkeys", *dvalues = "dvalues";
+};
+
 template <class T, class S = T>
-[[gnu::noinline]] void check_attention(const char* op, const JaggedView<const T>& queries,
+[[gnu::noinline]] void check_attention(const AttentionNames& name, const JaggedView<const T>& queries,
                                        const std::type_identity_t<JaggedView<const S>>& keys,
                                        const std::type_identity_t<JaggedView<const S>>& values, const AttentionBias<T>& bias,
                                        const AttentionOptions& o) {
-  check_jagged(op, "queries", queries, any_size, any_size);
+  const char* op = name.op;
+  check_jagged(op, name.queries, queries, any_size, any_size);
   const Index batch = queries.size(), width = queries.cols(), total = keys.values().rows();
   check_option(op, "heads", o.heads >= 1, "heads >= 1", static_cast<double>(o.heads));
-  check_option(op, "queries", width >= 1 && width % o.heads == 0, "a number of columns that heads divides, at least 1 per head",
-               static_cast<double>(width));
-  check_jagged(op, "keys", keys, batch, width);
-  check_jagged(op, "values", values, batch, any_size);
-  check_option(op, "values", values.cols() >= 1 && values.cols() % o.heads == 0,
+  check_option(op, name.queries, width >= 1 && width % o.heads == 0,
+               "a number of columns that heads divides, at least 1 per head", static_cast<double>(width));
+  check_jagged(op, name.keys, keys, batch, width);
+  check_jagged(op, name.values, values, batch, any_size);
+  check_option(op, name.values, values.cols() >= 1 && values.cols() % o.heads == 0,
                "a number of columns that heads divides, at least 1 per head", static_cast<double>(values.cols()));
-  check_shape(op, "values", values.values(), total, any_size);
+  check_shape(op, name.values, values.values(), total, any_size);
   if (!keys.is_one_sequence() || !values.is_one_sequence()) {
     for (Index b = 0; b < batch; ++b) {
       if (values.length(b) != keys.length(b)) [[unlikely]]
-        fail_at(op, "values", "as many rows as keys in each sequence, ", keys.length(b), b, values.length(b));
+        fail_at(op, name.values, "as many rows as keys in each sequence, ", keys.length(b), b, values.length(b));
     }
   }
   check_option(op, "scale", o.scale - o.scale == 0, "a finite scale, or 0 for 1 / sqrt(key width)", o.scale);
@@ -227,10 +235,11 @@ void run_attention(const JaggedView<const T>& queries, Index heads, Keys&& keys_
 }
 
 template <class T>
-void attention(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+void attention(const AttentionNames& name, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
                const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
                MatrixView<T> out, MatrixView<T> log_sum_exp, Workspace& ws) {
-  check_attention(op, queries, keys, values, bias, options);
+  const char* op = name.op;
+  check_attention(name, queries, keys, values, bias, options);
   const Index total = queries.values().rows();
   check_shape(op, "out", out, total, values.cols());
   if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, options.heads);
@@ -241,26 +250,28 @@ void attention(const char* op, const JaggedView<const T>& queries, const JaggedV
 
 /// Keys and values that are stored as S, with scales or without (null).
 template <class S>
-void stored_attention(const char* op, const JaggedView<const float>& queries, const JaggedView<const S>& keys,
+void stored_attention(const AttentionNames& name, const JaggedView<const float>& queries, const JaggedView<const S>& keys,
                       const JaggedView<const S>& values, const QuantizedView* key_scales, const QuantizedView* value_scales,
                       const AttentionOptions& options, MatrixView<float> out, MatrixView<float> log_sum_exp, Workspace& ws) {
-  check_attention<float, S>(op, queries, keys, values, {}, options);
+  const char* op = name.op;
+  check_attention<float, S>(name, queries, keys, values, {}, options);
   const Index total = queries.values().rows();
   check_shape(op, "out", out, total, values.cols());
   if (!log_sum_exp.empty()) check_shape(op, "log_sum_exp", log_sum_exp, total, options.heads);
-  const auto rows_of = [&](const char* name, const MatrixView<const S>& x, const QuantizedView* q) {
+  const auto rows_of = [&](const char* argument, const MatrixView<const S>& x, const QuantizedView* q) {
     simd::HistoryRows<S> rows{x.data(), x.stride()};
     if (q == nullptr) return rows;
-    check_quantized(op, name, *q, any_size, any_size);
+    check_quantized(op, argument, *q, any_size, any_size);
     const Index width = x.cols() / options.heads;
-    check_option(op, name, q->blocks() == 1 || q->width() == width,
+    check_option(op, argument, q->blocks() == 1 || q->width() == width,
                  "one scale per row, or one per row and head (block = its columns)", static_cast<double>(q->block));
     rows.scales = q->scales.data();
     rows.scale_stride = q->scales.stride();
     rows.scale_head = q->blocks() == 1 ? 0 : 1;
     return rows;
   };
-  const simd::HistoryRows<S> k = rows_of("keys", keys.values(), key_scales), v = rows_of("values", values.values(), value_scales);
+  const simd::HistoryRows<S> k = rows_of(name.keys, keys.values(), key_scales),
+                             v = rows_of(name.values, values.values(), value_scales);
   const simd::StoredHistory<float> stored = simd::stored_history(k, v);
   run_attention(
       queries, options.heads, [&](Index b) { return keys.length(b); },
@@ -273,20 +284,21 @@ void stored_attention(const char* op, const JaggedView<const float>& queries, co
 }
 
 template <class T>
-void attention_backward(const char* op, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
+void attention_backward(const AttentionNames& name, const JaggedView<const T>& queries, const JaggedView<const T>& keys,
                         const JaggedView<const T>& values, const AttentionBias<T>& bias, const AttentionOptions& options,
                         MatrixView<const T> out, MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
                         MatrixView<const T> dlog_sum_exp, MatrixView<T> dqueries, MatrixView<T> dkeys, MatrixView<T> dvalues,
                         const AttentionBiasGradient<T>& dbias, Workspace& ws) {
-  check_attention(op, queries, keys, values, bias, options);
+  const char* op = name.op;
+  check_attention(name, queries, keys, values, bias, options);
   const Index batch = queries.size(), heads = options.heads, total = queries.values().rows(), total_keys = keys.values().rows();
   check_shape(op, "out", out, total, values.cols());
   check_shape(op, "log_sum_exp", log_sum_exp, total, heads);
   check_shape(op, "dout", dout, total, values.cols());
   if (!dlog_sum_exp.empty()) check_shape(op, "dlog_sum_exp", dlog_sum_exp, total, heads);
-  if (!dqueries.empty()) check_shape(op, "dqueries", dqueries, total, queries.cols());
-  if (!dkeys.empty()) check_shape(op, "dkeys", dkeys, total_keys, keys.cols());
-  if (!dvalues.empty()) check_shape(op, "dvalues", dvalues, total_keys, values.cols());
+  if (!dqueries.empty()) check_shape(op, name.dqueries, dqueries, total, queries.cols());
+  if (!dkeys.empty()) check_shape(op, name.dkeys, dkeys, total_keys, keys.cols());
+  if (!dvalues.empty()) check_shape(op, name.dvalues, dvalues, total_keys, values.cols());
   if (!dbias.per_key.empty()) check_shape(op, "dbias.per_key", dbias.per_key, bias.per_key.rows(), bias.per_key.cols());
   if (!dbias.pairwise.empty()) check_shape(op, "dbias.pairwise", dbias.pairwise, bias.pairwise.rows(), bias.pairwise.cols());
   if (total == 0) return;
@@ -358,7 +370,7 @@ template <class T>
 void scaled_dot_product_attention(JaggedView<const T> queries, JaggedView<const T> keys, JaggedView<const T> values,
                                   const AttentionBias<T>& bias, const AttentionOptions& options, MatrixView<T> out,
                                   MatrixView<T> log_sum_exp, Workspace& ws) {
-  detail::attention<T>("scaled_dot_product_attention", queries, keys, values, bias, options, out, log_sum_exp, ws);
+  detail::attention<T>({"scaled_dot_product_attention"}, queries, keys, values, bias, options, out, log_sum_exp, ws);
 }
 
 /// Adds to the gradients of everything `scaled_dot_product_attention` read (empty: not wanted), given what it wrote and the
@@ -370,7 +382,7 @@ void scaled_dot_product_attention_backward(JaggedView<const T> queries, JaggedVi
                                            MatrixView<const T> log_sum_exp, MatrixView<const T> dout,
                                            MatrixView<const T> dlog_sum_exp, MatrixView<T> dqueries, MatrixView<T> dkeys,
                                            MatrixView<T> dvalues, const AttentionBiasGradient<T>& dbias, Workspace& ws) {
-  detail::attention_backward<T>("scaled_dot_product_attention_backward", queries, keys, values, bias, options, out, log_sum_exp,
+  detail::attention_backward<T>({"scaled_dot_product_attention_backward"}, queries, keys, values, bias, options, out, log_sum_exp,
                                 dout, dlog_sum_exp, dqueries, dkeys, dvalues, dbias, ws);
 }
 
