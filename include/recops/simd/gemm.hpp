@@ -35,8 +35,8 @@ constexpr bool one_stream(Index bytes) {
 }
 /// Bytes to fetch ahead of each panel.
 template <class A>
-constexpr Index panel_ahead(bool streamed) {
-  return registers<A> == 16 ? 512 : streamed ? 16384 : 1024;
+constexpr Index panel_ahead(Index rows, bool streamed) {
+  return streamed ? 16384 : registers<A> == 16 && rows <= 3 ? 512 : 1024;
 }
 
 /// Rows of A copied k-major, `[depth, tile_stride]` per tile, where they are read several times with a stride along k: every
@@ -88,7 +88,7 @@ void multiply(Operand<T> a, const PanelSource<S>& b, Index first, Index last, In
   const bool streamed = tiles == 1 && one_stream<A>(n * k * size);
   const Index group = streamed || kinds == 0 ? 1 : runs[kinds - 1].wide;  // panels before the next tile; the last is the lowest
   TileInput<T, S> in;
-  in.ahead = k > 0 ? panel_ahead<A>(streamed) / size : 0;  // without k B may be null
+  in.ahead = k > 0 ? panel_ahead<A>(m, streamed) / size : 0;  // without k B may be null
   // Meanwhile the next group is fetched, evenly, where several tiles read a group (from a near cache all but the first) or one tile a
   // single panel. Several panels of one tile are streams side by side, fetched a little ahead.
   const bool own = fetches_ahead<A>(m), next_group = !b.row_stride && (tiles > 1 || (tiles == 1 && group == 1 && !own));

@@ -58,10 +58,10 @@ struct Stored {
 };
 
 /// Whether a tile fetches each of its panels ahead, besides the two streams of `TileInput::next`. With sixteen registers that is a fetch
-/// too many for the load ports; there only a lone row does, and nothing else: it reads four panels.
+/// too many for the load ports; there only a lone row does, and nothing else: it reads four panels. Four rows lost a tenth from L2 without.
 template <class A>
 constexpr bool fetches_ahead(Index rows) {
-  return registers<A> == 32 || rows == 1;
+  return registers<A> == 32 || rows == 1 || rows == 4;
 }
 
 template <class T, class S>
