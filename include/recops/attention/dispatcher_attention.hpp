@@ -202,7 +202,7 @@ void aggregate_into_experts(MatrixView<const T> queries, JaggedView<const T> key
   if (keys.size() == 0) return;
   const auto mark = ws.mark();
   const IndexView offsets = detail::even_offsets(keys.size(), queries.rows() / keys.size(), ws);
-  detail::attention<T>(name, JaggedView<const T>(queries, offsets), keys, values, {},
+  detail::attention<T>({name}, JaggedView<const T>(queries, offsets), keys, values, {},
                        {.heads = o.heads, .scale = o.scale, .key_mask = o.mask}, out, log_sum_exp, ws);
 }
 /// Adds to dqueries, dkeys and dvalues (each unless empty), given what `aggregate_into_experts` wrote.
@@ -217,7 +217,7 @@ void aggregate_into_experts_backward(MatrixView<const T> queries, JaggedView<con
   if (keys.size() == 0) return;
   const auto mark = ws.mark();
   const IndexView offsets = detail::even_offsets(keys.size(), queries.rows() / keys.size(), ws);
-  detail::attention_backward<T>(name, JaggedView<const T>(queries, offsets), keys, values, {},
+  detail::attention_backward<T>({name}, JaggedView<const T>(queries, offsets), keys, values, {},
                                 {.heads = o.heads, .scale = o.scale, .key_mask = o.mask}, out, log_sum_exp, dout, {}, dqueries,
                                 dkeys, dvalues, {}, ws);
 }
