@@ -1,4 +1,4 @@
-// kernel that may reload: attention score tile = score_tile<
+// kernel that may reload: attention score tile = score_tiles<
 // kernel: attention sum tile = sum_tile<
 #include <recops/attention/target_attention.hpp>
 
