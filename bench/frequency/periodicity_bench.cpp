@@ -3,8 +3,8 @@
 ///     taskset -c 1 build/bench/bench/recops_bench_frequency_periodicity
 ///
 ///   frequency/autocorr/f32/...    `autocorr_attention`, every sequence with lags of its own, all bins
-///   frequency/farm/f32/...        `FarmIntraDomain` as served: gates from the mean, two bands, a quarter of the bins in the low one (flops:
-///                                 of projection or transform, whichever has fewer)
+///   frequency/intra_domain/f32/... `FarmIntraDomain` as served: gates from the mean, two bands, a quarter of the bins in the low one
+///                                 (flops: of projection or transform, whichever has fewer)
 ///   frequency/features/f32/...    amplitudes of all bins
 ///
 /// Peer `torch`: the same with its transforms, in a process of its own. `memcpy` copies the values that are filtered, once.
@@ -87,9 +87,9 @@ void autocorr(Index batch, Index length) {
   });
 }
 
-void farm(Index batch, Index length) {
+void intra_domain(Index batch, Index length) {
   constexpr Index cols = 64;
-  register_case<float>("frequency/farm" + shape_name(batch, length, cols), [=] {
+  register_case<float>("frequency/intra_domain" + shape_name(batch, length, cols), [=] {
     Case<float> c;
     const auto d = start(c, batch, length, cols, 1, batch * length);
     Random random(2);
@@ -127,7 +127,7 @@ void features(Index batch, Index length) {
 
 int main(int argc, char** argv) {
   for (const auto& [batch, length] : {std::pair<Index, Index>{1, 50}, {64, 50}, {64, 200}, {8, 1024}}) autocorr(batch, length);
-  for (const auto& [batch, length] : {std::pair<Index, Index>{1, 50}, {256, 50}, {64, 200}}) farm(batch, length);
+  for (const auto& [batch, length] : {std::pair<Index, Index>{1, 50}, {256, 50}, {64, 200}}) intra_domain(batch, length);
   for (const auto& [batch, length] : {std::pair<Index, Index>{64, 64}, {64, 365}}) features(batch, length);
   return run_registered(argc, argv);
 }

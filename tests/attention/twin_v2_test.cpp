@@ -1,4 +1,5 @@
-/// Oracles: the queue of k-means written naively in double; the same with scipy's k-means (tests/golden/clusters.py); duplication of members; `Twin` itself; central differences.
+/// Oracles: the queue of k-means written naively in double; the same with scipy's k-means (tests/golden/clusters.py); duplication of
+/// members; `Twin` itself; central differences.
 #include <recops/attention/twin_v2.hpp>
 #include <recops/train/gradient_check.hpp>
 

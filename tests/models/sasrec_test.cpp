@@ -1,4 +1,5 @@
-// Oracles: PyTorch (tests/golden/sasrec.py); central differences; causality; the serving form against the training form; a chain whose next item is known.
+// Oracles: PyTorch (tests/golden/sasrec.py); central differences; causality; the serving form against the training form; a chain
+// whose next item is known.
 #include <recops/models/sasrec.hpp>
 #include <recops/train/adam.hpp>
 #include <recops/train/gradient_check.hpp>
