@@ -5,7 +5,8 @@ script.
     python3 elastic.py
 
 Dispatcher blocks are two torch.nn.MultiheadAttention, norms and a network, user by user; the causal one calls them once for every token,
-with the tokens up to it. The memory scores all slots and takes torch.topk. Gradients are autograd's.
+with the tokens up to it. The memory scores all slots and takes torch.topk. A stack is the whole body of the model: blocks with their norms
+first, a last norm, and a memory that is added to the states (causal) or makes the first experts (looking ahead). Gradients are autograd's.
 """
 import pathlib
 import platform
@@ -52,15 +53,20 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width, heads, hidden, causal):
+    def __init__(self, width, heads, hidden, causal, norm_first=False):
         super().__init__()
         self.attention = Attention(width, heads)
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.causal = causal
+        self.causal, self.norm_first = causal, norm_first
 
     def forward(self, x, experts):
-        y, p = (self.attention.causal if self.causal else self.attention)(x, experts)
+        attend = self.attention.causal if self.causal else self.attention
+        if self.norm_first:
+            y, p = attend(self.norm1(x), experts)
+            h = x + y
+            return h + self.linear2(torch.relu(self.linear1(self.norm2(h)))), p
+        y, p = attend(x, experts)
         h = self.norm1(x + y)
         return self.norm2(h + self.linear2(torch.relu(self.linear1(h)))), p
 
@@ -100,34 +106,41 @@ out["memory.x"] = x.detach().numpy()
 
 
 class Memory(nn.Module):
-    def __init__(self):
+    def __init__(self, inputs, width, query, m, heads):
         super().__init__()
         self.query = nn.Linear(inputs, heads * query, bias=False)
         self.keys1 = nn.Parameter(torch.randn(heads * m, query // 2))
         self.keys2 = nn.Parameter(torch.randn(heads * m, query // 2))
         self.bank = nn.Embedding(m * m, width)
+        self.m, self.heads = m, heads
 
     def halves(self, x):
-        q = self.query(x).view(users, heads, 2, query // 2)
-        for h in range(heads):
-            yield q[:, h, 0] @ self.keys1[h * m:(h + 1) * m].T, q[:, h, 1] @ self.keys2[h * m:(h + 1) * m].T
+        q = self.query(x).view(len(x), self.heads, 2, -1)
+        for h in range(self.heads):
+            own = slice(h * self.m, (h + 1) * self.m)
+            yield q[:, h, 0] @ self.keys1[own].T, q[:, h, 1] @ self.keys2[own].T
+
+    def forward(self, x, reads, mode, temperature):
+        """[n, width] summed, or [n, reads, width], and the slots that were read."""
+        rows, slots = [], []
+        for s1, s2 in self.halves(x):
+            s, at = torch.topk((s1[:, :, None] + s2[:, None, :]).view(len(x), self.m**2), reads // self.heads)
+            slots.append(at)
+            rows.append(torch.softmax(s / temperature, -1)[:, :, None] * self.bank(at))
+        y = torch.cat(rows, 1)
+        return (reads // self.heads * y if mode == "slots" else y.sum(1)), torch.cat(slots, 1)
 
 
-memory = Memory()
+memory = Memory(inputs, width, query, m, heads)
 for mode in ("slots", "sum"):
     memory.zero_grad()
     x.grad = None
-    rows, slots = [], []
-    for s1, s2 in memory.halves(x):
-        s, at = torch.topk((s1[:, :, None] + s2[:, None, :]).view(users, m * m), k // heads)
-        slots.append(at)
-        rows.append(torch.softmax(s / temperature, -1)[:, :, None] * memory.bank(at))
-    y = torch.cat(rows, 1)
-    y = (k // heads * y).reshape(users * k, width) if mode == "slots" else y.sum(1)
+    y, slots = memory(x, k, mode, temperature)
+    y = y.reshape(-1, width)
     dy = torch.randn_like(y)
     y.backward(dy)
     out.update({f"memory.{mode}.y": y.detach().numpy(), f"memory.{mode}.dy": dy.numpy(), f"memory.{mode}.dx": x.grad.numpy().copy(),
-                f"memory.{mode}.choice": torch.cat(slots, 1).numpy().astype(np.int32)})
+                f"memory.{mode}.choice": slots.numpy().astype(np.int32)})
     keep(f"memory.{mode}", memory)
 memory.zero_grad()
 x.grad = None
@@ -135,6 +148,45 @@ balance = sum(0.3 * m * (torch.softmax(s / temperature, -1).mean(0) ** 2).sum() 
 balance.backward()
 out.update({"memory.balance": np.array([balance.item()]), "memory.balance.dx": x.grad.numpy().copy()})
 keep("memory.balance", memory)
+
+
+class Stack(nn.Module):
+    def __init__(self, causal, width, count, k, m):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, 2, width, causal, norm_first=True) for _ in range(count))
+        if causal or not m:
+            self.experts = nn.Parameter(torch.randn(count * k if causal else k, width))
+        self.norm = nn.LayerNorm(width)
+        if m:
+            self.memory = Memory(width, width, width, m, 2)
+        self.causal, self.k, self.m = causal, k, m
+        for name, p in self.named_parameters():
+            if "norm" in name:
+                nn.init.normal_(p, mean=1 if name.endswith("weight") else 0, std=0.3)
+
+    def forward(self, x):
+        if len(x) == 0:
+            return x
+        if not self.causal:
+            p = self.memory(x.mean(0, keepdim=True), self.k, "slots", 1)[0][0] if self.m else self.experts
+        for i, block in enumerate(self.blocks):
+            x, after = block(x, self.experts[i * self.k:(i + 1) * self.k] if self.causal else p)
+            p = after
+        h = self.norm(x)
+        return h + self.memory(h, 4, "sum", 1)[0] if self.causal and self.m else h
+
+
+for causal in (True, False):
+    for m in (0, 5):
+        name = f"stack.{'causal' if causal else 'ahead'}.{m}"
+        stack = Stack(causal, 6, 2, 4, m)
+        x = torch.randn(offsets[-1], 6, requires_grad=True)
+        y = torch.cat([stack(x[first:last]) for first, last in zip(offsets[:-1], offsets[1:])])
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        out.update({f"{name}.x": x.detach().numpy(), f"{name}.y": y.detach().numpy(), f"{name}.dy": dy.numpy(),
+                    f"{name}.dx": x.grad.numpy().copy()})
+        keep(name, stack)
 
 safetensors_writer.write(pathlib.Path(__file__).with_suffix(".safetensors"), out,
                          {"torch": torch.__version__, "python": platform.python_version()})

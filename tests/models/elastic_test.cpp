@@ -1,9 +1,10 @@
-// Oracles: central differences; causality; SASRec's own loss; a chain whose next item is known.
+// Oracles: PyTorch (golden/elastic.py); central differences; causality; SASRec's own loss; a chain whose next item is known.
 #include <recops/models/elastic.hpp>
 #include <recops/train/adam.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include "support/allocations.hpp"
+#include "support/golden_layer.hpp"
 #include "support/numbers.hpp"
 
 using namespace recops;
@@ -19,6 +20,23 @@ NextItemModel<T, DispatcherStack<T>> model_of(const DispatcherStackOptions& o, I
 }
 
 }  // namespace
+
+TEMPLATE_TEST_CASE("ELASTIC's body against PyTorch", "[models][elastic][golden]", float, double) {
+  using T = TestType;
+  const Golden golden("elastic");
+  const auto offsets = golden.values<std::int64_t>("offsets");
+  Random random = random_stream(600);
+  for (const bool causal : {true, false}) {
+    for (const Index memory : {0, 5}) {
+      DispatcherStack<T> stack(
+          {.width = 6, .blocks = 2, .heads = 2, .experts = 4, .dropout = 0, .causal = causal, .memory = memory, .memory_reads = 4},
+          random);
+      const std::string name = std::string("stack.") + (causal ? "causal." : "ahead.") + std::to_string(memory);
+      INFO(name);
+      CHECK(distance_to_golden<T>(golden, name, stack, offsets) < (std::is_same_v<T, float> ? 2e-5 : 1e-11));
+    }
+  }
+}
 
 TEST_CASE("the gradient of ELASTIC's loss, items, experts and memory included", "[models][elastic]") {
   Random random = random_stream(601);
