@@ -135,6 +135,7 @@
 #include <recops/gating/mmoe.hpp>
 #include <recops/gating/moe_dispatch.hpp>
 #include <recops/gating/packed_experts.hpp>
+#include <recops/gating/packed_layers.hpp>
 #include <recops/gating/ple.hpp>
 #include <recops/gating/ppnet.hpp>
 #include <recops/gating/route_topk.hpp>

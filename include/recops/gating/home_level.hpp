@@ -427,6 +427,7 @@ class FrozenHomeLevel {
           weight, bias, static_cast<Index>(blocks.size()), [&](Index b) { return blocks[static_cast<std::size_t>(b)]; },
           Activation::none);
     }
+    for (detail::PackedLayers<T, S>& s : selectors_) experts_.take_panels(s);
     const Index values = experts_.row_values() + map_.size() + self_map_.size() + (feature_gates_.empty() ? 0 : expert_in_);
     rows_ = detail::serving_rows<T>(values);
   }
@@ -467,7 +468,7 @@ class FrozenHomeLevel {
       u = gated;
     }
     experts_.forward(u, a, ws);
-    for (std::size_t p = 0; p < selectors_.size(); ++p) selectors_[p].forward(in, z, ws, p > 0);
+    for (std::size_t p = 0; p < selectors_.size(); ++p) selectors_[p].forward(in, z, ws, p > 0, experts_.panels());
     for (Index r = 0; r < x.rows(); ++r) {
       T *const g = z.row(r), *const s = g + n;
       detail::gate_softmax_row<T>(g, map_, T(1));

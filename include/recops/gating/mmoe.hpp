@@ -187,6 +187,7 @@ class FrozenMmoe {
         gate_in_(layer.gates.input_cols()),
         outputs_(layer.outputs()) {
     layer.check_parameters("freeze");
+    experts_.take_panels(gates_);
     block_rows_ = detail::serving_rows<T>(experts_.row_values() + gates_.row_values());
   }
 
@@ -216,7 +217,7 @@ class FrozenMmoe {
     const MatrixView<T> a = detail::staggered<T>(x.rows(), experts_.outputs(), ws), g = ws.matrix<T>(x.rows(), map_.size());
     const MatrixView<const T> in = detail::unaliased<T>(x, ws);
     experts_.forward(in, a, ws);
-    gates_.forward(in.middle_cols(0, gate_in_), g, ws);
+    gates_.forward(in.middle_cols(0, gate_in_), g, ws, false, experts_.panels());
     for (Index r = 0; r < x.rows(); ++r) {
       detail::gate_softmax_row<T>(g.row(r), map_, T(1));
       if (!gates_out.empty()) std::copy_n(g.row(r), map_.size(), gates_out.row(r));

@@ -20,6 +20,7 @@
 #include <recops/gating/balance_loss.hpp>
 #include <recops/gating/bias_controller.hpp>
 #include <recops/gating/moe_dispatch.hpp>
+#include <recops/gating/packed_layers.hpp>
 #include <recops/gating/route_topk.hpp>
 #include <recops/simd/normal.hpp>
 #include <vector>
@@ -339,12 +340,7 @@ class FrozenSparseMmoe {
     for (const auto& c : layer.control) bias_.push_back(c.bias);
     for (std::size_t l = 0; l < layer.experts.size(); ++l) {
       const Linear<T>& from = layer.experts[l];
-      const Index h = from.weight.rows() / experts_;
-      layers_.emplace_back();
-      for (Index e = 0; e < experts_; ++e)
-        layers_.back().emplace_back(from.weight.view().middle_rows(e * h, h),
-                                    from.bias.empty() ? VectorView<const T>() : VectorView<const T>(from.bias).segment(e * h, h),
-                                    layer.activation_of(l));
+      layers_.add(from.weight, from.bias, experts_, detail::even_blocks(from.weight.rows(), experts_), layer.activation_of(l));
     }
   }
   Index input_cols() const { return gates_.input_cols(); }
@@ -378,11 +374,10 @@ class FrozenSparseMmoe {
       const Index first = plan.begin[e] + within * block, count = std::min(block, plan.begin[e + 1] - first);
       const auto own = scratch.mark();
       MatrixView<const T> at = detail::gather_slots(x, plan, first, count, scratch);
-      for (std::size_t l = 0; l < layers_.size(); ++l) {
-        const FrozenDense<T, S>& dense = layers_[l][static_cast<std::size_t>(e)];
+      for (std::size_t l = 0; l < layers_.layers(); ++l) {
         const MatrixView<T> next =
-            l + 1 == layers_.size() ? z.middle_rows(first, count) : scratch.matrix<T>(count, dense.output_cols(at.cols()));
-        dense.forward(at, next, scratch);
+            l + 1 == layers_.layers() ? z.middle_rows(first, count) : scratch.matrix<T>(count, layers_.block_cols(l));
+        layers_.forward_block(l, e, at, next, scratch);
         at = next;
       }
     });
@@ -391,8 +386,8 @@ class FrozenSparseMmoe {
 
  private:
   FrozenDense<T> gates_;
-  std::vector<std::vector<FrozenDense<T, S>>> layers_;  // by layer, by expert
-  std::vector<Vector<T>> bias_;                         // of the choice, by task
+  detail::PackedLayers<T, S> layers_;  // a block for each expert
+  std::vector<Vector<T>> bias_;        // of the choice, by task
   RouteOptions route_;
   Index experts_ = 1, tasks_ = 1, outputs_ = 0;
 };
