@@ -535,6 +535,8 @@ TEST_CASE("Home refuses what does not fit and writes nothing", "[gating][home]")
   };
   CHECK(broken([](auto& l) { l.meta.gate_weight = Matrix<float>(9, 6, 0.0f); }) ==
         "freeze: gates.weight: expected shape [10, 6], got [9, 6]");
+  CHECK(error_of([&] { (void)freeze(Home<double>()); }) ==
+        "freeze: mixtures: expected 1 or more (was the layer made from a spec?), got 0");
   CHECK(broken([](auto& l) { l.task.self_weight = Matrix<float>(3, 6, 0.0f); }) ==
         "freeze: self_gates.weight: expected shape [3, 12], got [3, 6]");
   CHECK(broken([](auto& l) { l.task.feature_gates.pop_back(); }) ==

@@ -350,6 +350,22 @@ TEST_CASE("Ple and Cgc refuse what does not fit and write nothing", "[gating][pl
   CHECK(error_of([&] {
           Mmoe<float>({.inputs = 2, .experts = 2, .outputs = 2, .groups = {{0, 1, 0}}}, random);
         }) == "Mmoe: experts of all groups: expected the number of experts, got 1");
+  CHECK(cgc({.inputs = 4, .outputs = 2, .hidden = {0}}) == "Cgc: hidden: expected widths >= 1, got 0");
+  CHECK(cgc({.inputs = 4, .outputs = 2, .gates = {.temperature = -1}}) ==
+        "Cgc: temperature: expected a temperature from 1e-6 to 1e6, got -1");
+  {
+    Cgc<float> layer(CgcSpec{.inputs = 4, .outputs = 2, .tasks = 2}, random);
+    const FrozenMmoe<float> served = freeze(layer);
+    const Matrix<float> x(2, 4, 1.0f), odd(2, 3, 1.0f);
+    Matrix<float> y(2, 4);
+    Cgc<float> g = make_gradient(layer);
+    CHECK(error_of([&] { layer.forward(odd, y, ws); }) == "Cgc::forward: x: expected shape [_, 4], got [2, 3]");
+    CHECK(error_of([&] { served.forward(odd, y, ws); }) == "frozen Cgc: x: expected shape [_, 4], got [2, 3]");
+    CHECK(error_of([&] { layer.backward(x, y, Cgc<float>::Saved(), {}, g, ws); }) ==
+          "Cgc::backward: saved: expected shape [2, 6], got [0, 0]");
+    const std::string none = "freeze: tasks: expected 1 or more (was the layer made from a spec?), got 0";
+    CHECK(error_of([&] { (void)freeze(Cgc<float>()); }) == none);
+  }
 
   Ple<float> layer({.inputs = 4, .tasks = 2, .levels = {{.outputs = 3}, {.outputs = 5}}}, random);
   const FrozenPle<float> served = freeze(layer);

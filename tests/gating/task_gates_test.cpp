@@ -198,6 +198,23 @@ TEST_CASE(
   CHECK(alone > 0);
 }
 
+TEST_CASE("A dropped gate has no gradient, whatever else is NaN in its task", "[gating][task_gates]") {
+  Workspace ws;
+  const double nan = std::nan("");
+  const GateMap map(1, 3);
+  const Matrix<double> x{{2, 3}}, w(3, 2, 0.1), g{{0.25, 0, 0.75}}, d{{1, nan, 2}}, far{{nan, 1, 2}};
+  for (const Matrix<double>& up : {d, far}) {
+    Matrix<double> dx(1, 2, 0.0), dw(3, 2, 0.0);
+    Vector<double> db(3, 0.0);
+    task_gates_backward<double>(x, w, map, {}, g, up, dx, dw, db, ws);
+    CHECK(db[1] == 0);
+    CHECK(dw(1, 0) == 0);
+    CHECK(dw(1, 1) == 0);
+    CHECK(std::isnan(db[0]));  // of the gates that are there the NaN is seen
+    CHECK(std::isnan(db[2]));
+  }
+}
+
 TEST_CASE("gate_entropy_value_and_grad: value and gradient through the softmax", "[gating][task_gates]") {
   Random random = random_stream(217);
   Workspace ws;

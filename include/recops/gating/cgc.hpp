@@ -37,9 +37,10 @@ struct CgcSpec {
   /// Experts of task t.
   Index own(Index t) const { return own_experts[own_experts.size() == 1 ? 0 : static_cast<std::size_t>(t)]; }
 
-  operator MmoeSpec() const { return mmoe("Cgc"); }
-  /// The same; errors are reported as `name`'s.
-  MmoeSpec mmoe(const char* name) const {
+  operator MmoeSpec() const { return mmoe({"Cgc", "Cgc::forward", "Cgc::backward", "frozen Cgc"}); }
+  /// The same; errors call it `names`.
+  MmoeSpec mmoe(const MmoeNames& names) const {
+    const char* const name = names.layer;
     check_option(name, "inputs", inputs >= 1, "inputs >= 1", static_cast<double>(inputs));
     check_option(name, "outputs", outputs >= 1, "outputs >= 1", static_cast<double>(outputs));
     check_option(name, "tasks", tasks >= 1 && tasks <= 65535, "1 to 65535", static_cast<double>(tasks));
@@ -58,7 +59,8 @@ struct CgcSpec {
                   .gate_hidden = gate_hidden,
                   .gate_bias = gate_bias,
                   .gates = gates,
-                  .own_gates = level};
+                  .own_gates = level,
+                  .names = names};
     for (Index t = 0; t < tasks; ++t) {
       check_option(name, "own_experts", own(t) >= 0 && own(t) <= max_experts, "0 to 65536", static_cast<double>(own(t)));
       spec.experts += own(t);

@@ -295,6 +295,7 @@ struct HomeLevel {
 
   /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
   void check_parameters(const char* name) const {
+    check_option(name, "mixtures", mixtures() >= 1, "1 or more (was the layer made from a spec?)", 0);
     const Index cols = inputs();
     experts.check_parameters(name);
     check_option(name, "experts", map.experts() == experts.options.experts, "as many experts as the gates know",
@@ -387,7 +388,7 @@ class FrozenHomeLevel {
  public:
   FrozenHomeLevel() = default;
   explicit FrozenHomeLevel(const HomeLevel<T>& layer)
-      : experts_(layer.experts),
+      : experts_(checked(layer).experts),
         map_(layer.map),
         self_map_(layer.self_map),
         self_at_(layer.self_at),
@@ -396,7 +397,6 @@ class FrozenHomeLevel {
         in_(layer.input_cols()),
         expert_in_(layer.experts.input_cols()),
         outputs_(layer.outputs()) {
-    layer.check_parameters("freeze");
     for (const FeatureGate<T>& g : layer.feature_gates) feature_gates_.emplace_back(g);
     // Gates and self gates lie in one weight and one row of logits; each part of the selectors adds to it.
     const Index n = map_.size(), own = self_map_.size();
@@ -454,6 +454,10 @@ class FrozenHomeLevel {
   }
 
  private:
+  static const HomeLevel<T>& checked(const HomeLevel<T>& layer) {
+    layer.check_parameters("freeze");
+    return layer;
+  }
   void run(MatrixView<const T> x, MatrixView<T> y, MatrixView<T> gates_out, MatrixView<T> self_out, Workspace& ws) const {
     const auto mark = ws.mark();
     const Index n = map_.size(), own = self_map_.size();

@@ -16,6 +16,11 @@
 
 namespace recops {
 
+/// What errors call a layer that is an `Mmoe`; strings that outlive it.
+struct MmoeNames {
+  const char *layer = "Mmoe", *forward = "Mmoe::forward", *backward = "Mmoe::backward", *frozen = "FrozenMmoe";
+};
+
 /// What an `Mmoe` is made of.
 struct MmoeSpec {
   Index inputs = 0;                ///< D
@@ -32,6 +37,7 @@ struct MmoeSpec {
   std::vector<std::vector<Index>> visible = {};  ///< experts each task sees; empty: all of them
   std::vector<ExpertGroup> groups = {};          ///< experts that read blocks of x [B, Q D] of their own; empty: all read all
   bool own_gates = false;                        ///< the gate of task t reads columns t D .. (t + 1) D, its own block
+  MmoeNames names = {};                          ///< what errors call the layer
 
   /// HoME's expert: linear, batch norm, silu; no bias, as batch norm would cancel it.
   MmoeSpec home() const {
@@ -52,6 +58,7 @@ template <Real T>
 struct Mmoe {
   ExpertBank<T> experts;
   TaskGates<T> gates;
+  MmoeNames names;  ///< what errors call it
 
   /// What a training forward leaves for backward and `update`; `gates [B, G]` is there to be looked at.
   struct Saved {
@@ -62,8 +69,8 @@ struct Mmoe {
   };
 
   Mmoe() = default;
-  /// Initialised as `torch.nn.Linear` would be, experts first. Errors are reported as `name`'s.
-  Mmoe(const MmoeSpec& spec, Random& random, const char* name = "Mmoe")
+  /// Initialised as `torch.nn.Linear` would be, experts first.
+  Mmoe(const MmoeSpec& spec, Random& random)
       : experts({.inputs = spec.inputs,
                  .experts = spec.experts,
                  .outputs = spec.outputs,
@@ -72,8 +79,9 @@ struct Mmoe {
                  .activation = spec.activation,
                  .bias = spec.bias,
                  .groups = spec.groups},
-                random, name),
-        gates(gates_spec(spec, name), make_map(spec, name), random, name) {}
+                random, spec.names.layer),
+        gates(gates_spec(spec), make_map(spec), random, spec.names.layer),
+        names(spec.names) {}
 
   static constexpr auto fields() { return std::tuple{layer("experts", &Mmoe::experts), layer("gates", &Mmoe::gates)}; }
 
@@ -90,7 +98,7 @@ struct Mmoe {
 
   /// Serving with weights as they are: for a service `freeze` the layer first. Scratch B (E H + G).
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const {
-    check("Mmoe::forward", x, y);
+    check(names.forward, x, y);
     const auto mark = ws.mark();
     const MatrixView<T> a = ws.matrix<T>(x.rows(), experts.weight.rows());
     const MatrixView<T> g = ws.matrix<T>(x.rows(), gates.map.size());
@@ -99,7 +107,7 @@ struct Mmoe {
     gate_mix<T>(a, g, gates.map, y, ws);
   }
   void forward(MatrixView<const T> x, MatrixView<T> y, Saved& saved, const Step& step, Workspace& ws) const {
-    check("Mmoe::forward", x, y);
+    check(names.forward, x, y);
     const auto mark = ws.mark();
     const MatrixView<T> g = ws.matrix<T>(x.rows(), gates.map.size());
     saved.expert_outputs.resize(x.rows(), experts.weight.rows());
@@ -115,7 +123,7 @@ struct Mmoe {
   /// The same with a further gradient on the gates `[B, G]`, e.g. of their entropy.
   void backward(MatrixView<const T> x, MatrixView<const T> dy, MatrixView<const T> dgates, const Saved& saved, MatrixView<T> dx,
                 Mmoe& gradient, Workspace& ws) const {
-    const char* const name = "Mmoe::backward";
+    const char* const name = names.backward;
     const Index n = experts.weight.rows(), g = gates.map.size();
     check_shape(name, "x", x, any_size, input_cols());
     check_shape(name, "dy", dy, x.rows(), tasks() * outputs());
@@ -139,6 +147,7 @@ struct Mmoe {
 
   /// Throws `Error` unless all parameters fit each other; `name` is the operator of the message.
   void check_parameters(const char* name) const {
+    check_option(name, "tasks", gates.map.tasks() >= 1, "1 or more (was the layer made from a spec?)", 0);
     check_option(name, "experts", gates.map.experts() == experts.options.experts, "as many experts as the gates know",
                  static_cast<double>(experts.options.experts));
     const Index in = gates.input_cols();
@@ -147,9 +156,9 @@ struct Mmoe {
   }
 
  private:
-  static TaskGatesSpec gates_spec(const MmoeSpec& spec, const char* name) {
+  static TaskGatesSpec gates_spec(const MmoeSpec& spec) {
     for (const Index width : spec.gate_hidden)
-      check_option(name, "gate_hidden", width >= 1, "widths >= 1", static_cast<double>(width));
+      check_option(spec.names.layer, "gate_hidden", width >= 1, "widths >= 1", static_cast<double>(width));
     TaskGatesSpec s{.inputs = spec.inputs, .hidden = spec.gate_hidden, .bias = spec.gate_bias, .options = spec.gates};
     s.options.own_inputs = spec.own_gates;
     return s;
@@ -158,7 +167,8 @@ struct Mmoe {
   MatrixView<U> gate_input(MatrixView<U> x) const {
     return x.middle_cols(0, gates.input_cols());
   }
-  static GateMap make_map(const MmoeSpec& spec, const char* name) {
+  static GateMap make_map(const MmoeSpec& spec) {
+    const char* const name = spec.names.layer;
     if (spec.visible.empty()) return GateMap(spec.tasks, spec.experts, name);
     check_option(name, "visible", static_cast<Index>(spec.visible.size()) == spec.tasks, "one list per task",
                  static_cast<double>(spec.visible.size()));
@@ -180,13 +190,13 @@ class FrozenMmoe {
  public:
   FrozenMmoe() = default;
   explicit FrozenMmoe(const Mmoe<T>& layer)
-      : experts_(layer.experts),
+      : experts_(checked(layer).experts),
         gates_(detail::packed_gates<T, S>(layer.gates)),
         map_(layer.gates.map),
+        name_(layer.names.frozen),
         in_(layer.input_cols()),
         gate_in_(layer.gates.input_cols()),
         outputs_(layer.outputs()) {
-    layer.check_parameters("freeze");
     experts_.take_panels(gates_);
     block_rows_ = detail::serving_rows<T>(experts_.row_values() + gates_.row_values());
   }
@@ -202,9 +212,9 @@ class FrozenMmoe {
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& ws) const { forward(x, y, {}, ws); }
   /// The same; `gates [B, G]` (empty: not wanted) shows which expert each task listened to.
   void forward(MatrixView<const T> x, MatrixView<T> y, MatrixView<T> gates, Workspace& ws) const {
-    check_shape("FrozenMmoe", "x", x, any_size, in_);
-    check_shape("FrozenMmoe", "y", y, x.rows(), map_.tasks() * outputs_);
-    if (!gates.empty()) check_shape("FrozenMmoe", "gates", gates, x.rows(), map_.size());
+    check_shape(name_, "x", x, any_size, in_);
+    check_shape(name_, "y", y, x.rows(), map_.tasks() * outputs_);
+    if (!gates.empty()) check_shape(name_, "gates", gates, x.rows(), map_.size());
     detail::for_serving_blocks(x.rows(), block_rows_, ws, [&](Index first, Index count, Workspace& scratch) {
       run(x.middle_rows(first, count), y.middle_rows(first, count), gates.empty() ? gates : gates.middle_rows(first, count),
           scratch);
@@ -212,6 +222,10 @@ class FrozenMmoe {
   }
 
  private:
+  static const Mmoe<T>& checked(const Mmoe<T>& layer) {
+    layer.check_parameters("freeze");
+    return layer;
+  }
   void run(MatrixView<const T> x, MatrixView<T> y, MatrixView<T> gates_out, Workspace& ws) const {
     const auto mark = ws.mark();
     const MatrixView<T> a = detail::staggered<T>(x.rows(), experts_.outputs(), ws), g = ws.matrix<T>(x.rows(), map_.size());
@@ -228,6 +242,7 @@ class FrozenMmoe {
   detail::PackedExperts<T, S> experts_;
   detail::PackedLayers<T, S> gates_;
   GateMap map_;
+  const char* name_ = MmoeNames().frozen;
   Index in_ = 0, gate_in_ = 0, outputs_ = 0, block_rows_ = 1;
 };
 

@@ -69,8 +69,8 @@ struct Ple {
                                   .gates = spec.gates,
                                   .level = l > 0,
                                   .shared_output = l + 1 < spec.levels.size()}
-                              .mmoe("Ple"),
-                          random, "Ple");
+                              .mmoe({"Ple", "Ple::forward", "Ple::backward", "FrozenPle"}),
+                          random);
       in = own.outputs;
     }
   }

@@ -249,10 +249,10 @@ struct SparseMmoe {
   /// Throws `Error` unless parameters and options fit each other; `name` is the operator of the message.
   void check_parameters(const char* name) const {
     check_options(name);
+    check_option(name, "experts", !experts.empty(), "one layer or more (was it made from a spec?)", 0);
     const Index e = options.experts;
     check_shape(name, "gates.weight", gates.weight.view(), options.tasks * e, any_size);
     if (options.noise) check_shape(name, "noise.weight", noise.weight.view(), options.tasks * e, gates.weight.cols());
-    check_option(name, "experts", !experts.empty(), "one layer or more", 0);
     Index in = gates.weight.cols();
     for (const Linear<T>& l : experts) {
       check_shape(name, "experts.weight", l.weight.view(), any_size, in);
