@@ -10,7 +10,7 @@
 ///
 /// CV^2(v) = variance / (mean^2 + 1e-10), population variance over experts.
 /// Shapes      logits [N, E]   experts [N, k] int32 (of route_topk)   weights [N, k]
-/// Edge cases  no rows: 0 and no gradient.   A NaN makes the value NaN.   Sums over rows in double.
+/// Edge cases  no rows: 0 and no gradient.   A NaN makes the value NaN.   Sums over rows in double, within a row in T.
 /// Errors      Error if shapes, choices or alpha do not fit; gradients untouched.
 /// Reference   importance, load: Shazeer et al., arXiv 1701.06538, equations 6, 7 and appendix A; switch: Fedus et al., arXiv 2101.03961,
 ///             equations 4 to 6; z: Zoph et al., arXiv 2202.08906, equation 5; sequence: arXiv 2412.19437, equations 17 to 20.
@@ -18,6 +18,8 @@
 #include <cmath>
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
+#include <recops/simd/gaussian.hpp>
+#include <recops/simd/reduce.hpp>
 #include <recops/simd/softmax.hpp>
 
 namespace recops {
@@ -119,31 +121,56 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
   double* const load = ws.take<double>(e);
   std::fill_n(load, e, 0.0);
   std::uint8_t* const chosen = ws.take<std::uint8_t>(e);
-  const auto each = [&](auto&& f) {  // f(row, expert, threshold's expert, z, deviation)
-    for (Index r = 0; r < n; ++r) {
-      std::fill_n(chosen, e, std::uint8_t{0});
-      for (Index j = 0; j < k; ++j) chosen[experts(r, j)] = 1;
-      Index next = -1;
-      for (Index i = 0; i < e; ++i)
-        if (!chosen[i] && (next < 0 || noisy(r, i) > noisy(r, next))) next = i;
-      for (Index i = 0; i < e; ++i) {
-        const Index at = chosen[i] ? next : Index{experts(r, k - 1)};
-        const auto s = static_cast<double>(deviation(r, i));
-        const double lead = static_cast<double>(clean(r, i)) - static_cast<double>(noisy(r, at));
-        f(r, i, at, lead == 0 ? 0 : lead / s, s);
-      }
-    }
+  std::fill_n(chosen, e, std::uint8_t{0});
+  Index* const next = ws.take<Index>(n);  // the best of each row that was not chosen
+  T *const threshold = ws.take<T>(e), *const row = ws.take<T>(e);
+  const auto fill_thresholds = [&](Index r) {
+    std::fill_n(threshold, e, noisy(r, experts(r, k - 1)));
+    for (Index j = 0; j < k; ++j) threshold[experts(r, j)] = noisy(r, next[r]);
   };
-  each([&](Index, Index i, Index, double z, double) { load[i] += 0.5 * std::erfc(-z * 0.70710678118654752440); });
+  using B = simd::Batch<T>;
+  const B zero(T(0)), half(T(0.5));
+  const auto lead_of = [&](B lead, B s) RECOPS_LAMBDA_INLINE { return xsimd::select(lead == zero, zero, lead / s); };
+  for (Index r = 0; r < n; ++r) {
+    for (Index j = 0; j < k; ++j) chosen[experts(r, j)] = 1;
+    next[r] = -1;
+    for (Index i = 0; i < e; ++i)
+      if (!chosen[i] && (next[r] < 0 || noisy(r, i) > noisy(r, next[r]))) next[r] = i;
+    for (Index j = 0; j < k; ++j) chosen[experts(r, j)] = 0;
+    fill_thresholds(r);
+    const T *own = clean.row(r), *s = deviation.row(r);
+    simd::for_each_vector<T, simd::DefaultArch>(e, [&](Index i, auto at, auto store) RECOPS_LAMBDA_INLINE {
+      const B z = lead_of(at(own + i) - at(threshold + i), at(s + i));
+      store(row + i, simd::mul_add(half, simd::erf(z * B(T(0.70710678118654752440))), half));
+    });
+    for (Index i = 0; i < e; ++i) load[i] += static_cast<double>(row[i]);
+  }
   const double value = detail::squared_variation(load, e, alpha);
   if (dclean.empty() && dnoisy.empty() && ddeviation.empty()) return value;
-  each([&](Index r, Index i, Index at, double z, double s) {
-    if (s == 0) return;  // without noise the load is a step: no gradient
-    const double d = load[i] * 0.39894228040143267794 * std::exp(-z * z / 2) / s;
-    if (!dclean.empty()) dclean(r, i) += static_cast<T>(d);
-    if (!ddeviation.empty()) ddeviation(r, i) -= static_cast<T>(d * z);
-    if (!dnoisy.empty()) dnoisy(r, at) -= static_cast<T>(d);
-  });
+  T* const up = ws.take<T>(e);  // of each load, times the height of the bell
+  for (Index i = 0; i < e; ++i) up[i] = static_cast<T>(load[i] * 0.39894228040143267794);
+  for (Index r = 0; r < n; ++r) {
+    fill_thresholds(r);
+    const T *own = clean.row(r), *s = deviation.row(r);
+    T *const to = dclean.empty() ? nullptr : dclean.row(r), *const to_s = ddeviation.empty() ? nullptr : ddeviation.row(r);
+    simd::for_each_vector<T, simd::DefaultArch>(e, [&](Index i, auto at, auto store) RECOPS_LAMBDA_INLINE {
+      const B width = at(s + i), z = lead_of(at(own + i) - at(threshold + i), width);
+      // Without noise the load is a step: no gradient.
+      const B d = xsimd::select(width == zero, zero, at(up + i) * simd::exp(z * z * B(T(-0.5))) / width);
+      store(row + i, d);
+      if (to) store(to + i, at(to + i) + d);
+      if (to_s) store(to_s + i, at(to_s + i) - xsimd::select(d == zero, zero, d * z));
+    });
+    if (dnoisy.empty()) continue;
+    T taken = T(0), rest = T(0);
+    for (Index j = 0; j < k; ++j) {
+      taken += row[experts(r, j)];
+      row[experts(r, j)] = T(0);
+    }
+    for (Index i = 0; i < e; ++i) rest += row[i];
+    dnoisy(r, next[r]) -= taken;
+    dnoisy(r, experts(r, k - 1)) -= rest;
+  }
   return value;
 }
 
@@ -179,7 +206,7 @@ double sequence_balance_value_and_grad(JaggedView<const T> logits, MatrixView<co
   for (Index b = 0; b < logits.size(); ++b) sequences += logits.length(b) > 0;
   if (sequences == 0 || k == 0) return 0;
   const auto mark = ws.mark();
-  T* const s = ws.take<T>(e);
+  T *const s = ws.take<T>(e), *const share = ws.take<T>(e);
   double *const f = ws.take<double>(e), *const mean = ws.take<double>(e);
   double total = 0;
   for (Index b = 0; b < logits.size(); ++b) {
@@ -191,20 +218,20 @@ double sequence_balance_value_and_grad(JaggedView<const T> logits, MatrixView<co
       for (Index j = 0; j < k; ++j)
         f[experts(r, j)] += static_cast<double>(e) / (static_cast<double>(k) * static_cast<double>(length));
     const double weight = alpha / (static_cast<double>(length) * static_cast<double>(sequences));
+    for (Index i = 0; i < e; ++i) share[i] = static_cast<T>(f[i]);
     for (Index r = first; r < first + length; ++r) {
       simd::sigmoid<T>(logits.values().row(r), s, e);
-      double sum = 0, level = 0;
-      for (Index i = 0; i < e; ++i) sum += static_cast<double>(s[i]);
-      if (sum == 0) continue;
-      for (Index i = 0; i < e; ++i) {
-        const double share = static_cast<double>(s[i]) / sum;
-        mean[i] += share;
-        level += f[i] * share;
-      }
-      for (Index i = 0; i < e && !dlogits.empty(); ++i) {
-        const auto own = static_cast<double>(s[i]);
-        dlogits(r, i) += static_cast<T>(weight * (f[i] - level) / sum * own * (1 - own));
-      }
+      const T sum = simd::sum<T>(s, e);
+      if (sum == T(0)) continue;
+      for (Index i = 0; i < e; ++i) mean[i] += static_cast<double>(s[i] / sum);
+      if (dlogits.empty()) continue;
+      using B = simd::Batch<T>;
+      const B level(simd::dot<T>(share, s, e) / sum), scale(static_cast<T>(weight)), one(T(1)), all(sum);
+      T* const to = dlogits.row(r);
+      simd::for_each_vector<T, simd::DefaultArch>(e, [&](Index i, auto at, auto store) RECOPS_LAMBDA_INLINE {
+        const B own = at(s + i);
+        store(to + i, at(to + i) + scale * (at(share + i) - level) * (own / all * (one - own)));
+      });
     }
     double sum = 0;
     for (Index i = 0; i < e; ++i) sum += f[i] * mean[i];

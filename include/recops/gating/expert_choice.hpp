@@ -37,15 +37,19 @@ void route_expert_choice(MatrixView<const T> logits, MatrixView<std::int32_t> ch
   check_option(name, "capacity", cap <= n, "at most the number of rows", static_cast<double>(cap));
   check_shape(name, "weights", weights, e, cap);
   const auto mark = ws.mark();
-  const MatrixView<T> p = ws.matrix<T>(n, e), columns = ws.matrix<T>(e, n);
-  detail::for_row_blocks(n, ws, [&](Index first, Index count, Index, Workspace&) {
-    for (Index r = first; r < first + count; ++r) {
-      simd::softmax<T>(logits.row(r), p.row(r), e);
-      for (Index i = 0; i < e; ++i) columns(i, r) = p(r, i);
-    }
+  // A column for each expert; an odd number of lines apart, else the lines of one row would evict each other.
+  constexpr Index W = simd::lanes<T>, line = 64 / static_cast<Index>(sizeof(T));
+  const Index stride = ((n + line - 1) / line | 1) * line;
+  T* const columns = ws.take<T>(e * stride);
+  static_assert(detail::norm_rows % line == 0);
+  detail::for_row_blocks(n, ws, [&](Index first, Index count, Index, Workspace& scratch) {
+    const auto own = scratch.mark();
+    const MatrixView<T> p = scratch.matrix<T>(count, e);
+    for (Index r = 0; r < count; ++r) simd::softmax<T>(logits.row(first + r), p.row(r), e);
+    simd::pack_transposed<T, simd::DefaultArch>(p.data(), p.stride(), count, e, T(1), columns + first, stride, (count + W - 1) / W * W);
   });
   ws.parallel_for(e, [&](Index i, Workspace& scratch) {
-    simd::top_k<T>(columns.row(i), n, cap, Order::descending, weights.row(i), chosen.row(i), scratch);
+    simd::top_k<T>(columns + i * stride, n, cap, Order::descending, weights.row(i), chosen.row(i), scratch);
   });
 }
 
