@@ -290,6 +290,9 @@ void add_home(Index batch, bool bare) {
     c.working_set = bytes;
     if (batch == 1) c.bytes = bytes;
     c.kernel = [d](Index copy) { d->served[static_cast<std::size_t>(copy)].forward(d->x, d->y, d->ws); };
+    c.peers.push_back(python_peer("torch", "home",
+                                  "{\"batch\": " + std::to_string(batch) + ", \"bare\": " + (bare ? "true" : "false") +
+                                      ", \"copies\": " + std::to_string(std::min(c.copies, Index{16})) + "}"));
     return c;
   });
 }

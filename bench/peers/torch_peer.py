@@ -1016,6 +1016,70 @@ def ple_train(batch, inputs, tasks, levels, copies=1):
     return run
 
 
+class Home(torch.nn.Module):
+    """HoME as it serves (batch norm folded): two categories of three tasks, groups of two experts and one of each task's own. What reads
+    the same input is one product, what is of one shape a batched one."""
+
+    def __init__(self, inputs=512, middle=256, outputs=128, bare=False):
+        super().__init__()
+        self.bare, self.sizes = bare, (inputs, middle, outputs)
+        p = lambda *s: torch.nn.Parameter(torch.randn(*s) / s[-2]**0.5)
+        zeros = lambda *s: torch.nn.Parameter(torch.zeros(*s))
+        if not bare:  # feature gates: two pairs of rank half the input for each of 3 and 9 groups
+            self.down, self.up, self.share = p(inputs, 3 * inputs), p(6, inputs // 2, inputs), p(inputs, 6)
+            self.downs, self.ups, self.shares = p(9, middle, middle), p(18, middle // 2, middle), p(9, middle, 2)
+        self.w1 = p(inputs, 6 * middle) if bare else p(3, inputs, 2 * middle)
+        self.b1 = zeros(6 * middle) if bare else zeros(3, 1, 2 * middle)
+        self.gate1 = p(inputs, 14 if bare else 20)
+        self.groups, self.group_bias = p(3, middle, 2 * outputs), zeros(3, 1, 2 * outputs)
+        self.own, self.own_bias = p(6, middle, outputs), zeros(6, 1, outputs)
+        self.gate2 = p(2, 2 * middle, 15 if bare else 18)
+
+    def forward(self, x):
+        silu = torch.nn.functional.silu
+        d, m, h = self.sizes
+        b = x.shape[0]
+        if self.bare:
+            a = silu(torch.addmm(self.b1, x, self.w1)).view(b, 6, m)
+        else:
+            low = (x @ self.down).view(b, 6, d // 2).transpose(0, 1)
+            share = torch.softmax((x @ self.share).view(b, 3, 2), 2) * 2
+            u = (torch.sigmoid(torch.bmm(low, self.up)).view(3, 2, b, d) * share.permute(1, 2, 0).unsqueeze(3)).sum(1) * x
+            a = silu(torch.baddbmm(self.b1, u, self.w1)).view(3, b, 2, m).transpose(0, 1).reshape(b, 6, m)
+        logits = x @ self.gate1
+        g = torch.softmax(logits[:, :6], 1)
+        c = torch.softmax(logits[:, 6:14].view(b, 2, 4), 2)
+        common, own = c[:, :, :2], c[:, :, 2:]
+        if not self.bare:
+            s = torch.softmax(logits[:, 14:].view(b, 3, 2), 2)
+            g = torch.cat([g[:, :2] + s[:, 0], g[:, 2:]], 1)
+            own = own + s[:, 1:]
+        all_ = torch.bmm(g.unsqueeze(1), a)
+        each = torch.bmm(common, a[:, :2]) + torch.matmul(own.unsqueeze(2), a[:, 2:].view(b, 2, 2, m)).squeeze(2)
+        z = torch.cat([all_, each], 1).transpose(0, 1)  # [3, B, m]: shared, categories
+        u, mine = z, z[1:].repeat_interleave(3, 0)
+        if not self.bare:
+            nine = torch.cat([z, mine])
+            low = torch.bmm(nine, self.downs).view(9, b, 2, m // 2).transpose(1, 2).reshape(18, b, m // 2)
+            share = torch.softmax(torch.bmm(nine, self.shares), 2) * 2
+            f = (torch.sigmoid(torch.bmm(low, self.ups)).view(9, 2, b, m) * share.permute(0, 2, 1).unsqueeze(3)).sum(1) * nine
+            u, mine = f[:3], f[3:]
+        groups = silu(torch.baddbmm(self.group_bias, u, self.groups)).view(3, b, 2, h)
+        mine = silu(torch.baddbmm(self.own_bias, mine, self.own)).view(2, 3, b, h)
+        logits = torch.bmm(torch.cat([z[1:], z[:1].expand(2, -1, -1)], 2), self.gate2)
+        g = torch.softmax(logits[:, :, :15].view(2, b, 3, 5), 3)
+        own = g[:, :, :, 4:] if self.bare else g[:, :, :, 4:] + torch.sigmoid(logits[:, :, 15:]).unsqueeze(3)
+        seen = torch.cat([groups[:1].expand(2, -1, -1, -1), groups[1:]], 2)  # [2, B, 4, h]
+        return torch.matmul(g[:, :, :, :4], seen) + own * mine.transpose(1, 2)
+
+
+def home(batch, bare=False, copies=1):
+    x = torch.randn(batch, 512)
+    models = [Home(bare=bare).eval() for _ in range(copies)]
+    traced = [torch.jit.freeze(torch.jit.trace(m, x)) for m in models]
+    return fastest([lambda: lambda i: models[i % copies](x), lambda: lambda i: traced[i % copies](x)])
+
+
 def attention_ways(heads):
     """Ways to attend with queries [n, 64] to one history [l, 64] that is keys and values."""
     fused = getattr(torch.nn.functional, "scaled_dot_product_attention", None)
