@@ -127,6 +127,48 @@ TEMPLATE_TEST_CASE("what enters tiles leaves them, times the length; a NaN is se
   });
 }
 
+TEMPLATE_TEST_CASE("turned rows are rows whose second sequence begins a row later", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(133);
+  Workspace ws;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    constexpr Index W = simd::lanes<T, A>;
+    for (const Index length : {6, 32, 50, 64, 80, 122}) {  // 122 = 2 61: a radix without a butterfly of its own
+      for (const Index cols : {W, 3 * W, 3 * W + 1}) {
+        const FftPlan<T> plan(length);
+        const Matrix<T> x = random_matrix<T>(length, cols, random), y = random_matrix<T>(length, cols, random);
+        Matrix<T> later(length, cols);
+        for (Index n = 0; n < length; ++n) std::copy_n(y.row((n + 1) % length), cols, later.row(n));
+        auto turned = fft_two<A>(x.view(), y.view());
+        turned.turned = true;
+        const auto plain = fft_two<A>(x.view(), MatrixView<const T>(later));
+        const Index groups = fft_whole<A>(plain), distance = (length + 1) * 2 * W;
+        const auto mark = ws.mark();
+        T *const z = ws.take<T>(groups * distance), *const expected = ws.take<T>(groups * distance);
+        std::fill_n(z, groups * distance, T(0));
+        std::fill_n(expected, groups * distance, T(0));
+        fft_enter<T, A>(plan, turned, 0, groups, z, distance);
+        fft_enter<T, A>(plan, plain, 0, groups, expected, distance);
+        REQUIRE(std::equal(z, z + groups * distance, expected));
+        for (const bool add : {false, true}) {
+          Matrix<T> a(length, cols, T(1)), b(length, cols, T(1)), c(length, cols, T(1)), d(length, cols, T(1));
+          auto out = fft_two<A>(a.view(), b.view());
+          out.turned = true;
+          std::copy_n(expected, groups * distance, z);
+          fft_leave<T, A>(plan, out, 0, groups, z, distance, add);
+          std::copy_n(expected, groups * distance, z);
+          fft_leave<T, A>(plan, fft_two<A>(c.view(), d.view()), 0, groups, z, distance, add);
+          for (Index n = 0; n < length; ++n) {
+            REQUIRE(std::equal(a.row(n), a.row(n) + cols, c.row(n)));
+            REQUIRE(std::equal(b.row((n + 1) % length), b.row((n + 1) % length) + cols, d.row(n)));
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("scratch stays within its bounds", "[simd][fft]") {
   for (const Index length : {1, 50, 1024, 4096, 50000}) {
     const FftPlan<float> plan(length);

@@ -38,6 +38,8 @@ RECOPS_INLINE void complex_scale(Batch<T, A>& re, Batch<T, A>& im, Batch<T, A> w
 
 template <int R, class T, class A>
 RECOPS_INLINE void butterfly(Batch<T, A>* re, Batch<T, A>* im);
+template <class T, class A, class Load, class Store>
+RECOPS_INLINE void butterfly_eight(const Load& load, const Store& store);
 
 namespace detail {
 
@@ -163,29 +165,61 @@ RECOPS_INLINE void butterfly(Batch<T, A>* re, Batch<T, A>* im) {
     }
   } else {
     static_assert(R == 8);
-    B er[4] = {re[0], re[2], re[4], re[6]}, ei[4] = {im[0], im[2], im[4], im[6]};
-    B fr[4] = {re[1], re[3], re[5], re[7]}, fi[4] = {im[1], im[3], im[5], im[7]};
-    butterfly<4, T, A>(er, ei);
-    butterfly<4, T, A>(fr, fi);
-    const B root(T(0.70710678118654752440));
-    const B s1 = fr[1] + fi[1], d1 = fi[1] - fr[1], s3 = fr[3] + fi[3], d3 = fi[3] - fr[3];
-    re[0] = er[0] + fr[0];
-    im[0] = ei[0] + fi[0];
-    re[4] = er[0] - fr[0];
-    im[4] = ei[0] - fi[0];
-    re[1] = mul_add(root, s1, er[1]);
-    im[1] = mul_add(root, d1, ei[1]);
-    re[5] = minus_product(root, s1, er[1]);
-    im[5] = minus_product(root, d1, ei[1]);
-    re[2] = er[2] + fi[2];
-    im[2] = ei[2] - fr[2];
-    re[6] = er[2] - fi[2];
-    im[6] = ei[2] + fr[2];
-    re[3] = mul_add(root, d3, er[3]);
-    im[3] = minus_product(root, s3, ei[3]);
-    re[7] = minus_product(root, d3, er[3]);
-    im[7] = mul_add(root, s3, ei[3]);
+    B xr[8], xi[8];
+    RECOPS_UNROLL
+    for (int q = 0; q < 8; ++q) {
+      xr[q] = re[q];
+      xi[q] = im[q];
+    }
+    butterfly_eight<T, A>(
+        [&](int q, B& r, B& i) RECOPS_LAMBDA_INLINE {
+          r = xr[q];
+          i = xi[q];
+        },
+        [&](int q, B r, B i) RECOPS_LAMBDA_INLINE {
+          re[q] = r;
+          im[q] = i;
+        });
   }
+}
+
+/// butterfly<8> from memory to memory: `load(q, re, im)` of every element, then `store(q, re, im)` of every result as soon as it is
+/// there, both in the order 0 4 2 6 1 5 3 7. Stores at the end would wait for one another, and their results in registers that
+/// there are not enough of.
+template <class T, class A, class Load, class Store>
+RECOPS_INLINE void butterfly_eight(const Load& load, const Store& store) {
+  using B = Batch<T, A>;
+  B er[4], ei[4], fr[4], fi[4];
+  const auto four = [&](int first, B* r, B* i) RECOPS_LAMBDA_INLINE {
+    B x0r, x0i, x1r, x1i, x2r, x2i, x3r, x3i;
+    load(first, x0r, x0i);
+    load(first + 4, x2r, x2i);
+    const B ar = x0r + x2r, ai = x0i + x2i, br = x0r - x2r, bi = x0i - x2i;
+    load(first + 2, x1r, x1i);
+    load(first + 6, x3r, x3i);
+    const B cr = x1r + x3r, ci = x1i + x3i, dr = x1r - x3r, di = x1i - x3i;
+    r[0] = ar + cr;
+    i[0] = ai + ci;
+    r[1] = br + di;
+    i[1] = bi - dr;
+    r[2] = ar - cr;
+    i[2] = ai - ci;
+    r[3] = br - di;
+    i[3] = bi + dr;
+  };
+  four(0, er, ei);
+  four(1, fr, fi);
+  const B root(T(0.70710678118654752440));
+  store(0, er[0] + fr[0], ei[0] + fi[0]);
+  store(4, er[0] - fr[0], ei[0] - fi[0]);
+  store(2, er[2] + fi[2], ei[2] - fr[2]);
+  store(6, er[2] - fi[2], ei[2] + fr[2]);
+  const B s1 = fr[1] + fi[1], d1 = fi[1] - fr[1];
+  store(1, mul_add(root, s1, er[1]), mul_add(root, d1, ei[1]));
+  store(5, minus_product(root, s1, er[1]), minus_product(root, d1, ei[1]));
+  const B s3 = fr[3] + fi[3], d3 = fi[3] - fr[3];
+  store(3, mul_add(root, d3, er[3]), minus_product(root, s3, ei[3]));
+  store(7, minus_product(root, d3, er[3]), mul_add(root, s3, ei[3]));
 }
 
 }  // namespace simd

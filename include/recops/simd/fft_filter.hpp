@@ -307,6 +307,14 @@ struct FftGainBlocks {
   Index a_first, b_first, step;
 };
 
+/// Whether b of a pair is turned by a row, which a circular filter does not mind: of sequences of 2^n rows. The rows that meet in
+/// their first level are often 2 KB apart or a multiple, in both, and would fill whole sets of the first-level cache.
+template <class T, class... Rows>
+bool fft_turns(const FftPlan<T>& plan, const Rows&... rows) {
+  const Index length = plan.length();
+  return length >= 16 && (length & (length - 1)) == 0 && ((rows.b != nullptr && rows.a_stride == rows.b_stride) && ...);
+}
+
 /// Filters groups [first, first + count). `gains(block)` is the gain of a block of channels.
 template <class T, class A, class Gains>
 [[gnu::noinline]] void fft_filter_block(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
@@ -345,10 +353,12 @@ template <class T, class A, class Gains>
 }
 
 template <class T, class A, class Gains>
-[[gnu::noinline]] void fft_filter(const FftPlan<T>& plan, const FftRows<const T>& in, const FftRows<T>& out,
-                                  const FftGainBlocks& blocks, const Gains& gains, bool add, FftAhead& ahead, Workspace& ws) {
+[[gnu::noinline]] void fft_filter(const FftPlan<T>& plan, FftRows<const T> in, FftRows<T> out, const FftGainBlocks& blocks,
+                                  const Gains& gains, bool add, FftAhead& ahead, Workspace& ws) {
   const Index groups = fft_groups(in);
   if (plan.length() == 0 || groups == 0) return;
+  // Where both halves have the same gains.
+  in.turned = out.turned = (Gains::shared || blocks.a_first == blocks.b_first) && fft_turns(plan, in, out);
   const auto mark = ws.mark();
   const FftBlock<T, A> block(plan, groups);
   T* const z = block.take(ws);
@@ -669,11 +679,12 @@ class FftFilterGradient {
 namespace detail {
 
 template <class T, class A>
-[[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, const FftRows<const T>& x,
-                                           const FftRows<const T>& dy, const FftRows<T>& dx, FftFilterGradient<T, A>& gradient,
+[[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, FftRows<const T> x,
+                                           FftRows<const T> dy, FftRows<T> dx, FftFilterGradient<T, A>& gradient,
                                            FftAhead& ahead, Workspace& ws) {
   const Index groups = fft_groups(dy), size = plan.size();
   if (plan.length() == 0 || groups == 0) return;
+  x.turned = dy.turned = dx.turned = dx.a ? fft_turns(plan, x, dy, dx) : fft_turns(plan, x, dy);
   const auto mark = ws.mark();
   const FftBlock<T, A> block(plan, groups, 2);
   T* const zx = block.take(ws);

@@ -24,6 +24,12 @@ struct FftSide {
   bool far = false;
   bool add = false;
 };
+/// Elements [first, first + count) of the span of a level.
+struct FftSpan {
+  Index whole, first, count;
+  FftSpan(Index span) : whole(span), first(0), count(span) {}
+  FftSpan(Index span, Index begin, Index some) : whole(span), first(begin), count(some) {}
+};
 
 // Compilers would keep all multiples of a stride in registers, of which there are not enough, and spill them; the same with the
 // twiddles of an element over its groups. This makes a value opaque to them.
@@ -65,32 +71,73 @@ RECOPS_INLINE void fft_far_done() {
 /// time), or nowhere (they are all 1).
 enum class FftTwist { none, after, before };
 
+/// What a level does with its results: stores them, stores them around the caches, adds them.
+enum class FftPut { over, far, add };
+
+/// Eight elements `step` apart, in any order: four bases and twice the step.
+template <class T>
+struct FftEight {
+  T* base[4];  // 0, 1, 4, 5
+  Index two;
+  FftEight(T* p, Index step) : base{p, fft_opaque(p + step), fft_opaque(p + 4 * step), nullptr}, two(2 * step) {
+    base[3] = fft_opaque(base[1] + 4 * step);
+  }
+  RECOPS_INLINE T* operator()(int q) const { return base[q / 4 * 2 + q % 2] + (q % 4 >= 2 ? two : 0); }
+};
+
 // Butterflies and twiddles from rows or tiles to rows or tiles, which may be the same. Of rows one call does element j of every
 // group before element j + 1, so that rows of memory are read and written whole; of tiles the longer loop is the inner one.
 template <int R, class T, class A>
-RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w,
-                                  FftTwist twist) {
+RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
+                                  FftTwist twist, FftPut put) {
   using B = Batch<T, A>;
   struct Loop {
     Index count, from, to, w;
   };
-  Loop outer{span, in.element, out.element, 2 * (R - 1)}, inner{groups, in.group, out.group, 0};
-  if (groups == 1 || (groups < span && in.element == out.element)) std::swap(outer, inner);
+  Loop outer{span.count, in.element, out.element, 2 * (R - 1)}, inner{groups, in.group, out.group, 0};
+  if (groups == 1 || (groups < span.count && in.element == out.element)) std::swap(outer, inner);
   // Copies: what is stored could be these, as far as compilers know.
-  const Index in_step = span * in.element, out_step = span * out.element;
+  const Index in_step = span.whole * in.element, out_step = span.whole * out.element;
   const std::uintptr_t in_plane = fft_plane(in.re, in.im), out_plane = fft_plane(out.re, out.im);
-  const bool far = lanes<T, A> * sizeof(T) == 64 && out.far, add = out.add;  // a vector is a cache line
-  const T* from = in.re;
-  T* to = out.re;
+  const T* from = in.re + span.first * in.element;
+  T* to = out.re + span.first * out.element;
+  w += span.first * 2 * (R - 1);
   for (; outer.count > 0; --outer.count, from += outer.from, to += outer.to, w += outer.w) {
     const T *p = from, *v = w;
     T* s = to;
     for (Index n = inner.count; n > 0; --n, p += inner.from, s += inner.to, v = fft_opaque(v + inner.w)) {
-      B re[R], im[R];
-      const auto turn = [&]() RECOPS_LAMBDA_INLINE {
-        RECOPS_UNROLL
-        for (int q = 1; q < R; ++q) complex_scale(re[q], im[q], B(v[2 * q - 2]), B(v[2 * q - 1]));
+      const auto turn = [&](int q, B& re, B& im) RECOPS_LAMBDA_INLINE {
+        if (q > 0) complex_scale(re, im, B(v[2 * q - 2]), B(v[2 * q - 1]));
       };
+      const auto store = [&](T* y, B re, B im, FftPut how) RECOPS_LAMBDA_INLINE {
+        T* const i = fft_imaginary(y, out_plane);
+        if (how == FftPut::far) {
+          fft_store_far(y, re);
+          fft_store_far(i, im);
+        } else if (how == FftPut::add) {
+          (re + B::load_unaligned(y)).store_unaligned(y);
+          (im + B::load_unaligned(i)).store_unaligned(i);
+        } else {
+          re.store_unaligned(y);
+          im.store_unaligned(i);
+        }
+      };
+      if constexpr (R == 8) {
+        const FftEight<const T> x(p, in_step);
+        const FftEight<T> y(s, out_step);
+        butterfly_eight<T, A>(
+            [&](int q, B& re, B& im) RECOPS_LAMBDA_INLINE {
+              re = B::load_unaligned(x(q));
+              im = B::load_unaligned(fft_imaginary(x(q), in_plane));
+              if (twist == FftTwist::before) turn(q, re, im);
+            },
+            [&](int q, B re, B im) RECOPS_LAMBDA_INLINE {
+              if (twist == FftTwist::after) turn(q, re, im);
+              store(y(q), re, im, put);
+            });
+        continue;
+      }
+      B re[R], im[R];
       const T* x = p;
       RECOPS_UNROLL
       for (int q = 0; q < R; ++q) {
@@ -98,32 +145,29 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
         im[q] = B::load_unaligned(fft_imaginary(x, in_plane));
         x = fft_opaque(x + in_step);
       }
-      if (twist == FftTwist::before) turn();
+      if (twist == FftTwist::before) {
+        RECOPS_UNROLL
+        for (int q = 1; q < R; ++q) turn(q, re[q], im[q]);
+      }
       butterfly<R, T, A>(re, im);
-      if (twist == FftTwist::after) turn();
+      if (twist == FftTwist::after) {
+        RECOPS_UNROLL
+        for (int q = 1; q < R; ++q) turn(q, re[q], im[q]);
+      }
       T* y = s;
-      if (far) {
+      const auto put_all = [&](FftPut how) RECOPS_LAMBDA_INLINE {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          fft_store_far(y, re[q]);
-          fft_store_far(fft_imaginary(y, out_plane), im[q]);
+          store(y, re[q], im[q], how);
           y = fft_opaque(y + out_step);
         }
-      } else if (add) {
-        RECOPS_UNROLL
-        for (int q = 0; q < R; ++q) {
-          T* const i = fft_imaginary(y, out_plane);
-          (re[q] + B::load_unaligned(y)).store_unaligned(y);
-          (im[q] + B::load_unaligned(i)).store_unaligned(i);
-          y = fft_opaque(y + out_step);
-        }
+      };
+      if (put == FftPut::far) {
+        put_all(FftPut::far);
+      } else if (put == FftPut::add) {
+        put_all(FftPut::add);
       } else {
-        RECOPS_UNROLL
-        for (int q = 0; q < R; ++q) {
-          re[q].store_unaligned(y);
-          im[q].store_unaligned(fft_imaginary(y, out_plane));
-          y = fft_opaque(y + out_step);
-        }
+        put_all(FftPut::over);
       }
     }
   }
@@ -132,14 +176,16 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
 /// The same for any odd radix: pairs x_j, x_(r-j) make sums and differences, each pair of results takes a
 /// row of cosines and sines.
 template <class T, class A>
-[[gnu::noinline]] void fft_prime_level(int radix, FftTwist twist, const FftSide<const T>& in, const FftSide<T>& out, Index span,
-                                       Index groups, const T* w, const T* roots) {
+[[gnu::noinline]] void fft_prime_level(int radix, FftTwist twist, const FftSide<const T>& in, const FftSide<T>& out,
+                                       const FftSpan& part, Index groups, const T* w, const T* roots) {
   using B = Batch<T, A>;
   constexpr int most = fft_largest_prime / 2 + 1;
   assert(radix % 2 == 1 && radix <= fft_largest_prime);
   const int half = radix / 2;
+  const Index span = part.whole;
+  w += part.first * 2 * (radix - 1);
   B sr[most], si[most], dr[most], di[most];
-  for (Index j = 0; j < span; ++j, w += 2 * (radix - 1)) {
+  for (Index j = part.first; j < part.first + part.count; ++j, w += 2 * (radix - 1)) {
     for (Index g = 0; g < groups; ++g) {
       const T *gr = in.re + j * in.element + g * in.group, *gi = in.im + j * in.element + g * in.group;
       T *hr = out.re + j * out.element + g * out.group, *hi = out.im + j * out.element + g * out.group;
@@ -191,51 +237,76 @@ template <class T, class A>
   }
 }
 
-// The usual radices are compiled for each place of the twiddles, the rest once for all.
+// The usual radices are compiled for each place of the twiddles, the rest once for all; 8, whose stores are not all at the end, also
+// for each way to store.
 template <int R, FftTwist twist, class T, class A>
-[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w) {
-  fft_level_body<R, T, A>(in, out, span, groups, w, twist);
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
+                                 const T* w, FftPut put) {
+  fft_level_body<R, T, A>(in, out, span, groups, w, twist, put);
+}
+template <FftTwist twist, FftPut put, class T, class A>
+[[gnu::noinline]] void fft_level_of_eight(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
+                                          const T* w) {
+  fft_level_body<8, T, A>(in, out, span, groups, w, twist, put);
 }
 template <int R, class T, class A>
-[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, Index span, Index groups, const T* w,
-                                 FftTwist twist) {
-  if constexpr (R == 2 || R == 3 || R == 6 || R == 7) {
-    fft_level_body<R, T, A>(in, out, span, groups, w, twist);
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
+                                 const T* w, FftTwist twist) {
+  constexpr bool line = lanes<T, A> * sizeof(T) == 64;  // a vector is a cache line: only then it goes around the caches
+  const FftPut put = out.add ? FftPut::add : line && out.far ? FftPut::far : FftPut::over;
+  if constexpr (R == 8) {
+    // The last inverse level alone adds or writes around the caches; without twiddles they are all 1.
+    if (put == FftPut::add) return fft_level_of_eight<FftTwist::before, FftPut::add, T, A>(in, out, span, groups, w);
+    if constexpr (line) {
+      if (put == FftPut::far) return fft_level_of_eight<FftTwist::before, FftPut::far, T, A>(in, out, span, groups, w);
+    }
+    if (twist == FftTwist::none) return fft_level_of_eight<FftTwist::none, FftPut::over, T, A>(in, out, span, groups, w);
+    if (twist == FftTwist::before) return fft_level_of_eight<FftTwist::before, FftPut::over, T, A>(in, out, span, groups, w);
+    fft_level_of_eight<FftTwist::after, FftPut::over, T, A>(in, out, span, groups, w);
+  } else if constexpr (R == 2 || R == 3 || R == 6 || R == 7) {
+    fft_level_body<R, T, A>(in, out, span, groups, w, twist, put);
   } else if (twist == FftTwist::none && R >= 8) {
-    fft_level<R, FftTwist::none, T, A>(in, out, span, groups, w);
+    fft_level<R, FftTwist::none, T, A>(in, out, span, groups, w, put);
   } else if (twist == FftTwist::before) {
-    fft_level<R, FftTwist::before, T, A>(in, out, span, groups, w);
+    fft_level<R, FftTwist::before, T, A>(in, out, span, groups, w, put);
   } else {
-    fft_level<R, FftTwist::after, T, A>(in, out, span, groups, w);  // `none`: they are all 1
+    fft_level<R, FftTwist::after, T, A>(in, out, span, groups, w, put);  // `none`: they are all 1
   }
 }
 
-/// One level of a plan. Forward: butterflies of `in`, twiddles. Inverse: `in` and `out` with their planes exchanged.
+/// One level of a plan, or a part of its span. Forward: butterflies of `in`, twiddles. Inverse: `in` and `out` with their planes
+/// exchanged.
 template <class T, class A>
-[[gnu::noinline]] void fft_level(const FftPlan<T>& plan, const FftStage& s, const FftSide<const T>& in, const FftSide<T>& out,
-                                 Index groups, FftTwist twist) {
+[[gnu::noinline]] void fft_level(const FftPlan<T>& plan, const FftStage& s, const FftSpan& span, const FftSide<const T>& in,
+                                 const FftSide<T>& out, Index groups, FftTwist twist) {
   const T* const w = plan.twiddles(s);
   if (s.span == 1) twist = FftTwist::none;
   switch (s.radix) {
     case 2:
-      return fft_level<2, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<2, T, A>(in, out, span, groups, w, twist);
     case 3:
-      return fft_level<3, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<3, T, A>(in, out, span, groups, w, twist);
     case 4:
-      return fft_level<4, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<4, T, A>(in, out, span, groups, w, twist);
     case 5:
-      return fft_level<5, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<5, T, A>(in, out, span, groups, w, twist);
     case 6:
-      return fft_level<6, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<6, T, A>(in, out, span, groups, w, twist);
     case 7:
-      return fft_level<7, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<7, T, A>(in, out, span, groups, w, twist);
     case 8:
-      return fft_level<8, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<8, T, A>(in, out, span, groups, w, twist);
     case 10:
-      return fft_level<10, T, A>(in, out, s.span, groups, w, twist);
+      return fft_level<10, T, A>(in, out, span, groups, w, twist);
     default:
-      return fft_prime_level<T, A>(s.radix, twist, in, out, s.span, groups, w, plan.roots(s));
+      return fft_prime_level<T, A>(s.radix, twist, in, out, span, groups, w, plan.roots(s));
   }
+}
+
+template <class T, class A>
+void fft_level(const FftPlan<T>& plan, const FftStage& s, const FftSide<const T>& in, const FftSide<T>& out, Index groups,
+               FftTwist twist) {
+  fft_level<T, A>(plan, s, FftSpan(s.span), in, out, groups, twist);
 }
 
 /// Tiles that are `distance` apart.
@@ -303,7 +374,8 @@ struct FftRows {
   Index a_stride = 0, b_stride = 0;
   Index a_channels = 0, b_channels = 0;
   Index step = 0;
-  bool far = false;  ///< written around the caches
+  bool far = false;     ///< written around the caches
+  bool turned = false;  ///< groups that are direct take row n + 1 of b (the first after the last) with row n of a
 };
 
 /// Two sequences of D channels each.
@@ -503,15 +575,42 @@ Index fft_direct(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& 
   return whole < 0 ? 0 : whole < count ? whole : count;
 }
 
+/// Rows from group `first` on as a side of a level.
+template <class T>
+FftSide<T> fft_rows_side(const FftRows<T>& rows, Index first) {
+  const Index turn = rows.turned ? rows.b_stride : 0;
+  return {rows.a + first * rows.step, rows.b + first * rows.step + turn, rows.a_stride, rows.step};
+}
+/// Calls `f(n, a, b)` with the last elements of all parts of turned rows.
+template <class T, class F>
+RECOPS_INLINE void fft_last_elements(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& rows, const F& f) {
+  const Index length = plan.length(), span = plan.stage(0).span;
+  for (Index n = span - 1; n < length; n += span) f(n, rows.a + n * rows.a_stride, rows.b + (n + 1 < length ? n + 1 : 0) * rows.b_stride);
+}
+
 /// The first forward level of groups [first, first + count), from rows to tiles.
 template <class T, class A>
 [[gnu::noinline]] void fft_enter(const FftPlan<T>& plan, const FftRows<const T>& rows, Index first, Index count, T* z,
                                  Index distance) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
   const FftStage& top = plan.stage(0);
   const Index direct = fft_direct<const T, A>(plan, rows, first, count);
   if (direct > 0) {
-    const FftSide<const T> from{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step};
-    fft_level<T, A>(plan, top, from, fft_tiles<T, A>(z, distance), direct, FftTwist::after);
+    const FftSide<const T> from = fft_rows_side(rows, first);
+    const FftSpan most(top.span, 0, rows.turned ? top.span - 1 : top.span);
+    fft_level<T, A>(plan, top, most, from, fft_tiles<T, A>(z, distance), direct, FftTwist::after);
+    if (rows.turned) {  // the last elements, of which one wraps, by way of the tile
+      fft_last_elements(plan, rows, [&](Index n, const T* a, const T* b) {
+        for (Index g = 0; g < direct; ++g) {
+          B::load_unaligned(a + (first + g) * rows.step).store_aligned(z + g * distance + n * 2 * W);
+          B::load_unaligned(b + (first + g) * rows.step).store_aligned(z + g * distance + n * 2 * W + W);
+        }
+      });
+      const FftSide<T> tiles = fft_tiles<T, A>(z, distance);
+      const FftSide<const T> same = fft_tiles<const T, A>(z, distance);
+      fft_level<T, A>(plan, top, FftSpan(top.span, top.span - 1, 1), same, tiles, direct, FftTwist::after);
+    }
   }
   for (Index g = direct; g < count; ++g) {
     fft_pack<T, A>(rows, first + g, plan.length(), plan.size(), nullptr, z + g * distance);
@@ -524,11 +623,27 @@ template <class T, class A>
 template <class T, class A>
 [[gnu::noinline]] void fft_leave(const FftPlan<T>& plan, const FftRows<T>& rows, Index first, Index count, T* z, Index distance,
                                  bool add) {
+  using B = Batch<T, A>;
+  constexpr Index W = lanes<T, A>;
   const FftStage& top = plan.stage(0);
   const Index direct = fft_direct<T, A>(plan, rows, first, count);
   if (direct > 0) {
-    const FftSide<T> to{rows.a + first * rows.step, rows.b + first * rows.step, rows.a_stride, rows.step, rows.far, add};
-    fft_level<T, A>(plan, top, fft_exchanged(fft_tiles<const T, A>(z, distance)), fft_exchanged(to), direct, FftTwist::before);
+    FftSide<T> to = fft_rows_side(rows, first);
+    to.far = rows.far;
+    to.add = add;
+    const FftSide<const T> from = fft_exchanged(fft_tiles<const T, A>(z, distance));
+    const FftSpan most(top.span, 0, rows.turned ? top.span - 1 : top.span);
+    fft_level<T, A>(plan, top, most, from, fft_exchanged(to), direct, FftTwist::before);
+    if (rows.turned) {
+      const FftSide<T> same = fft_exchanged(fft_tiles<T, A>(z, distance));
+      fft_level<T, A>(plan, top, FftSpan(top.span, top.span - 1, 1), from, same, direct, FftTwist::before);
+      fft_last_elements(plan, rows, [&](Index n, T* a, T* b) {
+        for (Index g = 0; g < direct; ++g) {
+          fft_put<T, A>(a + (first + g) * rows.step, B::load_aligned(z + g * distance + n * 2 * W), W, add);
+          fft_put<T, A>(b + (first + g) * rows.step, B::load_aligned(z + g * distance + n * 2 * W + W), W, add);
+        }
+      });
+    }
   }
   for (Index g = direct; g < count; ++g) {
     fft_inverse_level<T, A>(plan, top, z + g * distance, 0, 1);
