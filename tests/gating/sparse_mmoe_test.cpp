@@ -275,6 +275,25 @@ TEMPLATE_TEST_CASE("Balance losses equal PyTorch's: values and gradients", "[gat
   CHECK(std::isfinite(load_balance_value_and_grad<T>(sharp, sharp, still, top, 0.2, ds, dn, dv, ws)));
   for (const Matrix<T>* m : {&ds, &dn, &dv})
     for (const T v : leaf_values(*m)) CHECK(v == 0);
+  // A deviation so small that the distance in it overflows: as good as a step.
+  const Matrix<T> apart{{3, 2, 1, 0}}, faint(1, 4, std::numeric_limits<T>::denorm_min());
+  CHECK(std::isfinite(load_balance_value_and_grad<T>(apart, apart, faint, top, 0.2, ds, dn, dv, ws)));
+  for (const Matrix<T>* m : {&ds, &dn, &dv})
+    for (const T v : leaf_values(*m)) CHECK(v == 0);
+  // A NaN logit shows.
+  Matrix<T> ill{{3, 2, 1, 0}, {3, 2, 1, 0}}, wide(2, 4, T(1)), di(2, 4, T(0)), dj(2, 4, T(0)), dk(2, 4, T(0));
+  ill(0, 3) = std::numeric_limits<T>::quiet_NaN();
+  Choices tops(2, 2);
+  for (Index r = 0; r < 2; ++r)
+    for (Index j = 0; j < 2; ++j) tops(r, j) = static_cast<std::int32_t>(j);
+  CHECK(std::isnan(load_balance_value_and_grad<T>(ill, ill, wide, tops, 0.2, di, dj, dk, ws)));
+  CHECK(std::isnan(di(0, 3)));
+  // Sigmoids that are hardly numbers still have shares.
+  const Matrix<T> low(2, 4, std::is_same_v<T, float> ? T(-95) : T(-715));
+  Matrix<T> dlow(2, 4, T(0));
+  const std::vector<std::int32_t> one_sequence = {0, 2};
+  CHECK(std::isfinite(sequence_balance_value_and_grad<T>(JaggedView<const T>(low, one_sequence), tops, 0.1, dlow, ws)));
+  for (const T v : leaf_values(dlow)) CHECK(std::isfinite(v));
   // Equal shares: alpha, exactly as the paper says; no rows: 0.
   const Matrix<T> flat(10, 5, T(0));
   Choices even(10, 2);
