@@ -25,13 +25,12 @@ struct MmrScores {
     relevance = scratch.take<T>(size);
     base = scratch.take<T>(size);
     penalty = scratch.take<T>(size);
-    for (Index i = 0; i < rows.rows(); ++i) {
-      const T r = value[rows.item(i)];
-      relevance[i] = r;
-      base[i] = r == never<T> ? r : problem.lambda * r;
-    }
+    for (Index i = 0; i < rows.rows(); ++i) relevance[i] = value[rows.item(i)];
     std::fill(relevance + rows.rows(), relevance + size, never<T>);
-    std::fill(base + rows.rows(), base + size, never<T>);
+    for (Index i = 0; i < size; i += W) {
+      const B r = B::load_aligned(relevance + i);
+      xsimd::select(r == B(never<T>), r, B(problem.lambda) * r).store_aligned(base + i);
+    }
     std::fill(penalty, penalty + size, never<T>);
   }
   void exclude(Index i) { relevance[i] = base[i] = never<T>; }
@@ -55,7 +54,10 @@ struct MmrScores {
 template <class T>
 const T* mmr_values(const MmrProblem<T>& problem, Workspace& scratch) {
   T* const value = scratch.take<T>(problem.items);
-  for (Index i = 0; i < problem.items; ++i) value[i] = problem.excluded(i) ? never<T> : problem.in.relevance.data()[i];
+  const T* const r = problem.in.relevance.data();
+  const T most = std::numeric_limits<T>::max();
+  for (Index i = 0; i < problem.items; ++i) value[i] = std::abs(r[i]) <= most ? r[i] : never<T>;
+  for (Index i = 0; i < problem.in.allowed.size(); ++i) value[i] = problem.in.allowed.data()[i] != 0 ? value[i] : never<T>;
   return value;
 }
 

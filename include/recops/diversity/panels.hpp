@@ -101,10 +101,10 @@ void finish_panel(T* panel, Index cols, bool normalize, T* squares, T* factor) {
   if (scale) simd::scale_panel<T, A>(panel, cols, factor);
 }
 
-/// Whether rows lie anywhere or in no near cache: then they are fetched ahead.
+/// Whether rows are in no near cache: then they are fetched ahead.
 template <class S>
-bool far_rows(MatrixView<const S> features, const std::int32_t* order, Index rows) {
-  return order || rows * features.cols() * Index{sizeof(S)} > Index{1} << 19;
+bool far_rows(MatrixView<const S> features, Index rows) {
+  return rows * features.cols() * Index{sizeof(S)} > Index{1} << 19;
 }
 
 /// Packs panel `b` of the rows order[0 .. rows) of `features` (order null: as they come).
@@ -117,7 +117,7 @@ void pack_one_panel(MatrixView<const S> features, const std::int32_t* order, Ind
         const Index i = b * P + l;
         return i < rows && features.cols() > 0 ? features.data() + (order ? Index{order[i]} : i) * features.stride() : nullptr;
       },
-      features.cols(), panel, squares, far_rows(features, order, rows));
+      features.cols(), panel, squares, far_rows(features, rows));
   finish_panel<T, A>(panel, features.cols(), normalize, squares, factor);
 }
 
@@ -151,7 +151,7 @@ void pack_half_panel(MatrixView<const BFloat16> features, const std::int32_t* or
     const Index i = std::min(b * P + l, rows - 1);
     at[l] = features.data() + (order ? Index{order[i]} : i) * features.stride();
   }
-  simd::pack_words<A>(at, std::min(P, rows - b * P), features.cols(), words, stored, far_rows(features, order, rows));
+  simd::pack_words<A>(at, std::min(P, rows - b * P), features.cols(), words, stored, far_rows(features, rows));
   for (Index l = 0; l < P; ++l) {
     scales[l] = 1;
     squares[l] = stored[l];
@@ -200,18 +200,20 @@ Index selection_order(const T* value, Index n, std::int32_t* order, Workspace& s
   const T low = -simd::max_lane(-least);
 
   auto* const begin = scratch.take<std::int32_t>(classes + 2);
-  auto* const of = scratch.take<std::int32_t>(n);
+  T* const of = scratch.take<T>(n);
   std::fill(begin, begin + classes + 2, 0);
   const T range = high / 2 - low / 2, last = static_cast<T>(classes - 1);  // halves: their difference is finite
   const T scale = range > std::numeric_limits<T>::min() * 4096 ? last / range : T(0);
-  for (Index i = 0; i < n; ++i) {
-    const T c = value[i] == out ? last + 1 : std::min((high / 2 - value[i] / 2) * scale, last);
-    of[i] = static_cast<std::int32_t>(c);
+  for (Index start = 0; start < n; start += W) {
+    const Index i = std::min(start, n - W);
+    const B v = B::load_unaligned(value + i), c = xsimd::min((B(high / 2) - v * B(T(0.5))) * B(scale), B(last));
+    xsimd::select(v == B(out), B(last + 1), c).store_unaligned(of + i);
   }
-  for (Index i = 0; i < n; ++i) ++begin[of[i] + 1];
+  const auto class_of = [of](Index i) { return static_cast<std::int32_t>(of[i]); };
+  for (Index i = 0; i < n; ++i) ++begin[class_of(i) + 1];
   for (Index c = 0; c < classes; ++c) begin[c + 1] += begin[c];
   const Index kept = begin[classes];
-  for (Index i = 0; i < n; ++i) order[begin[of[i]]++] = static_cast<std::int32_t>(i);
+  for (Index i = 0; i < n; ++i) order[begin[class_of(i)]++] = static_cast<std::int32_t>(i);
   return kept;
 }
 

@@ -166,14 +166,15 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
     }
     B sum[4] = {B(T(0)), B(T(0)), B(T(0)), B(T(0))}, x[W];  // of every fourth column: a single one would wait for itself
     if (count == 0) {                                       // rows come without gaps: nor is there any behind this one
-      for (Index d = 0; d < cols; ++d) sum[0].store_aligned(panel + d * P + v);
-      sum[0].store_aligned(squares + v);
-      continue;
+      for (Index d = 0; d < cols; ++d) std::fill(panel + d * P + v, panel + (d + 1) * P, T(0));
+      std::fill(squares + v, squares + P, T(0));
+      return;
     }
-    for (Index l = v + W; ahead && l < v + 2 * W; ++l) {
-      const Stored* const next = row(l);
-      for (Index d = 0; next && d < cols; d += line) __builtin_prefetch(next + d);
-    }
+    const auto fetch = [&](Index d) RECOPS_LAMBDA_INLINE {  // the next rows, line by line: more at once would wait for the memory
+      for (Index l = v + W; d % line == 0 && l < v + 2 * W; ++l) {
+        if (const Stored* const next = row(l)) __builtin_prefetch(next + d);
+      }
+    };
     const auto put = [&](Index d, auto some) RECOPS_LAMBDA_INLINE {
       detail::transpose_lanes<T, A>(x);
       RECOPS_UNROLL
@@ -186,11 +187,13 @@ RECOPS_INLINE void pack_panel(Row&& row, Index cols, T* panel, T* squares, bool 
     };
     Index d = 0;
     for (; d + W <= cols; d += W) {
+      if (ahead) fetch(d);
       RECOPS_UNROLL
       for (Index l = 0; l < W; ++l) x[l] = load_as<T, A>(rows[l] + d);
       put(d, std::integral_constant<Index, W>{});
     }
     if (d < cols) {
+      if (ahead) fetch(d);
       RECOPS_UNROLL
       for (Index l = 0; l < W; ++l) x[l] = load_first_as<T, A>(rows[l] + d, cols - d);
       put(d, cols - d);
@@ -236,13 +239,13 @@ RECOPS_INLINE void pack_words(const BFloat16* const* rows, Index count, Index co
   constexpr Index W = lanes<float, A>, P = panel_width<float>, H = P / 2, line = 32;
   for (Index v = 0; v < H; v += W) {
     const BFloat16 *const *const at = rows + v, *const *const other = at + H;
-    for (Index l = W; ahead && l < 2 * W; ++l) {
-      for (Index d = 0; d < cols; d += line) {
+    B low[2] = {B(0.0f), B(0.0f)}, high[2] = {B(0.0f), B(0.0f)}, x[W];  // of even and odd columns
+    const auto fetch = [&](Index d) RECOPS_LAMBDA_INLINE {
+      for (Index l = W; d % line == 0 && l < 2 * W; ++l) {
         __builtin_prefetch(at[l] + d);
         __builtin_prefetch(other[l] + d);
       }
-    }
-    B low[2] = {B(0.0f), B(0.0f)}, high[2] = {B(0.0f), B(0.0f)}, x[W];  // of even and odd columns
+    };
     const auto pair = [](const BFloat16* a, const BFloat16* b) RECOPS_LAMBDA_INLINE {
       return bits_as<float>(I(detail::load_words<A>(a) | bits_as<std::int32_t>(load_as<float, A>(b))));
     };
@@ -261,11 +264,13 @@ RECOPS_INLINE void pack_words(const BFloat16* const* rows, Index count, Index co
     };
     Index d = 0;
     for (; d + W <= cols; d += W) {
+      if (ahead) fetch(d);
       RECOPS_UNROLL
       for (Index l = 0; l < W; ++l) x[l] = pair(at[l] + d, other[l] + d);
       put(d, std::integral_constant<Index, W>{});
     }
     if (d < cols) {
+      if (ahead) fetch(d);
       for (Index l = 0; l < W; ++l) {
         BFloat16 a[W] = {}, b[W] = {};
         std::copy_n(at[l] + d, cols - d, a);
