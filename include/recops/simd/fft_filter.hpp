@@ -11,7 +11,8 @@
 /// Shapes      x, y [B L, D], B sequences one below the other, or two of [L, D]; W [K, D] in two planes or [K]; any row strides.
 ///             y may be x itself; else they do not overlap.
 /// Pairs       as in fft.hpp: two sequences of one length together cost half. The last of an odd number is done by pairs of
-///             blocks of channels. Which sequences make a pair changes their rounding errors.
+///             blocks of channels. Which sequences make a pair changes their rounding errors. Of 2^n rows the second of a pair is
+///             turned by a row on its way, so that rows that meet do not share cache sets.
 /// Memory      where x and y are more than 4 MB together, the next sequences are fetched while registers work, and y is written
 ///             around the caches (AVX-512, rows of whole cache lines, not in place, not added). Who reads y at once and has
 ///             caches that hold it may prefer calls of fewer sequences.
@@ -322,8 +323,8 @@ template <class T, class A, class Gains>
                                         Index distance, FftAhead& ahead) {
   fft_enter<T, A>(plan, in, first, count, z, distance);
   const FftStage& top = plan.stage(0);
-  const bool one_behind_the_other = !Gains::shared && blocks.a_first == blocks.b_first && blocks.step == 1 &&
-                                    distance == plan.size() * 2 * lanes<T, A>;
+  const bool one_behind_the_other =
+      !Gains::shared && blocks.a_first == blocks.b_first && blocks.step == 1 && distance == plan.size() * 2 * lanes<T, A>;
   if (one_behind_the_other && ahead.rows == 0 && fft_channels(in.a_channels, in.step, first + count - 1, 1) > 0) {
     // Tiles and their gains: a call for each would cost what a few elements do.
     fft_filter_parts<T, A>(plan, 1, z, count * top.radix, gains(blocks.a_first + first), ahead);
@@ -680,8 +681,8 @@ namespace detail {
 
 template <class T, class A>
 [[gnu::noinline]] void fft_filter_backward(const FftPlan<T>& plan, const FftFilter<T, A>& filter, FftRows<const T> x,
-                                           FftRows<const T> dy, FftRows<T> dx, FftFilterGradient<T, A>& gradient,
-                                           FftAhead& ahead, Workspace& ws) {
+                                           FftRows<const T> dy, FftRows<T> dx, FftFilterGradient<T, A>& gradient, FftAhead& ahead,
+                                           Workspace& ws) {
   const Index groups = fft_groups(dy), size = plan.size();
   if (plan.length() == 0 || groups == 0) return;
   x.turned = dy.turned = dx.turned = dx.a ? fft_turns(plan, x, dy, dx) : fft_turns(plan, x, dy);

@@ -88,8 +88,8 @@ struct FftEight {
 // Butterflies and twiddles from rows or tiles to rows or tiles, which may be the same. Of rows one call does element j of every
 // group before element j + 1, so that rows of memory are read and written whole; of tiles the longer loop is the inner one.
 template <int R, class T, class A>
-RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
-                                  FftTwist twist, FftPut put) {
+RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
+                                  const T* w, FftTwist twist, FftPut put) {
   using B = Batch<T, A>;
   struct Loop {
     Index count, from, to, w;
@@ -240,8 +240,8 @@ template <class T, class A>
 // The usual radices are compiled for each place of the twiddles, the rest once for all; 8, whose stores are not all at the end, also
 // for each way to store.
 template <int R, FftTwist twist, class T, class A>
-[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
-                                 const T* w, FftPut put) {
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
+                                 FftPut put) {
   fft_level_body<R, T, A>(in, out, span, groups, w, twist, put);
 }
 template <FftTwist twist, FftPut put, class T, class A>
@@ -250,8 +250,8 @@ template <FftTwist twist, FftPut put, class T, class A>
   fft_level_body<8, T, A>(in, out, span, groups, w, twist, put);
 }
 template <int R, class T, class A>
-[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
-                                 const T* w, FftTwist twist) {
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
+                                 FftTwist twist) {
   constexpr bool line = lanes<T, A> * sizeof(T) == 64;  // a vector is a cache line: only then it goes around the caches
   const FftPut put = out.add ? FftPut::add : line && out.far ? FftPut::far : FftPut::over;
   if constexpr (R == 8) {
@@ -585,7 +585,8 @@ FftSide<T> fft_rows_side(const FftRows<T>& rows, Index first) {
 template <class T, class F>
 RECOPS_INLINE void fft_last_elements(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& rows, const F& f) {
   const Index length = plan.length(), span = plan.stage(0).span;
-  for (Index n = span - 1; n < length; n += span) f(n, rows.a + n * rows.a_stride, rows.b + (n + 1 < length ? n + 1 : 0) * rows.b_stride);
+  for (Index n = span - 1; n < length; n += span)
+    f(n, rows.a + n * rows.a_stride, rows.b + (n + 1 < length ? n + 1 : 0) * rows.b_stride);
 }
 
 /// The first forward level of groups [first, first + count), from rows to tiles.
