@@ -38,6 +38,46 @@ TEMPLATE_TEST_CASE("ELASTIC's body against PyTorch", "[models][elastic][golden]"
   }
 }
 
+TEST_CASE("a broken sequence stays alone in ELASTIC's body", "[models][elastic]") {
+  Random random = random_stream(603);
+  Workspace ws;
+  const std::vector<std::int64_t> offsets{0, 3, 9, 10};
+  const Matrix<float> x = random_matrix<float>(10, 8, random), dy = random_matrix<float>(10, 8, random);
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Matrix<float> broken = x;
+    broken(5, 2) = bad;
+    for (const bool causal : {true, false}) {
+      for (const Index memory : {0, 5}) {
+        CAPTURE(bad, causal, memory);
+        const DispatcherStack<float> stack({.width = 8, .experts = 4, .dropout = 0, .causal = causal, .memory = memory, .memory_reads = 4},
+                                           random);
+        const auto run = [&](const Matrix<float>& in, Matrix<float>& y, Matrix<float>& dx) {
+          DispatcherStack<float>::Saved saved;
+          DispatcherStack<float> gradient = make_gradient(stack);
+          const JaggedView<const float> sequences(in, offsets);
+          stack.forward(sequences, y, saved, {}, ws);
+          stack.backward(sequences, dy, saved, dx, gradient, ws);
+          Matrix<float> served(10, 8);
+          stack.forward(sequences, served, ws);
+          for (const Index i : {Index{0}, Index{2}, Index{9}})
+            CHECK(std::equal(served.view().row(i), served.view().row(i) + 8, y.view().row(i)));
+        };
+        Matrix<float> y(10, 8), dx(10, 8, 0.0f), y2(10, 8), dx2(10, 8, 0.0f);
+        run(x, y, dx);
+        run(broken, y2, dx2);
+        CHECK(std::isnan(y2(5, 0)));
+        for (const Index i : {Index{0}, Index{1}, Index{2}, Index{9}}) {
+          for (Index d = 0; d < 8; ++d) {
+            CHECK(y2(i, d) == y(i, d));
+            CHECK(dx2(i, d) == dx(i, d));
+          }
+        }
+        if (causal) CHECK(y2(4, 0) == y(4, 0));
+      }
+    }
+  }
+}
+
 TEST_CASE("the gradient of ELASTIC's loss, items, experts and memory included", "[models][elastic]") {
   Random random = random_stream(601);
   Workspace ws;
