@@ -628,4 +628,9 @@ TEST_CASE("The bias controller evens out a lopsided router without touching weig
   SparseMmoe<float>::Saved other;
   other.load.resize(1, 4);
   CHECK(error_of([&] { two.update(other); }).find("saved.load") != std::string::npos);
+  // Checked before anything is computed from the options.
+  two.options.experts = 0;
+  CHECK(error_of([&] { (void)freeze(two); }) == "freeze(SparseMmoe): experts: expected 1 to 65536, got 0");
+  CHECK(error_of([&] { (void)freeze(SparseMmoe<float>()); }) ==
+        "freeze(SparseMmoe): experts: expected one layer or more (was it made from a spec?), got 0");
 }

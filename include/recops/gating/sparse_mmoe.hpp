@@ -331,12 +331,11 @@ class FrozenSparseMmoe {
  public:
   FrozenSparseMmoe() = default;
   explicit FrozenSparseMmoe(const SparseMmoe<T>& layer)
-      : gates_(layer.gates.weight, {}, Activation::none),
+      : gates_(checked(layer).gates.weight, {}, Activation::none),
         route_(layer.options.route),
         experts_(layer.options.experts),
         tasks_(layer.options.tasks),
         outputs_(layer.outputs()) {
-    layer.check_parameters("freeze(SparseMmoe)");
     for (const auto& c : layer.control) bias_.push_back(c.bias);
     for (std::size_t l = 0; l < layer.experts.size(); ++l) {
       const Linear<T>& from = layer.experts[l];
@@ -385,6 +384,11 @@ class FrozenSparseMmoe {
   }
 
  private:
+  static const SparseMmoe<T>& checked(const SparseMmoe<T>& layer) {
+    layer.check_parameters("freeze(SparseMmoe)");
+    return layer;
+  }
+
   FrozenDense<T> gates_;
   detail::PackedLayers<T, S> layers_;  // a block for each expert
   std::vector<Vector<T>> bias_;        // of the choice, by task
