@@ -1,5 +1,5 @@
 /// @file   recops/gating/packed_layers.hpp
-/// @brief  Linear layers of blocks side by side, packed for the micro-kernel into one buffer; what serves runs through them by blocks of rows.
+/// @brief  Linear layers of blocks side by side, packed for the micro-kernel into one buffer; rows pass through them by blocks.
 #pragma once
 #include <recops/gating/block_linear.hpp>
 #include <recops/simd/gemm_quantized.hpp>

@@ -29,7 +29,7 @@ struct PleLevel {
 struct PleSpec {
   Index inputs = 0;                   ///< D
   Index tasks = 1;                    ///< T
-  std::vector<PleLevel> levels = {};  ///< from the input up; all but the last need an expert of any kind
+  std::vector<PleLevel> levels = {};  ///< from the input up; each needs an expert of any kind
   ExpertNorm norm = ExpertNorm::none;
   Activation activation = Activation::relu;
   bool bias = true;        ///< of the experts
