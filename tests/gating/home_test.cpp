@@ -485,6 +485,33 @@ TEST_CASE("HomeLevel: gates may read blocks that no expert reads", "[gating][hom
   CHECK((std::abs(dx(0, 0)) > 0 && std::abs(dx(0, 4)) > 0));
 }
 
+TEST_CASE("A copy of a frozen layer owns all its weights, those of the gates behind its experts' too", "[gating][home]") {
+  Random random = random_stream(829);
+  Workspace ws;
+  const Matrix<float> x = random_matrix<float>(9, 12, random);
+  const auto check = [&](const auto& layer, const auto& another) {
+    const Index cols = layer.output_cols(12);
+    Matrix<float> y(9, cols), z(9, cols);
+    auto first = freeze(layer);
+    first.forward(x, y, ws);
+    const auto copy = first, other = freeze(another);
+    const auto moved = std::move(first);
+    first = other;
+    first.forward(x, z, ws);
+    CHECK(max_difference(y.view(), z.view()) > 0);
+    for (const auto* frozen : {&copy, &moved}) {
+      for (float& v : leaf_values(z)) v = std::nanf("");
+      frozen->forward(x, z, ws);
+      CHECK(max_difference(y.view(), z.view()) == 0);
+    }
+  };
+  const MmoeSpec spec{.inputs = 12, .experts = 3, .outputs = 5, .tasks = 2};
+  const Home<float> home = make<float>(full_spec(12), random), home2 = make<float>(full_spec(12), random);
+  const Mmoe<float> mmoe(spec, random), mmoe2(spec, random);
+  check(home, home2);
+  check(mmoe, mmoe2);
+}
+
 TEST_CASE("Home refuses what does not fit and writes nothing", "[gating][home]") {
   static_assert(RowLayer<Home<float>, float> && RowLayer<HomeLevel<float>, float> && RowLayer<FeatureGate<float>, float>);
   Random random(1);
