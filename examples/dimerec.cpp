@@ -1,9 +1,10 @@
 /// Next-item recommendation by generation: DimeRec against what it is made of.
 ///
-/// Four kinds of systems learn the same sequences and predict the same held-out items: SASRec (one vector), multi-interest retrieval (ComiRec,
-/// several vectors), DreamRec (diffusion guided by a sequence encoder) and DimeRec (diffusion on the sphere guided by interests), the last also
-/// without each of its modules. Printed are hit rate and NDCG, the diversity of the lists, and what a reverse step costs and brings. With
-/// --seeds 5 differences come with paired intervals. Without arguments all this happens in a small simulated world.
+/// Four kinds of systems learn the same sequences and predict the same held-out items: SASRec (one vector), multi-interest retrieval
+/// (ComiRec, several vectors), DreamRec (diffusion guided by a sequence encoder) and DimeRec (diffusion on the sphere guided by
+/// interests), the last also without each of its modules. Printed are hit rate and NDCG, the diversity of the lists, and what a reverse
+/// step costs and brings. With --seeds 5 differences come with paired intervals. Without arguments all this happens in a small simulated
+/// world.
 #include <chrono>
 #include <cmath>
 #include <cstdio>

@@ -1,4 +1,5 @@
-/// One feed, seven ways to re-rank it: by relevance, MMR, MSD, DPP, DPP with a window, SSD with a window, and CDM, which has learned from MMR.
+/// One feed, seven ways to re-rank it: by relevance, MMR, MSD, DPP, DPP with a window, SSD with a window, and CDM, which has learned from
+/// MMR.
 ///
 /// Every way has one knob between relevance and diversity. Each is turned as far towards diversity as keeps 95 % of the NDCG on requests
 /// for tuning, and judged on others; `--plot` draws the whole frontier of each. Without arguments users are simulated: they leave when

@@ -81,7 +81,8 @@ struct Batch {
 };
 
 /// Embeddings, MiNet, a network:
-///     y = MiNet(candidate, user, clicks)      x = [ y | candidate * interest in each domain | context ]      logit = mlp(x) + wide(context)
+///     y = MiNet(candidate, user, clicks)      x = [ y | candidate * interest in each domain | context ]
+///     logit = mlp(x) + wide(context)
 struct Model {
   static constexpr Index item_width = 16, category_width = 8, width = 24, user_width = 8, hidden = 32, rank = 8;
   Index context = 0;

@@ -4,7 +4,8 @@
 /// each, most of them beside the point, and in part they say the same. A user's taste is known. The ways to fuse the tokens are
 /// compared on items that no model was trained with: a mean, additive attention, PMA, ISAB before PMA (Set Transformer), an FQ-Former (EM3)
 /// and a resampler whose queries know who asks (MMBee); then the last again with words and sound from which orthogonal projection has
-/// taken what the frames say already. The world is simulated, with several tastes and a known best AUC. --seeds 5 says what of the differences is luck.
+/// taken what the frames say already. The world is simulated, with several tastes and a known best AUC. --seeds 5 says what of the
+/// differences is luck.
 #include <array>
 #include <chrono>
 #include <cmath>

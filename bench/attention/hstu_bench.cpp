@@ -4,8 +4,8 @@
 ///
 /// Cases: `attention` (causal, `full` without the mask, `bias` with position and time terms) and `backward`; `layer` the frozen layer on a
 /// whole sequence, `step` one further behaviour from cached keys and values. Flops are those of visible pairs. Peers: `torch` the same with
-/// dense matrices (the faster of eager and in place), `eigen` in blocks of 64 queries, `softmax` our streaming softmax attention of the same shape, `full` the same without
-/// the causal mask, `recompute` the layer on the whole sequence.
+/// dense matrices (the faster of eager and in place), `eigen` in blocks of 64 queries, `softmax` our streaming softmax attention of the
+/// same shape, `full` the same without the causal mask, `recompute` the layer on the whole sequence.
 #include <recops/attention/hstu.hpp>
 #include <recops/nn/scaled_dot_product_attention.hpp>
 

@@ -2,9 +2,9 @@
 ///
 ///     taskset -c 1 build/bench/bench/recops_bench_attention_lightsans
 ///
-/// Cases: `serve` the frozen layer, `places` with positions, `train` forward and backward. Flops are those of the form that projects before it
-/// pools, so that of_peak may pass what the machine can do. Peers: `torch` that form, the faster of eager and traced; `self` our frozen
-/// multi-head self-attention of the same width.
+/// Cases: `serve` the frozen layer, `places` with positions, `train` forward and backward. Flops are those of the form that projects
+/// before it pools, so that of_peak may pass what the machine can do. Peers: `torch` that form, the faster of eager and traced; `self`
+/// our frozen multi-head self-attention of the same width.
 #include <recops/attention/lightsans.hpp>
 
 #include <memory>

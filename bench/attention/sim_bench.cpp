@@ -3,8 +3,8 @@
 ///     taskset -c 1 build/bench/bench/recops_bench_attention_sim
 ///
 /// Cases: `pooled` the training signal U by the cheaper form, `pooled_train` with backward, `kept` U from a kept Gram matrix, `soft` search
-/// of the 100 largest products, `hard` of the 100 latest of a category (of 200), `index` building that index, `exact` the frozen exact unit.
-/// of_peak: share of the speed of multiply-adds of the direct form (so above 1 where the Gram matrix saves flops). Peers: `eigen` two
+/// of the 100 largest products, `hard` of the 100 latest of a category (of 200), `index` building that index, `exact` the frozen exact
+/// unit. of_peak: share of the speed of multiply-adds of the direct form (so above 1 where the Gram matrix saves flops). Peers: `eigen` two
 /// products by hand; `torch` the same (autograd for training; topk; nn.MultiheadAttention); `scan` hard search by comparing categories.
 #include <recops/attention/sim.hpp>
 

@@ -3,9 +3,10 @@
 ///     taskset -c 1 build/bench/recops_bench_attention_target_attention
 ///
 /// Stored histories (bf16, int8 with a scale per row and head, int8row with one per row) are compared with our own f32.
-/// Peers: PyTorch and ONNX Runtime in the fastest of the ways in bench/peers; where Eigen was found, `eigen` is what one writes by hand with care (per head one product, the softmax row by row with
-/// vectorised exp, one product, the sums divided out at the end; all buffers preallocated, nothing aliased), `naive` the same in
-/// one expression per step. Histories of more than four times L2 take turns, so that they come from memory.
+/// Peers: PyTorch and ONNX Runtime in the fastest of the ways in bench/peers; where Eigen was found, `eigen` is what one writes by hand
+/// with care (per head one product, the softmax row by row with vectorised exp, one product, the sums divided out at the end; all buffers
+/// preallocated, nothing aliased), `naive` the same in one expression per step. Histories of more than four times L2 take turns, so that
+/// they come from memory.
 #include <recops/attention/target_attention.hpp>
 #include <recops/core/random.hpp>
 

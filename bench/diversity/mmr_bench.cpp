@@ -4,9 +4,10 @@
 ///
 /// Cases: `uniform` has relevance from [0, 1) and lambda 0.5; `normal` relevance from a normal distribution, rows normalised
 /// while packing; `flat` equal relevances, so that nothing can be skipped (the worst case of lazy evaluation); `window` the last
-/// 9 picks; `held` panels of BFloat16 with rows of length 1 that were packed before, as a service holds them. Requests take turns, so that no branch is learnt by heart; so many that the features come from memory when one has
-/// more than four times L2. of_bandwidth: share of the speed of reading the features once. Peers: `eigen`, where it was found, is
-/// one matrix-vector product per pick with preallocated vectors; `eager` is ours without bounds.
+/// 9 picks; `held` panels of BFloat16 with rows of length 1 that were packed before, as a service holds them. Requests take turns, so
+/// that no branch is learnt by heart; so many that the features come from memory when one has more than four times L2. of_bandwidth:
+/// share of the speed of reading the features once. Peers: `eigen`, where it was found, is one matrix-vector product per pick with
+/// preallocated vectors; `eager` is ours without bounds.
 #include <recops/core/random.hpp>
 #include <recops/diversity/mmr.hpp>
 

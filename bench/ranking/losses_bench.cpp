@@ -4,9 +4,9 @@
 ///     taskset -c 1 build/bench/bench/recops_bench_ranking_losses
 ///
 /// A tenth of the items are positive (AUC surrogates, softmax); relevances run from 0 to 4. The pairwise cases report of_peak: of the
-/// additions and multiplications a pair must have once exponentials and divisions are shared, and ns_each a pair. Peers: `torch`, batched over
-/// groups of one length, autograd; `eigen`, a vectorised row of the pairs of each positive at a time. `chorus_cvr` is all its terms over rows;
-/// of_bandwidth is that of its logits, labels and gradients.
+/// additions and multiplications a pair must have once exponentials and divisions are shared, and ns_each a pair. Peers: `torch`, batched
+/// over groups of one length, autograd; `eigen`, a vectorised row of the pairs of each positive at a time. `chorus_cvr` is all its terms
+/// over rows; of_bandwidth is that of its logits, labels and gradients.
 #include <recops/core/random.hpp>
 #include <recops/ranking/chorus_cvr.hpp>
 #include <recops/ranking/listwise.hpp>

@@ -228,7 +228,8 @@ TEMPLATE_TEST_CASE("a query has the same bits whatever its neighbours", "[simd][
     Random random = random_stream(5);
     for (const double low : {0.0, -10.0, -300.0}) {
       AttentionCase c(40, 200, 1, 4, 3, random);
-      for (Index j = 0; j < c.l; ++j) c.k(j, 0) = low * 2 + static_cast<double>(j % 7), c.k(j, 1) = 0;  // scores around `low`, some of them halves
+      // Scores around `low`, some of them halves.
+      for (Index j = 0; j < c.l; ++j) c.k(j, 0) = low * 2 + static_cast<double>(j % 7), c.k(j, 1) = 0;
       for (Index i = 0; i < c.n; ++i) c.q(i, 0) = 1;
       Matrix<T> out[2] = {Matrix<T>(40, 3), Matrix<T>(40, 3)}, lse[2] = {Matrix<T>(40, 1), Matrix<T>(40, 1)};
       for (int turn = 0; turn < 2; ++turn) {

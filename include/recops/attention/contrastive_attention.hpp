@@ -79,8 +79,8 @@ void check_contrastive(const char* name, const ContrastiveInput<T>& in) {
   }
 }
 
-/// Both softmaxes of a tile of logits s [rows, M], which it uses up: positive from s, negative from -s. `own(i)` is the key that row i leaves out, or
-/// -1; log_weights [M] or null; log_sums, unless null, receives the two log-sum-exps of each row.
+/// Both softmaxes of a tile of logits s [rows, M], which it uses up: positive from s, negative from -s. `own(i)` is the key that row i
+/// leaves out, or -1; log_weights [M] or null; log_sums, unless null, receives the two log-sum-exps of each row.
 template <class T, class Own>
 void contrast(MatrixView<T> s, Own&& own, const T* log_weights, MatrixView<T> positive, MatrixView<T> negative, T* log_sums) {
   constexpr T never = -std::numeric_limits<T>::infinity();

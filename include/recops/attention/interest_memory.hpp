@@ -10,7 +10,8 @@
 /// M^2 slots, to the slot: by the same float sums s1_i + s2_j, equal ones by the lowest slot. A bank of 2^20 interests has M = 1024.
 /// Gradients reach the bank and the sub-keys of the chosen slots only: all three are tables that are updated by rows.
 ///
-/// Shapes      x [B, Dx]: one row per user, e.g. the mean of a sequence (`mean_of_tokens`); weight [heads Dq, Dx]; keys1, keys2 [heads M, Dq / 2];
+/// Shapes      x [B, Dx]: one row per user, e.g. the mean of a sequence (`mean_of_tokens`); weight [heads Dq, Dx];
+///             keys1, keys2 [heads M, Dq / 2];
 ///             bank [M^2, D], shared by the heads.
 /// NaN         A NaN in a user's scores ranks behind every number; it stays with the user.
 /// Cost        2 Dx Dq heads + 2 M Dq heads + k D flops a user; choosing walks 2 M scores and about k log k pairs.
@@ -455,8 +456,8 @@ struct InterestMemory {
   }
 };
 
-/// Serving form: projections and sub-keys packed, the bank as it is, in BFloat16 or in std::int8_t. The choice is the layer's but for rounding
-/// of the scores. Immutable; threads may share it.
+/// Serving form: projections and sub-keys packed, the bank as it is, in BFloat16 or in std::int8_t. The choice is the layer's but for
+/// rounding of the scores. Immutable; threads may share it.
 template <class T, class S = T>
 class FrozenInterestMemory {
  public:

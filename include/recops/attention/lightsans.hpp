@@ -11,9 +11,9 @@
 /// Edge cases  a user without behaviours has no rows.   k may exceed the length.
 /// NaN         stays in its user.
 /// Precision   T.   Same bits for any number of threads.
-/// Cost        interests are pooled before they are projected, sum_j a_j (W x_j) = W sum_j a_j x_j, and the scores of theta read x itself: so
-///             keys and values of the behaviours are never formed: 4 D^2 + 12 k D flops per row instead of 8 D^2 + 12 k D, plus 4 k D^2 per
-///             user; with positions, values are formed, and 4 L D flops per row.
+/// Cost        interests are pooled before they are projected, sum_j a_j (W x_j) = W sum_j a_j x_j, and the scores of theta read x
+///             itself: so keys and values of the behaviours are never formed: 4 D^2 + 12 k D flops per row instead of 8 D^2 + 12 k D,
+///             plus 4 k D^2 per user; with positions, values are formed, and 4 L D flops per row.
 /// Errors      Error if shapes or options disagree; outputs untouched.
 /// Reference   Fan et al., Lighter and Better: Low-Rank Decomposed Self-Attention Networks, SIGIR 2021, sections 3.2 and 3.3. The order of
 ///             pooling and projection is ours. (The authors' implementation normalises the last softmax over queries; this is the paper's.)

@@ -6,7 +6,8 @@
 ///     ISAB(X)   = MAB(X, MAB(I, X))                 I [m, D] learned: each row reads m summaries, O(L m) instead of O(L^2)
 ///
 /// Shapes      z [total, Dz]   PMA [B m, D]: those of user b are rows b m .. b m + m - 1   ISAB [total, D]
-/// Norms       may be left out, as published code does by default.   The residual is the projected query; heads are concatenated as they are.
+/// Norms       may be left out, as published code does by default.   The residual is the projected query; heads are concatenated as they
+///             are.
 /// Edge cases  a user without rows: PMA gives the seeds' norm0(q) carried on, ISAB has no rows.   NaN stays in its user.
 /// Precision   T; serving may take the absorbed form (see MultiheadAttention), equal to rounding.   Same bits for any number of threads.
 /// Cost        PMA 4 Dz D flops per row and 4 m D, or, absorbed, 4 m H Dz per row: for few seeds keys and values are never formed.

@@ -1,8 +1,8 @@
 /// @file   recops/attention/query_resampler.hpp
 /// @brief  A fixed number of vectors from any number of tokens of several modalities: learned queries, conditioned on who asks.
 ///
-///     z_0 = Q + condition_b       a = z + attention(n(z) over [n(x); n(z)])       z' = a + W2 gelu(W1 norm2(a))       n = norm1 of the layer
-///     resampled = norm(z of the last layer)
+///     z_0 = Q + condition_b       a = z + attention(n(z) over [n(x); n(z)])       z' = a + W2 gelu(W1 norm2(a))
+///     resampled = norm(z of the last layer), n = norm1 of the layer
 ///
 /// Shapes      tokens [total, D]: of one user (or segment) the tokens of all modalities, in any order   condition [B, D] or empty
 ///             resampled [B m, D]: those of user b are rows b m .. b m + m - 1

@@ -3,7 +3,8 @@
 ///
 ///     inbatch_symmetric   z_ij = s <u_i, v_j>    L = 1/2 [ mean_i (log sum_j exp(z_ij + b_j) - z_ii - b_i)
 ///                                                        + mean_j (log sum_i exp(z_ij + a_i) - z_jj - a_j) ]
-///     nt_xent             the rows of Z in two halves, row i and row i + B/2 belong together; all other rows are negatives, itself left out
+///     nt_xent             the rows of Z in two halves, row i and row i + B/2 belong together; all other rows are negatives, itself left
+///                         out
 ///
 /// Shapes      u, v, du, dv [B, D]; z, dz [B, D], B even
 /// Edge cases  A pair of weight 0 is left out altogether: it is nobody's negative and is not read. B = 0, or 1, loses 0.

@@ -1,7 +1,8 @@
 /// @file   recops/diffusion/sampler.hpp
 /// @brief  The sampler's loop around a denoiser of yours: start, steps, guidance in one batch, noise keyed by request.
 ///
-///     recops::sample<float>(plan, [&](const DenoiserInput<float>& in, MatrixView<float> m, Workspace& ws) { ... }, {.at = {.seed = 1}, .ids = users}, x, ws);
+///     recops::sample<float>(plan, [&](const DenoiserInput<float>& in, MatrixView<float> m, Workspace& ws) { ... },
+///                          {.at = {.seed = 1}, .ids = users}, x, ws);
 ///
 /// Rows go through the whole chain in tiles, so that a state stays in L1 from step to step; tiles run on the workspace's threads.
 ///

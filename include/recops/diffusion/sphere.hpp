@@ -51,7 +51,8 @@ T finite_length(const T*& e, T* room, T& unit, Index n) {
   return std::sqrt(simd::dot(e, e, n));
 }
 
-/// u = the unit direction of e at x, taken twice so that <u, x> = 0 to rounding. Returns |tangent|, or 0 where another direction had to be taken.
+/// u = the unit direction of e at x, taken twice so that <u, x> = 0 to rounding. Returns |tangent|, or 0 where another direction had to
+/// be taken.
 template <class T>
 T tangent_direction(const T* x, const T* e, T* u, Index n) {
   constexpr T epsilon = std::numeric_limits<T>::epsilon();
@@ -106,8 +107,8 @@ void check_sphere(const char* name, MatrixView<const T> x0) {
 
 }  // namespace detail
 
-/// Rows on the sphere: y_b = x_b / |x_b|; y `[B, D]` may be x. A row of (almost) no length becomes the first axis. Returns how many did. Rows
-/// that are longer than the root of the largest number are as good as any other.
+/// Rows on the sphere: y_b = x_b / |x_b|; y `[B, D]` may be x. A row of (almost) no length becomes the first axis. Returns how many did.
+/// Rows that are longer than the root of the largest number are as good as any other.
 template <Real T>
 Index unit_rows(MatrixView<const T> x, MatrixView<T> y) {
   check_shape("unit_rows", "x", x, any_size, any_size);
@@ -319,8 +320,8 @@ void sphere_start(RandomRow at, IndexView ids, MatrixView<T> x) {
   unit_rows<T>(x, x);
 }
 
-/// One reverse step, in place, from wherever x lies to step `to` of the schedule, given the predicted x0: x <- sqrt(alpha_bar) x0 + sigma u',
-/// u' = sqrt(1 - eta^2) u + eta n, with u the direction from x0 to x and n a random one across both. eta 0: no noise; eta 1: the state
+/// One reverse step, in place, from wherever x lies to step `to` of the schedule, given the predicted x0: x <- sqrt(alpha_bar) x0 + sigma
+/// u', u' = sqrt(1 - eta^2) u + eta n, with u the direction from x0 to x and n a random one across both. eta 0: no noise; eta 1: the state
 /// is forgotten but for x0. `at.step` must be another one for every step of a sampler. With eta 0 its gradient is that of
 /// `sphere_q_sample` with x as the noise.
 template <Real T>

@@ -63,7 +63,8 @@ inline void stratified_timesteps(Index steps, const RandomRow& at, VectorView<st
   }
 }
 
-/// keep_b = 0 with probability `drop`: rows whose condition is replaced by the null condition, so that the sampler can be guided. Usual: 0.1.
+/// keep_b = 0 with probability `drop`: rows whose condition is replaced by the null condition, so that the sampler can be guided. Usual:
+/// 0.1.
 inline void guidance_mask(double drop, const RandomRow& at, IndexView ids, VectorView<std::uint8_t> keep) {
   check_size("guidance_mask", "keep", keep, any_size);
   check_option("guidance_mask", "drop", 0 <= drop && drop <= 1, "0 <= drop <= 1", drop);

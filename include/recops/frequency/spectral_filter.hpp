@@ -10,7 +10,8 @@
 ///             from 10^35 or so on, may reach the sequence it shares a transform with.)
 /// Precision   5e-7 (1 + log2(L) / 10) max |W| |x| in float.  Two sequences of a length share one transform: the rounding errors of
 ///             both relate to the larger one, and which are paired depends on the batch.  Same bits for any number of threads.
-/// Cost        5 L log2 L + 6 L flops per channel and sequence, 2 L^2 up to `direct_filter_rows`; backward twice that.  Scratch: the gains of every distinct length (2 L scalars per channel).
+/// Cost        5 L log2 L + 6 L flops per channel and sequence, 2 L^2 up to `direct_filter_rows`; backward twice that.
+///             Scratch: the gains of every distinct length (2 L scalars per channel).
 /// Errors      Error if shapes, plans or options disagree; outputs untouched.
 /// Gradient    of x and W; *adds*.
 /// Reference   Zhou et al., FMLP-Rec, arXiv 2202.13556, equations 3-6 and the authors' code.

@@ -29,7 +29,8 @@ struct ExpertPlan {
 };
 
 /// Plans the choices `[N, K]` of a router, each an expert or -1 for none. With `capacity` > 0 an expert takes that many rows, first come
-/// first served; later choices are dropped: they are no slot, and -1 in `entry`. O(E + N K). Throws `Error` for a choice that is out of range.
+/// first served; later choices are dropped: they are no slot, and -1 in `entry`. O(E + N K). Throws `Error` for a choice that is out of
+/// range.
 inline ExpertPlan plan_choices(MatrixView<const std::int32_t> choices, Index experts, Index capacity, Workspace& ws) {
   constexpr const char* name = "plan_choices";
   check_option(name, "experts", experts >= 1 && experts <= 65536, "1 to 65536", static_cast<double>(experts));

@@ -320,7 +320,8 @@ auto freeze(const GroupGatedFfn<T, Ffn>& layer, Weights<S> weights = {}) {
 }
 
 /// Balance loss: alpha n sum over sequences of fraction[pick] r[pick], where `fraction [n]` is the share of sequences (clients) that went
-/// to each group in the round before; adds its gradient to `dgates [B, n]` unless that is empty. Section 3 of the reference; alpha 0.1 there.
+/// to each group in the round before; adds its gradient to `dgates [B, n]` unless that is empty. Section 3 of the reference; alpha 0.1
+/// there.
 template <Real T>
 double group_balance_value_and_grad(MatrixView<const T> gates, IndexView picks, VectorView<const T> fraction, double alpha,
                                     MatrixView<T> dgates) {

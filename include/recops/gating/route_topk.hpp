@@ -2,7 +2,8 @@
 /// @brief  Sparse routing: which k of E experts a row (token, sample) goes to, and with which weights.
 ///
 ///     softmax_then_topk   the k largest of p = softmax(l); weights p_i, not renormalised (Switch, GShard). For k = 1 use this one
-///     topk_then_softmax   the k largest of l; weights softmax over these (sparsely-gated MoE, Mixtral). For k = 1 the weight is 1: no gradient
+///     topk_then_softmax   the k largest of l; weights softmax over these (sparsely-gated MoE, Mixtral). For k = 1 the weight is 1:
+///                         no gradient
 ///     sigmoid             the k largest of s = sigmoid(l); weights scale s_i / sum over these of s (DeepSeek-V3)
 ///
 /// `bias` is added to what is compared, never to a weight, and has no gradient: what balances experts without a loss

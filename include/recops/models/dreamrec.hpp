@@ -115,8 +115,8 @@ struct DreamRec {
     return loss;
   }
 
-  /// x `[B, D]`: a generated embedding for each sequence, on the scale of the item table. `plan` must be of this schedule; `rows [B]` are the
-  /// ids that the noise is keyed by (empty: the place in the batch). Returns how many rows are not finite.
+  /// x `[B, D]`: a generated embedding for each sequence, on the scale of the item table. `plan` must be of this schedule; `rows [B]` are
+  /// the ids that the noise is keyed by (empty: the place in the batch). Returns how many rows are not finite.
   Index generate(IndexView ids, IndexView offsets, IndexView rows, const SamplerPlan& plan, std::uint64_t seed, MatrixView<T> x,
                  Workspace& ws) const {
     constexpr const char* name = "DreamRec::generate";

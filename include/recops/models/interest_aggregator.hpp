@@ -4,8 +4,8 @@
 ///     e_t = time(t)      a = Wq r x_t + e_t      w = softmax_k(<a, Wk z_k> / sqrt(D))      c = sum_k w_k Wv z_k
 ///     f = net([r x_t ; c ; e_t])                 out = f / |f|                             r = sqrt(D)
 ///
-/// The state chooses among the interests, so one user's K interests can lead different noise to different items. The order of interests does
-/// not matter; with K = 1 it is plain conditioning. r brings unit vectors to unit variance.
+/// The state chooses among the interests, so one user's K interests can lead different noise to different items. The order of interests
+/// does not matter; with K = 1 it is plain conditioning. r brings unit vectors to unit variance.
 ///
 /// Shapes      x, out [B, D]   interests [B' K, D], B' <= B: rows behind take the learned null interests   t [B] or [1]
 /// Edge cases  NaN stays in its row. An f without length gives the first axis, without a gradient.

@@ -4,7 +4,8 @@
 ///
 ///     y = sum_i g_i (x0 * (U_i act(C_i act(V_i x)) + b)) + x          g = softmax (or sigmoid) of G x
 ///
-/// Shapes      x0, x, y [B, D]   V [N r, D] (expert i owns rows i r ..)   C [N r, r]   U [N D, r] (expert i owns rows i D ..)   b [D], shared
+/// Shapes      x0, x, y [B, D]   V [N r, D] (expert i owns rows i r ..)   C [N r, r]   U [N D, r] (expert i owns rows i D ..)
+///             b [D], shared
 ///             G [N, D]
 /// Precision   sums in T.   Same bits for any number of threads; frozen also for any batch a row is in.
 /// Edge cases  B = 0 does nothing.   A NaN stays in its row.   All U and b 0: y = x, to the bit.
@@ -306,8 +307,8 @@ struct CrossMixture {
   }
 };
 
-/// Serving form of CrossMixture: V and G are one packed product, the U of a layer too: diag(g) act(C ...) side by side times [U_1; U_2; ...].
-/// Immutable; threads may share it.
+/// Serving form of CrossMixture: V and G are one packed product, the U of a layer too: diag(g) act(C ...) side by side times
+/// [U_1; U_2; ...]. Immutable; threads may share it.
 template <Real T, class S = T>
 class FrozenCrossMixture {
  public:

@@ -10,7 +10,8 @@
 ///     void backward(X x, MatrixView<const T> dy, const Saved&, MatrixView<T> dx, L& gradient, Workspace&) const;  // adds
 ///
 /// where X is `MatrixView<const T>` for a layer that works row by row and `JaggedView<const T>` for one that works on sequences.
-/// A layer that gathers statistics also has `void update(const Saved&)`, called after a training step. Backward adds to `dx` (empty: not wanted) and to `gradient` (a parameter that is empty there is not wanted).
+/// A layer that gathers statistics also has `void update(const Saved&)`, called after a training step. Backward adds to `dx` (empty: not
+/// wanted) and to `gradient` (a parameter that is empty there is not wanted).
 #pragma once
 #include <concepts>
 #include <recops/core/fields.hpp>

@@ -4,8 +4,8 @@
 ///     w_ij = (gain_i - gain_j) |discount_i - discount_j|        x_ij = sigma (low_j - high_i)
 ///
 /// with i in `high`, of the larger gains, and j in `low`: Σ w softplus(x), and Σ w sigmoid(x) over each row and each column.
-/// Where the scores lie within 80 / sigma (double 700 / sigma) of each other, e^-|x| is the smaller of two products of exponentials that belong to
-/// items, else each pair takes its own; four rows share one division; a polynomial gives the logarithm of a pair.
+/// Where the scores lie within 80 / sigma (double 700 / sigma) of each other, e^-|x| is the smaller of two products of exponentials that
+/// belong to items, else each pair takes its own; four rows share one division; a polynomial gives the logarithm of a pair.
 #pragma once
 #include <recops/simd/pair_sums.hpp>
 

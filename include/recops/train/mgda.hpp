@@ -25,8 +25,8 @@ inline double min_norm_gap(MatrixView<const double> gram, const double* a, doubl
   return product[away] - product[toward];
 }
 
-/// Solves the symmetric `[n, n]` system in place, its right side in column n, by elimination with pivots; false if it is singular. A dozen lines: Eigen would
-/// cost every program that trains a second of compilation for nine unknowns.
+/// Solves the symmetric `[n, n]` system in place, its right side in column n, by elimination with pivots; false if it is singular. A
+/// dozen lines: Eigen would cost every program that trains a second of compilation for nine unknowns.
 inline bool solve_small(double (*a)[10], Index n) {
   for (Index k = 0; k < n; ++k) {
     Index pivot = k;
