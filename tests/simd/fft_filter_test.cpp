@@ -446,7 +446,7 @@ TEMPLATE_TEST_CASE("a NaN or infinity stays in its sequence", "[simd][fft]", flo
   for_each_architecture([&](auto arch) {
     using A = decltype(arch);
     for (const T poison : {std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::infinity()}) {
-      for (const Index length : {1, 8, 50, 67}) {
+      for (const Index length : {1, 8, 50, 64, 67}) {
         for (const Index cols : {3, 48}) {
           CAPTURE(length, cols);
           const FftPlan<T> plan(length);
@@ -505,6 +505,59 @@ TEMPLATE_TEST_CASE("a bin that overflows stays in its sequence", "[simd][fft]", 
         REQUIRE(distance<T>(y1.view(), expected.view()) <= 4 * bound<T>(length));
         simd::fft_filter<T, A>(plan, filter, good.view(), huge.view(), y0, y1, false, ws);
         REQUIRE(distance<T>(y0.view(), expected.view()) <= 4 * bound<T>(length));
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("two sequences may lie in different ways", "[simd][fft]", float, double) {
+  using T = TestType;
+  Random random = random_stream(128);
+  Workspace ws;
+  const Index cols = 35;
+  for_each_architecture([&](auto arch) {
+    using A = decltype(arch);
+    for (const Index length : {16, 50, 64}) {  // of 16 and 64 the second would be turned by a row if all lay alike
+      const FftPlan<T> plan(length);
+      const Gains<T> w(plan.bins(), cols, random);
+      FftFilter<T, A> filter;
+      filter.prepare(plan, w.view(), ws);
+      const Matrix<T> a = random_matrix<T>(length, cols, random), b = random_matrix<T>(length, cols, random);
+      const Matrix<T> ya = convolved<T>(w, a.view()), yb = convolved<T>(w, b.view());
+      const Matrix<T> da = convolved<T>(w, a.view(), true), db = convolved<T>(w, b.view(), true);
+      Gains<T> expected(plan.bins(), cols);
+      FftFilterGradient<T, A> sums;
+      for (int which = 0; which < 16; ++which) {  // bit i: the i-th of x0, x1, y0, y1 has rows that are further apart
+        CAPTURE(length, which);
+        std::vector<Matrix<T>> storage;
+        for (int i = 0; i < 4; ++i) storage.emplace_back(length, cols + (which >> i & 1) * 5, T(0));
+        const auto view = [&](int i) { return storage[static_cast<std::size_t>(i)].view().middle_cols(0, cols); };
+        for (Index n = 0; n < length; ++n) {
+          std::copy_n(a.row(n), cols, view(0).row(n));
+          std::copy_n(b.row(n), cols, view(1).row(n));
+        }
+        simd::fft_filter<T, A>(plan, filter, view(0), view(1), view(2), view(3), false, ws);
+        REQUIRE(distance<T>(view(2), ya.view()) <= 4 * bound<T>(length));
+        REQUIRE(distance<T>(view(3), yb.view()) <= 4 * bound<T>(length));
+        storage[2].fill(T(0));
+        storage[3].fill(T(0));
+        sums.reset(plan, cols);
+        simd::fft_filter_backward<T, A>(plan, filter, a.view(), b.view(), view(0), view(1), view(2), view(3), sums, ws);
+        REQUIRE(distance<T>(view(2), da.view()) <= 4 * bound<T>(length));
+        REQUIRE(distance<T>(view(3), db.view()) <= 4 * bound<T>(length));
+        Gains<T> dw(plan.bins(), cols);
+        sums.add_to(plan, dw.planes(), ws);
+        sums.reset(plan, cols);  // of x that lies as bits 0 and 1 say, and no dx
+        simd::fft_filter_backward<T, A>(plan, filter, view(0), view(1), a.view(), b.view(), {}, {}, sums, ws);
+        Gains<T> learned(plan.bins(), cols);
+        sums.add_to(plan, learned.planes(), ws);
+        if (which == 0) expected = dw;
+        for (const Gains<T>* g : {&dw, &learned}) {
+          REQUIRE(distance<T>(g->re.view(), expected.re.view()) <= 8 * bound<T>(length));
+          // conj(X) X: imaginary parts are rounding alone
+          for (Index k = 0; k < plan.bins(); ++k)
+            for (Index d = 0; d < cols; ++d) REQUIRE(std::abs(g->im(k, d)) <= 8 * bound<T>(length) * norm<T>(expected.re.view()));
+        }
       }
     }
   });
