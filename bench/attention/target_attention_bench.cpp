@@ -1,6 +1,6 @@
 /// Target attention at production shapes: candidates N over a history L of 64 columns, keys = values = history.
 ///
-///     taskset -c 1 build/bench/recops_bench_attention_target_attention
+///     taskset -c 1 build/bench/bench/recops_bench_attention_target_attention
 ///
 /// Stored histories (bf16, int8 with a scale per row and head, int8row with one per row) are compared with our own f32.
 /// Peers: PyTorch and ONNX Runtime in the fastest of the ways in bench/peers; where Eigen was found, `eigen` is what one writes by hand

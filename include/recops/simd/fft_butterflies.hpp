@@ -190,22 +190,9 @@ template <class T, class A, class Load, class Store>
 RECOPS_INLINE void butterfly_eight(const Load& load, const Store& store) {
   using B = Batch<T, A>;
   B er[4], ei[4], fr[4], fi[4];
-  const auto four = [&](int first, B* r, B* i) RECOPS_LAMBDA_INLINE {
-    B x0r, x0i, x1r, x1i, x2r, x2i, x3r, x3i;
-    load(first, x0r, x0i);
-    load(first + 4, x2r, x2i);
-    const B ar = x0r + x2r, ai = x0i + x2i, br = x0r - x2r, bi = x0i - x2i;
-    load(first + 2, x1r, x1i);
-    load(first + 6, x3r, x3i);
-    const B cr = x1r + x3r, ci = x1i + x3i, dr = x1r - x3r, di = x1i - x3i;
-    r[0] = ar + cr;
-    i[0] = ai + ci;
-    r[1] = br + di;
-    i[1] = bi - dr;
-    r[2] = ar - cr;
-    i[2] = ai - ci;
-    r[3] = br - di;
-    i[3] = bi + dr;
+  const auto four = [&](int first, B* re, B* im) RECOPS_LAMBDA_INLINE {
+    for (const int q : {0, 2, 1, 3}) load(first + 2 * q, re[q], im[q]);
+    butterfly<4, T, A>(re, im);
   };
   four(0, er, ei);
   four(1, fr, fi);
