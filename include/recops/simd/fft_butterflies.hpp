@@ -191,7 +191,10 @@ RECOPS_INLINE void butterfly_eight(const Load& load, const Store& store) {
   using B = Batch<T, A>;
   B er[4], ei[4], fr[4], fi[4];
   const auto four = [&](int first, B* re, B* im) RECOPS_LAMBDA_INLINE {
-    for (const int q : {0, 2, 1, 3}) load(first + 2 * q, re[q], im[q]);
+    load(first, re[0], im[0]);
+    load(first + 4, re[2], im[2]);
+    load(first + 2, re[1], im[1]);
+    load(first + 6, re[3], im[3]);
     butterfly<4, T, A>(re, im);
   };
   four(0, er, ei);
