@@ -235,6 +235,26 @@ TEST_CASE("gates: exp, held within limits; zero gates are a concatenation", "[at
   CHECK((y(3, 3) != y(3, 3) && y(2, 3) == y(2, 3)));
 }
 
+TEST_CASE("a hidden unit of minet at exactly 0 gets no gradient, as in PyTorch", "[attention][minet]") {
+  Random random = random_stream(675);
+  Workspace ws;
+  MiNet<double> layer(3, 2, 4, 2, 1, 2, random);
+  const auto zero_first = [](Matrix<double>& w) { std::fill_n(w.row(0), w.cols(), 0.0); };
+  zero_first(layer.target.weight);
+  zero_first(layer.source.weight);
+  zero_first(layer.gates.weight);
+  const Matrix<double> q = random_matrix<double>(4, 3, random), u = random_matrix<double>(1, 2, random),
+                       e = random_matrix<double>(5, 3, random), c = random_matrix<double>(6, 4, random),
+                       dy = random_matrix<double>(4, 12, random);
+  Matrix<double> y(4, 12);
+  MiNet<double>::Saved saved;
+  MiNet<double> gradient = zeros_like(layer);
+  layer.forward(q, u, e, c, y, saved, {}, ws);
+  layer.backward(q, u, e, c, dy, saved, {}, {}, {}, {}, gradient, ws);
+  for (const Matrix<double>* of : {&gradient.target.weight, &gradient.source.weight, &gradient.gates.weight})
+    for (Index i = 0; i < of->cols(); ++i) CHECK((*of)(0, i) == 0);
+}
+
 TEST_CASE("gradients of minet keep their digits over a large batch", "[attention][minet]") {
   // B times the same user: B times the gradient.
   constexpr Index users = 1 << 15;

@@ -210,6 +210,22 @@ TEMPLATE_TEST_CASE("a NaN in sdim stays in its buckets, and with its user", "[at
   CHECK(touched == 3);  // one bucket of each group
 }
 
+TEST_CASE("a NaN in a bucket that no candidate chose gives nobody a gradient", "[attention][sdim]") {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  Workspace ws;
+  Sdim<double> layer;
+  layer.options = {.groups = 1, .bits = 1};
+  layer.planes = {{1}, {0}};  // the side of the first number
+  const Matrix<double> q{{1, 2}}, e{{1, 3}, {-1, nan}, {-2, 1}}, dy{{1, -1}};
+  Matrix<double> y(1, 2), dh(3, 2, 0.0);
+  Sdim<double>::Saved saved;
+  layer.forward(q, e, y, saved, {}, ws);
+  layer.backward(q, e, dy, saved, dh, ws);
+  CHECK((dh(0, 0) > 0 && dh(0, 1) < 0));
+  for (const Index l : {1, 2})
+    for (const Index c : {0, 1}) CHECK(dh(l, c) == 0);
+}
+
 TEST_CASE("sdim names what is wrong and writes nothing", "[attention][sdim][errors]") {
   Random random = random_stream(644);
   Workspace ws;
