@@ -318,4 +318,8 @@ TEST_CASE("expert_bank refuses what does not fit and writes nothing", "[gating][
   CHECK(error_of([&] { bank.backward(x, y, saved, {}, bank, ws); }) ==
         "ExpertBank::backward: saved.pre: expected shape [3, 6], got [0, 0]");
   CHECK(error_of([&] { (void)bank.output_cols(3); }) == "ExpertBank: input columns: expected as many as the weight has, got 3");
+  bank.options.experts = 0;
+  CHECK(bank.outputs() == 0);
+  CHECK(error_of([&] { bank.forward(x, y, ws); }) == "ExpertBank::forward: experts: expected 1 to 65536, got 0");
+  CHECK(error_of([&] { bank.backward(x, y, saved, {}, bank, ws); }).find("ExpertBank::backward") == 0);
 }

@@ -534,6 +534,28 @@ TEST_CASE("SparseMmoe passes the gradient check: modes, noise, every balance los
   }
 }
 
+TEST_CASE("SparseMmoe without experts has no outputs, and everything that computes refuses it", "[gating][sparse][errors]") {
+  Random random = random_stream(428);
+  Workspace ws;
+  SparseMmoe<float> layer({.inputs = 3, .experts = 2, .outputs = 4, .capacity_factor = 1}, random);
+  const Matrix<float> x(5, 3, 1.0f);
+  Matrix<float> y(5, 4, 9.0f);
+  for (const Index experts : {0, -2}) {
+    CAPTURE(experts);
+    layer.options.experts = experts;
+    CHECK((layer.outputs() == 0 && layer.output_cols(3) == 0 && layer.capacity(5) == 0));
+    SparseMmoe<float>::Saved saved;
+    auto gradient = zeros_like(layer);
+    CHECK_THAT(error_of([&] { layer.forward(x, y, ws); }), contains("SparseMmoe::forward: experts: expected 1 to 65536"));
+    CHECK_THAT(error_of([&] { layer.forward(x, y, saved, Step{}, ws); }), contains("SparseMmoe::forward: experts: expected"));
+    CHECK_THAT(error_of([&] { layer.backward(x, y, saved, {}, gradient, ws); }), contains("experts: expected 1 to 65536"));
+    CHECK_THAT(error_of([&] { (void)freeze(layer); }), contains("freeze(SparseMmoe): experts: expected 1 to 65536"));
+    CHECK_THAT(error_of([&] { SparseMmoe<float>({.inputs = 3, .experts = experts, .outputs = 4}, random); }),
+               contains("SparseMmoe: experts: expected 1 to 65536"));
+  }
+  CHECK(y(4, 3) == 9.0f);
+}
+
 TEST_CASE("SparseMmoe: same bits for any number of threads, no allocation once warm, rows on their own, NaN stays",
           "[gating][sparse]") {
   Random random = random_stream(426);

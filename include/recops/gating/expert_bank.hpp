@@ -380,8 +380,8 @@ struct ExpertBank {
   Index input_cols() const {
     return detail::expert_sources(group_view()) * (hidden.empty() ? weight.cols() : hidden[0].weight.cols());
   }
-  /// H
-  Index outputs() const { return weight.rows() / options.experts; }
+  /// H; 0 without experts
+  Index outputs() const { return options.experts < 1 ? 0 : weight.rows() / options.experts; }
   /// E H; throws `Error` unless the input has D columns.
   Index output_cols(Index cols) const {
     check_option("ExpertBank", "input columns", cols == input_cols(), "as many as the weight has", static_cast<double>(cols));

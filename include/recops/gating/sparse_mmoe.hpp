@@ -89,8 +89,8 @@ struct SparseMmoe {
 
   /// D
   Index input_cols() const { return gates.weight.cols(); }
-  /// H
-  Index outputs() const { return experts.empty() ? 0 : experts.back().weight.rows() / options.experts; }
+  /// H; 0 without experts
+  Index outputs() const { return experts.empty() || options.experts < 1 ? 0 : experts.back().weight.rows() / options.experts; }
   /// T H; throws `Error` unless the input has D columns.
   Index output_cols(Index cols) const {
     gates.output_cols(cols);
@@ -238,7 +238,7 @@ struct SparseMmoe {
 
   /// Rows an expert takes in training for n rows; 0: all.
   Index capacity(Index n) const {
-    if (options.capacity_factor <= 0) return 0;
+    if (options.capacity_factor <= 0 || options.experts < 1) return 0;
     return std::max<Index>(
         1, static_cast<Index>(std::ceil(options.capacity_factor * static_cast<double>(n * options.tasks * options.route.k) /
                                         static_cast<double>(options.experts))));
