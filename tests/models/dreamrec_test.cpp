@@ -1,10 +1,11 @@
-// Oracle: central differences in double; the loss written from public pieces; serving alone and in a batch.
+// Oracles: PyTorch (tests/golden/dreamrec.py); central differences in double; the loss written from public pieces; serving alone and in a batch.
 #include <recops/models/dreamrec.hpp>
 #include <recops/train/gradient_check.hpp>
 
 #include <vector>
 
 #include "support/allocations.hpp"
+#include "support/golden_layer.hpp"
 #include "support/numbers.hpp"
 #include "support/threads.hpp"
 
@@ -22,6 +23,65 @@ DreamRecOptions small(bool detach) {
 const std::vector<std::int32_t> ids{3, 1, 4, 1, 5, 8, 2};
 const std::vector<std::int64_t> offsets{0, 4, 4, 5, 7};
 }  // namespace
+
+TEMPLATE_TEST_CASE("DreamRec is PyTorch's: loss, every gradient, what is generated, frozen too", "[models][dreamrec][golden]", float,
+                   double) {
+  using T = TestType;
+  const double bound = std::is_same_v<T, float> ? 2e-5 : 1e-12;
+  const Golden g("dreamrec");
+  const auto sequences = g.values<std::int64_t>("ids"), bounds = g.values<std::int64_t>("offsets"),
+             rows = g.values<std::int64_t>("rows");
+  const auto seed = static_cast<std::uint64_t>(g.values<std::int64_t>("seed")[0]);
+  const Step step{.seed = 3, .number = 8};
+  Workspace ws;
+  for (const bool two_layers : {false, true}) {
+    const std::string name = two_layers ? "mlp2" : "mlp1", drawn = name + (std::is_same_v<T, float> ? ".float." : ".double.");
+    CAPTURE(name);
+    Random random(1);
+    DreamRec<T> model({.encoder = {.items = 11, .width = 6, .max_length = 5, .blocks = 1, .dropout = 0},
+                       .steps = 12,
+                       .two_layers = two_layers,
+                       .guidance_dropout = 0.4},
+                      random);
+    set_parameters<T>(g, name + ".", model);
+    const auto alpha_bar = g.values<double>("alpha_bar");
+    for (Index t = 0; t <= 12; ++t) CHECK(std::abs(model.schedule.alpha_bar[t] - alpha_bar[static_cast<std::size_t>(t)]) < 1e-14);
+    for (const bool detach : {false, true}) {
+      CAPTURE(detach);
+      model.options.detach_target = detach;
+      typename DreamRec<T>::Saved saved;
+      DreamRec<T> gradient = zeros_like(model);
+      for (int twice = 0; twice < 2; ++twice)
+        CHECK(std::abs(model.value_and_grad(sequences, bounds, gradient, saved, step, ws) - g.scalar(drawn + "loss")) < bound);
+      visit(
+          [&](const FieldPath& path, const auto& leaf) {
+            if (path.kind != FieldKind::parameter || leaf_values(leaf).empty()) return;
+            const bool other = detach && path.str() == "encoder.items.weight";
+            const auto expected = g.values<double>(drawn + (other ? "detached." : "d.") + path.str());
+            const auto got = leaf_values(leaf);
+            INFO(path.str());
+            REQUIRE(got.size() == static_cast<Index>(expected.size()));
+            double worst = 0;
+            for (Index i = 0; i < got.size(); ++i)
+              worst = std::max(worst, std::abs(static_cast<double>(got[i]) / 2 - expected[static_cast<std::size_t>(i)]));
+            CHECK(worst < bound);
+          },
+          std::as_const(gradient));
+    }
+    const std::pair<const char*, SamplerOptions> chains[] = {{"ddpm.x", {.method = SamplerMethod::ddpm, .guidance = 2}},
+                                                             {"ddim.x", {.steps = 4}}};
+    for (const auto& [chain, options] : chains) {
+      CAPTURE(chain);
+      const SamplerPlan plan(model.schedule, options);
+      Padded<T> x(5, 6), served(5, 6);
+      CHECK(model.generate(sequences, bounds, rows, plan, seed, x, ws) == 0);
+      CHECK(freeze(model, plan).generate(sequences, bounds, rows, seed, served, ws) == 0);
+      CHECK(max_difference(x.view(), g.matrix<double>(drawn + chain).view()) < bound);
+      CHECK(max_difference(served.view(), g.matrix<double>(drawn + chain).view()) < bound);
+      CHECK((x.intact() && served.intact()));
+    }
+  }
+}
 
 TEST_CASE("DreamRec's gradient is that of central differences", "[models][dreamrec]") {
   for (const bool detach : {false, true}) {
