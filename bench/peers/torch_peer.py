@@ -448,6 +448,54 @@ def infonce(rows, candidates, width, train, symmetric):
     return run
 
 
+def align_pooled(users, longest, width, train, copies=1):
+    """Means of two sequences of 1 to `longest` rows a user, scaled to length 1, in a symmetric in-batch loss."""
+    f, own = torch.nn.functional, torch.arange(users)
+    copies = min(copies, 4)  # more than any cache holds
+
+    def loss(a, b):
+        z = (10 * f.normalize(a)) @ f.normalize(b).t()
+        return (f.cross_entropy(z, own) + f.cross_entropy(z.t(), own)) / 2
+
+    def run_on(sides, mean):
+        def run(i):
+            sets = [(side[i % copies], lengths) for side, lengths in sides]
+            with torch.set_grad_enabled(train):
+                value = loss(*(mean(x, lengths) for x, lengths in sets))
+                if train:
+                    for x, _ in sets:
+                        x.grad = None
+                    value.backward()
+
+        return run
+
+    def make(padded):
+        sides = []
+        for _ in range(2):
+            lengths = torch.randint(1, longest + 1, (users,))
+            kept = torch.arange(longest)[None, :, None] < lengths[:, None, None]
+            shape = (users, longest, width) if padded else (int(lengths.sum()), width)
+            side = [torch.randn(shape) for _ in range(copies)]
+            for x in side:
+                if padded:
+                    x.mul_(kept)
+                x.requires_grad_(train)
+            sides.append((side, lengths))
+        return sides
+
+    def bags():
+        return run_on(make(False), lambda x, lengths: f.embedding_bag(torch.arange(len(x)), x, lengths.cumsum(0) - lengths,
+                                                                       mode="mean"))
+
+    def padded():  # rows behind the end are zeros; the gradient there is of no use to anyone
+        return run_on(make(True), lambda x, lengths: x.sum(1) / lengths[:, None])
+
+    def segments():
+        return run_on(make(False), lambda x, lengths: torch.segment_reduce(x, "mean", lengths=lengths, axis=0))
+
+    return fastest([bags, padded, segments])
+
+
 def ranking_loss(kind, groups, n, positives=0.1, copies=1):
     """Value and gradient of a loss of `groups` lists of n scores, all of one length, as a person would write it batched."""
     softplus = torch.nn.functional.softplus

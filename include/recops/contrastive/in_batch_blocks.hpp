@@ -43,6 +43,10 @@ class InBatch {
     double mass = 0;
     for (Index i = 0; i < rows_; ++i) mass += weight_[i] = o_.weights.empty() ? 1 : static_cast<double>(o_.weights[i]);
     for (Index i = 0; i < rows_ && mass > 0; ++i) weight_[i] /= mass;
+    if (std::find(weight_, weight_ + rows_, 0.0) != weight_ + rows_) {
+      gone_ = ws.take<T>(rows_);
+      for (Index i = 0; i < rows_; ++i) gone_[i] = weight_[i] == 0 ? T(1) : T(0);
+    }
     su_ = ws.matrix<T>(rows_, width_);
     v_ = ws.matrix<T>(rows_, width_);
     for (Index i = 0; i < rows_; ++i) {
@@ -245,10 +249,15 @@ class InBatch {
   }
   /// -infinity in row i where the pairs are left out or have its id.
   void leave_out(const std::int64_t* ids, Index i, Index j0, Index n, T* x, std::uint8_t* out) const {
-    if (ids == nullptr && o_.weights.empty()) return;
+    if (gone_ != nullptr && weight_[i] == 0) return (void)std::fill_n(x, n, -infinity);
+    if (gone_ != nullptr)
+      simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE {
+        using B = simd::Batch<T>;
+        store(x + j, xsimd::select(load(gone_ + j0 + j) == B(T(0)), load(x + j), B(-infinity)));
+      });
+    if (ids == nullptr) return;
     const Index own = i - j0;
-    for (Index j = 0; j < n; ++j) out[j] = weight_[j0 + j] == 0 || weight_[i] == 0;
-    for (Index j = 0; ids != nullptr && j < n; ++j) out[j] |= ids[j0 + j] == ids[i] && j != own;
+    for (Index j = 0; j < n; ++j) out[j] = ids[j0 + j] == ids[i] && j != own;
     for (Index j = 0; j < n; ++j) x[j] = out[j] != 0 ? -infinity : x[j];
   }
   /// x becomes exp(x - maximum of its column); maxima and sums go to their place. A column of -infinity gives zeros.
@@ -311,6 +320,7 @@ class InBatch {
   Index rows_, width_, blocks_ = 0, tiles_ = 0;
   double scale_ = 1, upstream_ = 1;
   double* weight_ = nullptr;  // shares of the pairs, 0: left out
+  T* gone_ = nullptr;         // 1 for pairs left out; null where there are none
   MatrixView<T> su_, v_;      // s U and V, zeros for pairs left out
   std::int64_t *u_ids_ = nullptr, *v_ids_ = nullptr;
   T* own_ = nullptr;         // s <u_i, v_i>, from the blocks
