@@ -47,25 +47,23 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
                  Workspace& ws) {
   constexpr T never = -std::numeric_limits<T>::infinity();
   const Index n = in.relevance.size(), d = in.features.cols(), k = picks.size(), m = in.history.rows();
-  const auto lambda = static_cast<T>(o.teacher.lambda);
-  const MatrixView<T> x = ws.matrix<T>(n, d), rows = ws.matrix<T>(m + k, d), sim = ws.matrix<T>(m + k, n);
+  const auto lambda = static_cast<T>(o.teacher.lambda), temperature = static_cast<T>(o.temperature);
+  const MatrixView<T> own = ws.matrix<T>(o.teacher.normalize ? n : 0, d), rows = ws.matrix<T>(m + k, d), sim = ws.matrix<T>(m + k, n);
+  const MatrixView<const T> x = o.teacher.normalize ? MatrixView<const T>(own) : in.features;
   if (o.teacher.normalize) {
-    normalize_rows<T>(in.features, x);
+    normalize_rows<T>(in.features, own);
     if (m > 0) normalize_rows<T>(in.history, rows.middle_rows(0, m));
   } else {
-    for (Index i = 0; i < n; ++i) std::copy_n(in.features.row(i), d, x.row(i));
     for (Index h = 0; h < m; ++h) std::copy_n(in.history.row(h), d, rows.row(h));
   }
   for (Index t = 0; t < k; ++t) std::copy_n(x.row(picks[t]), d, rows.row(m + t));
-  simd::gemm<T>(simd::plain(MatrixView<const T>(rows)), simd::transposed(MatrixView<const T>(x)), {}, sim, ws);
-  T *const most = ws.take<T>(n), *const score = ws.take<T>(n), *const log_kept = ws.take<T>(n);
-  auto* const open = ws.take<std::uint8_t>(n);
+  simd::gemm<T>(simd::plain(MatrixView<const T>(rows)), simd::transposed(x), {}, sim, ws);
+  T *const most = ws.take<T>(n), *const score = ws.take<T>(n), *const open = ws.take<T>(n);
   for (Index i = 0; i < n; ++i) {
     const T square = simd::dot(x.row(i), x.row(i), d);
     open[i] = std::abs(in.relevance[i]) <= std::numeric_limits<T>::max() && (in.allowed.empty() || in.allowed[i]) &&
               square <= largest_square<T>;
     most[i] = never;
-    log_kept[i] = 0;
     labels[i] = 0;
   }
   Index seen = 0;
@@ -75,24 +73,25 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
   };
   for (Index h = 0; h < m; ++h)
     if (simd::dot(in.history.row(h), in.history.row(h), d) <= largest_square<T>) see(sim.row(h));  // the teacher ignores others
+  using B = simd::Batch<T>;
+  const T* const relevance = in.relevance.data();
+  T* const label = labels.data();
   for (Index t = 0; t < k; ++t) {
-    T top = never;
-    for (Index i = 0; i < n; ++i) {
-      const T s = seen == 0 ? in.relevance[i] : lambda * in.relevance[i] - (1 - lambda) * most[i];
-      score[i] = open[i] ? s : never;
-      top = std::max(top, score[i]);
-    }
-    for (Index i = 0; i < n; ++i) score[i] = (score[i] - top) / static_cast<T>(o.temperature);  // divided later: cannot overflow
+    simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+      const B r = load(relevance + i), s = seen == 0 ? r : B(B(lambda) * r - B(1 - lambda) * load(most + i));
+      store(score + i, xsimd::select(load(open + i) != B(T(0)), s, B(never)));
+    });
+    const T top = simd::max(score, n);
+    for (Index i = 0; i < n; ++i) score[i] = (score[i] - top) / temperature;  // divided later: cannot overflow
     simd::softmax<T>(score, n);
-    for (Index i = 0; i < n; ++i)
-      if (open[i]) log_kept[i] += std::log1p(-std::min(score[i], T(1) - std::numeric_limits<T>::epsilon()));
-    const Index own = picks[t];
-    labels[own] = -std::expm1(log_kept[own]);
-    open[own] = 0;
+    // 1 less the product, with every digit of a small chance.
+    simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+      const B y = load(label + i);
+      store(label + i, simd::mul_add(load(score + i), B(T(1)) - y, y));
+    });
+    open[picks[t]] = 0;
     see(sim.row(m + t));
   }
-  for (Index i = 0; i < n; ++i)
-    if (open[i]) labels[i] = -std::expm1(log_kept[i]);
 }
 
 /// Places that the teacher fills: pins are given for all of them, otherwise those behind the last item are of no use.
