@@ -496,6 +496,17 @@ def align_pooled(users, longest, width, train, copies=1):
     return fastest([bags, padded, segments])
 
 
+def gumbel_top_k(n, k):
+    """The k largest of logits plus Gumbel numbers."""
+    logits, e = torch.randn(n), torch.empty(n)
+
+    def run(i):
+        e.exponential_().log_()
+        return torch.topk(logits - e, k)
+
+    return run
+
+
 def ranking_loss(kind, groups, n, positives=0.1, copies=1):
     """Value and gradient of a loss of `groups` lists of n scores, all of one length, as a person would write it batched."""
     softplus = torch.nn.functional.softplus

@@ -52,21 +52,19 @@ Index gumbel_top_k(VectorView<const T> logits, double temperature, const RandomR
   check_size(name, "picks", picks, any_size);
   const auto mark = ws.mark();
   T* const key = keys.empty() ? ws.take<T>(n) : keys.data();
-  T* const gumbel = ws.take<T>(n);
+  T* const uniform = ws.take<T>(n);
   RandomRow row = at;
   row.purpose = RandomPurpose::gumbel;
-  simd::fill_uniform<T>(row, gumbel, n);
-  simd::log<T>(gumbel, gumbel, n);
-  simd::scale(T(-1), gumbel, gumbel, n);
-  simd::log<T>(gumbel, gumbel, n);
-  Index finite = 0;
-  for (Index i = 0; i < n; ++i) {
-    constexpr T most = std::numeric_limits<T>::max();
-    const bool ok = std::abs(logits[i]) <= most;
-    const T a = std::clamp(logits[i] / static_cast<T>(temperature), -most, most);
-    key[i] = ok ? a - gumbel[i] : -std::numeric_limits<T>::infinity();
-    finite += ok;
-  }
+  simd::fill_uniform<T>(row, uniform, n);
+  constexpr T most = std::numeric_limits<T>::max(), never = -std::numeric_limits<T>::infinity();
+  const T* const logit = logits.data();
+  simd::for_each_vector<T, simd::DefaultArch>(n, [&](Index i, auto load, auto store) RECOPS_LAMBDA_INLINE {
+    using B = simd::Batch<T>;
+    const B a = load(logit + i), scaled = xsimd::max(B(-most), xsimd::min(B(most), B(a / B(static_cast<T>(temperature)))));
+    const B drawn = scaled - simd::log(-simd::log(load(uniform + i)));
+    store(key + i, xsimd::select(xsimd::abs(a) <= B(most), drawn, B(never)));
+  });
+  const Index finite = n - std::count(key, key + n, never);
   const Index count = std::min(picks.size(), finite);
   simd::top_k<T>(key, n, count, Order::descending, nullptr, picks.data(), ws);
   std::fill(picks.begin() + count, picks.end(), -1);
