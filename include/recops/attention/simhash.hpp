@@ -42,30 +42,34 @@ void plane_products(const T* x, MatrixView<const T> planes, T* products) {
   constexpr Index W = simd::lanes<T>;
   constexpr int U = 8;
   const Index bits = planes.cols();
-  Index t = 0;
-  const auto columns = [&](auto count) RECOPS_LAMBDA_INLINE {
-    constexpr int C = decltype(count)::value;
-    for (; t + C * W <= bits; t += C * W) {
-      B sum[C];
+  if (bits < W) {
+    B sum(T(0));
+    for (Index k = 0; k < planes.rows(); ++k) sum = simd::mul_add(B(x[k]), simd::load_first<T>(planes.row(k), bits), sum);
+    return simd::store_first<T>(products, sum, bits);
+  }
+  // C vectors from plane t on; the last of all ends with the last plane, and may repeat some.
+  const auto vectors = [&](auto count, Index t) RECOPS_LAMBDA_INLINE {
+    constexpr int C = count();
+    const Index last = std::min(t + (C - 1) * W, bits - W);
+    B sum[C];
+    RECOPS_UNROLL
+    for (int u = 0; u < C; ++u) sum[u] = B(T(0));
+    for (Index k = 0; k < planes.rows(); ++k) {
+      const T* const row = planes.row(k);
+      const B v(x[k]);
       RECOPS_UNROLL
-      for (int u = 0; u < C; ++u) sum[u] = B(T(0));
-      for (Index k = 0; k < planes.rows(); ++k) {
-        const T* const row = planes.row(k) + t;
-        const B v(x[k]);
-        RECOPS_UNROLL
-        for (int u = 0; u < C; ++u) sum[u] = simd::mul_add(v, B::load_unaligned(row + u * W), sum[u]);
-      }
-      RECOPS_UNROLL
-      for (int u = 0; u < C; ++u) sum[u].store_unaligned(products + t + u * W);
+      for (int u = 0; u < C; ++u) sum[u] = simd::mul_add(v, B::load_unaligned(row + (u + 1 < C ? t + u * W : last)), sum[u]);
     }
+    RECOPS_UNROLL
+    for (int u = 0; u < C; ++u) sum[u].store_unaligned(products + (u + 1 < C ? t + u * W : last));
   };
-  columns(std::integral_constant<int, U>());
-  columns(std::integral_constant<int, 2>());
-  columns(std::integral_constant<int, 1>());
-  if (t == bits) return;
-  B sum(T(0));
-  for (Index k = 0; k < planes.rows(); ++k) sum = simd::mul_add(B(x[k]), simd::load_first<T>(planes.row(k) + t, bits - t), sum);
-  simd::store_first<T>(products + t, sum, bits - t);
+  Index t = 0;
+  for (; t + U * W <= bits; t += U * W) vectors(std::integral_constant<int, U>(), t);
+  // The rest at once: a pass waits for its own sums, so it takes as long for one vector as for seven.
+  const Index left = (bits - t + W - 1) / W;
+  [&]<int... C>(std::integer_sequence<int, C...>) RECOPS_LAMBDA_INLINE {
+    ((left == C + 1 ? vectors(std::integral_constant<int, C + 1>(), t) : void()), ...);
+  }(std::make_integer_sequence<int, U>());
 }
 
 /// Calls `visit(row, bits)` for every row of x, where bits are 64-bit words, plane 0 the lowest bit of the first.
@@ -90,11 +94,14 @@ void sign_bits(MatrixView<const T> x, MatrixView<const T> planes, Workspace& ws,
     }
     for (Index i = 0; i < count; ++i) {
       const T* const p = products.row(i);
-      std::fill_n(word, words, std::uint64_t{0});
-      Index t = 0;
-      for (; t + W <= bits; t += W)  // W divides 64: a vector's bits lie in one word
-        word[t / 64] |= std::uint64_t{simd::mask_bits(simd::Batch<T>::load_unaligned(p + t) >= simd::Batch<T>(T(0)))} << (t % 64);
-      for (; t < bits; ++t) word[t / 64] |= std::uint64_t{p[t] >= T(0)} << (t % 64);
+      for (Index w = 0, t = 0; w < words; ++w) {
+        const Index end = std::min(bits, t + 64);
+        std::uint64_t seen = 0;
+        for (; t + W <= end; t += W)
+          seen |= std::uint64_t{simd::mask_bits(simd::Batch<T>::load_unaligned(p + t) >= simd::Batch<T>(T(0)))} << (t % 64);
+        for (; t < end; ++t) seen |= std::uint64_t{p[t] >= T(0)} << (t % 64);
+        word[w] = seen;
+      }
       visit(first + i, static_cast<const std::uint64_t*>(word));
     }
   });
