@@ -15,7 +15,9 @@
 /// Reference   importance, load: Shazeer et al., arXiv 1701.06538, equations 6, 7 and appendix A; switch: Fedus et al., arXiv 2101.03961,
 ///             equations 4 to 6; z: Zoph et al., arXiv 2202.08906, equation 5; sequence: arXiv 2412.19437, equations 17 to 20.
 #pragma once
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <recops/core/error.hpp>
 #include <recops/core/workspace.hpp>
 #include <recops/simd/gaussian.hpp>
@@ -120,8 +122,6 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
   const auto mark = ws.mark();
   double* const load = ws.take<double>(e);
   std::fill_n(load, e, 0.0);
-  std::uint8_t* const chosen = ws.take<std::uint8_t>(e);
-  std::fill_n(chosen, e, std::uint8_t{0});
   Index* const next = ws.take<Index>(n);  // the best of each row that was not chosen
   T *const threshold = ws.take<T>(e), *const row = ws.take<T>(e);
   const auto fill_thresholds = [&](Index r) {
@@ -132,11 +132,9 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
   const B zero(T(0)), half(T(0.5));
   const auto lead_of = [&](B lead, B s) RECOPS_LAMBDA_INLINE { return xsimd::select(lead == zero, zero, lead / s); };
   for (Index r = 0; r < n; ++r) {
-    for (Index j = 0; j < k; ++j) chosen[experts(r, j)] = 1;
-    next[r] = -1;
-    for (Index i = 0; i < e; ++i)
-      if (!chosen[i] && (next[r] < 0 || noisy(r, i) > noisy(r, next[r]))) next[r] = i;
-    for (Index j = 0; j < k; ++j) chosen[experts(r, j)] = 0;
+    std::copy_n(noisy.row(r), e, row);
+    for (Index j = 0; j < k; ++j) row[experts(r, j)] = std::numeric_limits<T>::quiet_NaN();  // never the best
+    next[r] = simd::argmax<T>(row, e);
     fill_thresholds(r);
     const T *own = clean.row(r), *s = deviation.row(r);
     simd::for_each_vector<T, simd::DefaultArch>(e, [&](Index i, auto at, auto store) RECOPS_LAMBDA_INLINE {
@@ -162,14 +160,13 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
       if (to_s) store(to_s + i, at(to_s + i) - xsimd::select(d == zero, zero, d * z));
     });
     if (dnoisy.empty()) continue;
-    T taken = T(0), rest = T(0);
+    T taken = T(0);
     for (Index j = 0; j < k; ++j) {
       taken += row[experts(r, j)];
       row[experts(r, j)] = T(0);
     }
-    for (Index i = 0; i < e; ++i) rest += row[i];
     dnoisy(r, next[r]) -= taken;
-    dnoisy(r, experts(r, k - 1)) -= rest;
+    dnoisy(r, experts(r, k - 1)) -= simd::sum<T>(row, e);
   }
   return value;
 }
