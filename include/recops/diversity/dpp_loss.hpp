@@ -11,7 +11,8 @@
 /// Edge cases  Y empty is a set like any other. A singular L_Y (more items than rank, doubles, quality 0, with delta = 0) has
 ///             probability 0: the loss is +infinity and no gradient is added. N = 0, D = 0.
 /// NaN         Where an input is not finite the loss is NaN and no gradient is added.
-/// Precision   Products, factors and sums in double, whatever T.
+/// Precision   Products, factors and sums in double, whatever T. With N >= D `dpp_nll` adds I to V^T V: of fewer than D items with lengths
+///             of 1e7 and more beside short ones, I is lost next to their squares, and the loss is NaN. All long, or N < D: no limit.
 /// Cost        2 N D min(N, D) + min(N, D)^3 + k^2 D flops, twice that with gradients: the N x N kernel is formed only where N < D.
 ///             kdpp_nll: an eigenvalue problem of D x D, and O(D k) logarithms.
 /// Errors      Error for shapes, indices, doubles among them, negative quality or delta.
