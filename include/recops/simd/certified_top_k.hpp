@@ -92,11 +92,14 @@ class Survivors {
  public:
   using B = Batch<float, A>;
   static constexpr Index W = lanes<float, A>;
+  /// Beyond this, sums might overflow in one order and not in the other: such a row says nothing, and is kept.
+  static constexpr float limit = 0x1p118f;
 
   Survivors(Index k, Index rows, Workspace& ws) : lower_(k, Order::descending, ws) {
+    block_size_ = k < 64 ? 64 : k;
     upper_ = ws.take<float>(rows + W);
     index_ = ws.take<std::int32_t>(rows + W);
-    block_ = ws.take<float>(block_size + W);
+    block_ = ws.take<float>(block_size_ + W);
   }
 
   /// Which of the `height` rows whose scores are in lanes may be among the k best, given how far off these may be.
@@ -111,12 +114,22 @@ class Survivors {
       add_kept(keep, i, score, error);
   }
 
+  /// The same for one row that may be.
+  void add_one(Index i, float score, float error) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    const bool sound = std::abs(score) <= limit && error <= limit;
+    block_[in_block_++] = sound ? score - error : -infinity;
+    upper_[size_] = sound ? score + error : infinity;
+    index_[size_++] = static_cast<std::int32_t>(i);
+    if (in_block_ >= block_size_) close(block_size_ / 8);
+  }
+  /// A row whose score is certainly below has no place among the k best.
+  float threshold() const { return threshold_; }
+
   /// Drops what a row found later has beaten; `rows()` are then final. `at`: the order in which rows came.
   template <class At = InOrder>
   void finish(const At& at = {}) {
-    close();
-    lower_.tighten();
-    raise();
+    close(0);
     Index kept = 0;
     for (Index i = 0; i < size_; ++i) {
       if (upper_[i] < threshold_) continue;
@@ -128,11 +141,6 @@ class Survivors {
   VectorView<const std::int32_t> rows() const { return VectorView<const std::int32_t>(index_, size_); }
 
  private:
-  // Rows between two looks at the threshold.
-  static constexpr Index block_size = 64;
-  // Beyond this, sums might overflow in one order and not in the other: such a row says nothing, and is kept.
-  static constexpr float limit = 0x1p118f;
-
   [[gnu::noinline]] void add_kept(std::uint32_t keep, Index i, B score, B error) {
     const auto sound = (xsimd::abs(score) <= B(limit)) & (error <= B(limit));
     const B infinity(std::numeric_limits<float>::infinity()), none(-std::numeric_limits<float>::infinity());
@@ -142,12 +150,13 @@ class Survivors {
                                                    upper_ + size_, index_ + size_);
     size_ += count;
     in_block_ += count;
-    if (in_block_ >= block_size) close();
+    if (in_block_ >= block_size_) close(block_size_ / 8);
   }
 
   // The threshold may rise.
-  void close() {
+  void close(Index more) {
     lower_.add(block_, in_block_, size_ - in_block_);
+    lower_.tighten(more);
     in_block_ = 0;
     raise();
   }
@@ -163,7 +172,7 @@ class Survivors {
   float* upper_ = nullptr;
   std::int32_t* index_ = nullptr;
   float* block_ = nullptr;
-  Index size_ = 0, in_block_ = 0;
+  Index size_ = 0, in_block_ = 0, block_size_;  // rows between two looks at the threshold
 };
 
 /// Writes the selection and fills the places left.

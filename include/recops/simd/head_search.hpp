@@ -32,9 +32,9 @@ struct NamedRows {
         count(row_names.empty() ? rows.rows() : row_names.size()),
         names(row_names) {}
   RECOPS_INLINE const S* row(Index i) const { return data + (names.empty() ? i : names[i]) * stride; }
-  /// Rows first .. first + height - 1 one after the other; named ones are copied to `room` [height, cols].
-  Following<S> block(Index first, Index height, S* room) const {
-    if (names.empty()) return {data + first * stride, stride};
+  /// Rows first .. first + height - 1 one after the other; named ones, or all if `copied`, are copied to `room` [height, cols].
+  Following<S> block(Index first, Index height, S* room, bool copied = false) const {
+    if (names.empty() && !copied) return {data + first * stride, stride};
     constexpr Index ahead = 16;
     for (Index i = first; i < first + height; ++i) {
       if (i + ahead < count) {
@@ -49,7 +49,7 @@ struct NamedRows {
   bool far() const { return names.empty() && count * cols * Index{sizeof(S)} >= distant_bytes; }
 };
 
-/// Rows between two looks at the lists (int8: half as many): with the scores of a group of lists they stay in L2.
+/// Rows between two looks at the lists: with the scores of a group of lists they stay in L2.
 inline constexpr Index head_block = 256;
 /// Lists (of a query and a head each) that are kept at once.
 inline constexpr Index head_lists = 64;
@@ -78,13 +78,6 @@ class HeadColumns {
     }
     for (; i < height; ++i)
       for (Index h = 0; h < x_.cols(); ++h) room_[h * head_block + i] = row(i)[h];
-  }
-  /// Asks for rows i .. i + height - 1, counted from the block's first.
-  RECOPS_INLINE void ask(Index i, Index height) const {
-    if (x_.empty() || !names_.empty()) return;
-    const auto next =
-        reinterpret_cast<std::uintptr_t>(x_.data()) + static_cast<std::uintptr_t>((first_ + i) * x_.stride()) * sizeof(T);
-    for (std::uintptr_t b = 0; b < static_cast<std::uintptr_t>(height * x_.stride()) * sizeof(T); b += 64) prefetch(next + b);
   }
   /// Rows i .. i + height - 1 of the block, in lanes.
   RECOPS_INLINE Batch<T, A> load(Index head, Index i, Index height) const {
@@ -294,154 +287,234 @@ Index certify_heads(MatrixView<const float> queries, Index heads, const NamedRow
   return rescored;
 }
 
-/// Products of a quantised query with a tile of fewer rows than lanes.
-template <class A>
-[[gnu::noinline]] Words<A> last_code_tile(const std::int16_t* q, Index width, const Following<std::int8_t>& rows, Index height) {
-  constexpr int W = int_lanes<A>;
-  const std::int8_t* row[W];
-  for (int r = 0; r < W; ++r) row[r] = rows.row(r < height ? r : static_cast<int>(height) - 1);
-  return int_tile<A>(q, Scattered<std::int8_t>{row}, width);
-}
+/// Codes of `P` heads side by side in as many rows as lanes, one head of one row after the other.
+template <int P>
+struct HeadsOfRows {
+  const std::int8_t* first;
+  Index stride, width;
+  RECOPS_INLINE const std::int8_t* row(int r) const { return first + r / P * stride + r % P * width; }
+  RECOPS_INLINE HeadsOfRows from(int r) const { return {Following<std::int8_t>{first, stride}.from(r / P).first, stride, width}; }
+};
 
-/// Whether `pair_tile` is there.
+/// Whether `quad_tile` is there.
 template <class A>
-inline constexpr bool has_pair_tile = has_avx2<A> && !has_avx512<A>;
+inline constexpr bool has_quad_tile = has_avx2<A> && !has_avx512<A>;
 
-/// Products of two heads of sixteen columns, side by side in a row, with as many rows as lanes, times 256: codes at odd and at
+/// Products of four heads of sixteen columns, side by side in a row, with as many rows as lanes, times 256: codes at odd and at
 /// even places are taken as the high bytes of sixteen bits, as a mask and a shift leave them, where widening takes two shuffles
-/// for half as many. `q`: codes of both heads at odd places, then those at even ones.
+/// for half as many. `q`: of two heads each, codes at odd places, then those at even ones.
 template <class A>
-RECOPS_INLINE void pair_tile([[maybe_unused]] const std::int16_t* q, [[maybe_unused]] const Following<std::int8_t>& rows,
-                             [[maybe_unused]] Words<A> (&products)[2]) {
+RECOPS_INLINE void quad_tile([[maybe_unused]] const std::int16_t* q, [[maybe_unused]] const Following<std::int8_t>& rows,
+                             [[maybe_unused]] Words<A> (&products)[4]) {
 #if defined(__AVX2__)
   const auto load = [](const void* p) RECOPS_LAMBDA_INLINE { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); };
-  const __m256i odd = load(q), even = load(q + 16), high = _mm256_set1_epi16(-256);
-  __m256i x[8], w[2];
+  const __m256i high = _mm256_set1_epi16(-256), heads_in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   RECOPS_UNROLL
   for (int g = 0; g < 8; g += 4) {
     const auto part = rows.from(g);
+    __m256i x[8], w[2];
     RECOPS_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      const __m256i codes = load(part.row(r));
-      x[g + r] = _mm256_add_epi32(_mm256_madd_epi16(odd, _mm256_and_si256(codes, high)),
-                                  _mm256_madd_epi16(even, _mm256_slli_epi16(codes, 8)));
+    for (int r = 0; r < 8; ++r) {
+      const __m256i codes = load(part.row(r / 2) + r % 2 * 32), odd = load(q + r % 2 * 32), even = load(q + r % 2 * 32 + 16);
+      x[r] = _mm256_add_epi32(_mm256_madd_epi16(odd, _mm256_and_si256(codes, high)),
+                              _mm256_madd_epi16(even, _mm256_slli_epi16(codes, 8)));
     }
+    sum_each_half(x, w);
+    products[g / 2] = _mm256_permutevar8x32_epi32(w[0], heads_in_order);
+    products[g / 2 + 1] = _mm256_permutevar8x32_epi32(w[1], heads_in_order);
   }
-  sum_each_half(x, w);
-  products[0] = _mm256_permute2x128_si256(w[0], w[1], 0x20);
-  products[1] = _mm256_permute2x128_si256(w[0], w[1], 0x31);
 #endif
 }
 
-/// By way of int8 codes, one scale for each head of a row (or one for the row).
+/// What is off by how much where lane r holds the integer product x of the codes and of the r-th head's query in sixteen bits, which
+/// is exact. The score s that the floats give is at most
+///
+///     u = (x per_product + per_scale) scale + rest,   and fl(s + bias) <= fl(u + bias), since rounding is monotonous,
+///
+/// so that a row whose fl(u + bias) is below the k-th best lower bound is not among the best. The roundings of u are four, each less
+/// than 2^-24 of 130 |q|_1 scale + rest, for which `per_scale` (64 of them) and `rest` have room. A scale beyond `fair`, from which
+/// on sums might overflow, says nothing; neither does NaN, of which no comparison holds.
+template <class A>
+struct HeadBounds {
+  static constexpr Index W = lanes<float, A>;
+  alignas(64) float per_product[W], per_scale[W], rest[W], fair[W];
+};
+
+/// Tiles of as many rows as lanes, whose scales and biases for P heads follow each other as lanes do. Tile u begins
+/// u mod streams * between + u / streams * lanes rows behind the first.
+struct CodeTiles {
+  const std::int8_t* codes;  // of the first of the heads
+  Index stride, width;
+  const float *scale, *bias;  // `bias` may be null
+  bool in_place;              // these lie as the rows do, else tile after tile
+  bool far;                   // what a tile reads is asked for a tile of its stream ahead
+  Index count, streams, between;
+  RECOPS_INLINE Index place(Index u, Index lanes) const { return streams == 1 ? u * lanes : u % 4 * between + u / 4 * lanes; }
+};
+
+/// Bit u: whether a row of tile u may be among the best. Keeps the products. `Width` of a head, or 0: as t says.
+template <class A, int P, int Width>
+[[gnu::noinline]] std::uint64_t look_at_tiles(const std::int16_t* query, Index apart, const HeadBounds<A>& bounds,
+                                              Batch<float, A> least, const CodeTiles t, std::int32_t* products) {
+  using B = Batch<float, A>;
+  constexpr Index W = lanes<float, A>;
+  const B per_product = B::load_aligned(bounds.per_product), per_scale = B::load_aligned(bounds.per_scale),
+          rest = B::load_aligned(bounds.rest), fair = B::load_aligned(bounds.fair);
+  std::uint64_t kept = 0;
+  for (Index u = 0; u < t.count; ++u) {
+    const Index at = t.place(u, W), beside = (t.in_place ? at : u * W) * P;
+    if (t.far) {
+      const auto codes = reinterpret_cast<std::uintptr_t>(t.codes + (at + W) * t.stride),
+                 scales = reinterpret_cast<std::uintptr_t>(t.scale + beside + W * P);
+      for (Index b = 0; b < W * t.stride; b += 64) prefetch(codes + static_cast<std::uintptr_t>(b));
+      for (std::uintptr_t b = 0; b < W * P * sizeof(float); b += 64) prefetch(scales + b);
+    }
+    Words<A> x[P];
+    if constexpr (P == 4 && Width == 16) {
+      quad_tile<A>(query, {t.codes + at * t.stride, t.stride}, x);
+    } else {
+      const HeadsOfRows<P> rows{t.codes + at * t.stride, t.stride, t.width};
+      for (int v = 0; v < P; ++v) x[v] = int_tile<A, P>(query, rows.from(v * int_lanes<A>), Width > 0 ? Width : t.width, apart);
+    }
+    B upper[P], largest(0.0f);
+    RECOPS_UNROLL
+    for (int v = 0; v < P; ++v) {
+      x[v].store_aligned(products + (u * P + v) * W);
+      const B scale = B::load_unaligned(t.scale + beside + v * W);
+      upper[v] = mul_add(mul_add(xsimd::to_float(x[v]), per_product, per_scale), scale, rest);
+      largest = xsimd::max(scale, largest);
+    }
+    if (t.bias != nullptr) {
+      RECOPS_UNROLL
+      for (int v = 0; v < P; ++v) upper[v] = upper[v] + B::load_unaligned(t.bias + beside + v * W);
+    }
+    auto beaten = largest <= fair;
+    RECOPS_UNROLL
+    for (int v = 0; v < P; ++v) beaten = beaten & (upper[v] < least);
+    kept |= std::uint64_t{mask_bits(beaten) != (2u << (W - 1)) - 1u} << u;
+  }
+  return kept;
+}
+
+/// By way of int8 codes, one scale for each head of a row (or one for the row). Four heads of a query, or two, are searched at once,
+/// in lanes as their scales lie in memory: one head of a row after the other.
 template <class A>
 Index search_codes(MatrixView<const float> queries, Index heads, const NamedRows<float>& keys,
                    const NamedRows<std::int8_t>& codes, MatrixView<const float> scales, MatrixView<const float> bias, Index k,
                    HeadLists lists, Workspace& ws) {
   using B = Batch<float, A>;
-  constexpr Index W = lanes<float, A>;
-  static_assert(W == int_lanes<A> && head_block / W <= 64);
-  const Index all = queries.rows() * heads, width = queries.cols() / heads;
-  const bool pairs = has_pair_tile<A> && width == 16 && heads % 2 == 0;
-  struct Query {
-    const std::int16_t *codes, *both;  // of a list; of it and the next, as `pair_tile` reads them
-    float per_product, per_scale, rest;
-  };
+  constexpr Index W = lanes<float, A>, tiles = 16, at_once = tiles * W;  // the rows and their products share L1
+  static_assert(W == int_lanes<A>);
+  const Index all = queries.rows() * heads, width = queries.cols() / heads, side = heads % 4 == 0 ? 4 : heads % 2 == 0 ? 2 : 1;
+  const bool quads = has_quad_tile<A> && width == 16 && side == 4;
   const auto mark = ws.mark();
-  auto* const query = ws.take<Query>(all);
+  const Index unit = quads ? 256 : 1, apart = quads ? width : query_codes_size(width);
+  auto* const query = ws.take<std::int16_t>(all * query_codes_size(width));
+  auto* const bounds = ws.take<HeadBounds<A>>(all / side);
   for (Index l = 0; l < all; ++l) {
     const float* const q = queries.row(l / heads) + l % heads * width;
-    auto* const to = ws.take<std::int16_t>(query_codes_size(width));
-    const Index unit = pairs ? 256 : 1;
+    auto* const to = query + l * apart;
     const float scale = quantize_query(q, width, to, query_code_limit(unit * width)).scale / static_cast<float>(unit);
     double lost = 0;
     for (Index d = 0; d < width; ++d)
       lost += std::abs(static_cast<double>(q[d]) - static_cast<double>(scale) * static_cast<double>(unit * to[d]));
-    query[l] = {to, nullptr, scale, at_least(code_error(q, width, width, lost)),
-                at_least(underflow(width, sums_of(q, width).absolute))};
+    const float per_scale = at_least(code_error(q, width, width, lost)),
+                rest = at_least(underflow(width, sums_of(q, width).absolute));
+    const double most = 0x1p31 * static_cast<double>(scale) + static_cast<double>(per_scale);  // products are below 2^31
+    for (Index r = l % side; r < W; r += side) {
+      HeadBounds<A>& b = bounds[l / side];
+      b.per_product[r] = scale;
+      b.per_scale[r] = per_scale;
+      b.rest[r] = rest;
+      b.fair[r] = static_cast<float>((0.5 * static_cast<double>(Survivors<A>::limit) - static_cast<double>(rest)) / most);
+    }
   }
-  for (Index l = 0; l < all && pairs; l += 2) {
-    auto* const both = ws.take<std::int16_t>(32);
-    for (Index d = 0; d < 32; ++d) both[(1 - d % 2) * 16 + d / 2] = query[l + d / 16].codes[d % 16];
-    query[l].both = both;
+  for (Index l = 0; l < all && quads; l += 2) {  // as `quad_tile` reads them
+    std::int16_t two[32];
+    for (Index d = 0; d < 32; ++d) two[(1 - d % 2) * 16 + d / 2] = query[l * apart + d];
+    std::copy_n(two, 32, query + l * apart);
   }
   return certify_heads<A>(queries, heads, keys, bias, k, lists, ws, [&](Survivors<A>** survivors) {
-    HeadColumns<float, A> scale(scales, codes.names, ws), added(bias, {}, ws);
-    std::int8_t* const room = codes.room(head_block, ws);
-    auto* const products = ws.take<std::int32_t>(2 * head_block);
-    constexpr Index codes_block = head_block / 2;  // the block, what follows and the products share L1
-    for (Index first = 0; first < keys.count; first += codes_block) {
-      const Index height = keys.count - first < codes_block ? keys.count - first : codes_block;
-      const Following<std::int8_t> rows = codes.block(first, height, room);
-      scale.block(first, height);
-      added.block(first, height);
-      // Whether rows may be kept is asked of all tiles at once: going a way that was not foreseen takes longer than many tiles.
-      const auto look = [&](Index l, const std::int32_t* x) {
-        const Index h = l % heads;
-        const B per_product(query[l].per_product), per_scale(query[l].per_scale), rest(query[l].rest);
-        Survivors<A>& best = *survivors[l];
-        const auto score = [&](Index i, Index tile, B& dots, B& eps) RECOPS_LAMBDA_INLINE {
-          const B s = scale.load(h, i, tile);
-          dots = per_product * xsimd::to_float(Words<A>::load_aligned(x + i)) * s;
-          eps = mul_add(s, per_scale, rest);
-          if (!added.empty()) add_bias<A>(added.load(h, i, tile), dots, eps);
-        };
-        std::uint64_t kept = 0;
-        Index i = 0;
-        B dots, eps;
-        for (; i + W <= height; i += W) {
-          score(i, W, dots, eps);
-          kept |= std::uint64_t{best.may_keep(W, dots, eps) != 0} << (i / W);
-        }
-        if (i < height) kept |= std::uint64_t{1} << (i / W);
-        for (; kept != 0; kept &= kept - 1) {
-          i = std::countr_zero(kept) * W;
-          const Index tile = height - i < W ? height - i : W;
-          score(i, tile, dots, eps);
-          best.add(first + i, tile, dots, eps);
-        }
-      };
-      // List by list over rows that are then in L1; between its tiles each asks for its share of the rows that follow.
-      const Index at_once = pairs ? 2 : 1, share = codes.far() ? (W * rows.stride * at_once + all - 1) / all : 0;
-      auto next = reinterpret_cast<std::uintptr_t>(rows.first + height * rows.stride);
-      const std::uintptr_t end = next + static_cast<std::uintptr_t>(height * rows.stride);
-      for (Index l = 0; l < all; l += at_once) {
-        const Following<std::int8_t> part{rows.first + l % heads * width, rows.stride};
-        Index i = 0;
-        const auto tiles = [&](const auto& tile) RECOPS_LAMBDA_INLINE {
-          for (; i + W <= height; i += W) {
-            if (share > 0 && l == 0) scale.ask(codes_block + i, W);
-            for (Index b = 0; b < share && next < end; b += 64, next += 64) prefetch(next);
-            tile(Following<std::int8_t>{part.first + i * part.stride, part.stride}, products + i);
+    const NamedRows<float> scale(scales, codes.names), added(bias, {});
+    auto* const code_room = ws.take<std::int8_t>(at_once * codes.cols);
+    auto* const room = ws.take<float>(2 * at_once * side);  // for scales and biases
+    auto* const products = ws.take<std::int32_t>(at_once * side);
+    std::fill_n(code_room, at_once * codes.cols, std::int8_t{0});  // whole tiles are read
+    std::fill_n(room, 2 * at_once * side, 0.0f);
+    const auto scan = [&]<int P>(std::integral_constant<int, P>, const auto look) {
+      const auto as_lanes = [](const NamedRows<float>& x) { return x.names.empty() && x.stride == P && x.cols == P; };
+      const bool in_place = as_lanes(scale) && (bias.empty() || as_lanes(added));
+      // From memory, four streams come faster than one, if they take turns tile by tile.
+      constexpr Index step = at_once / 4;
+      Index between = codes.far() ? keys.count / at_once * step : 0;
+      if (between / step % 2 == 0 && between > 0) between -= step;  // streams should not all want the same places of L1
+      for (Index first = 0; first < keys.count; first += first < between ? step : at_once) {
+        if (first == between) first *= 4;  // what the streams have left
+        const Index height = std::min(at_once, keys.count - first), streams = first < between ? 4 : 1;
+        const bool copied = height % W != 0;
+        const Following<std::int8_t> rows = codes.block(first, height, code_room, copied);
+        CodeTiles t{nullptr, rows.stride,          width,   nullptr, nullptr, in_place && !copied,
+                    false,   (height + W - 1) / W, streams, between};
+        const auto beside = [&](const NamedRows<float>& x, Index head, float* to) -> const float* {
+          if (t.in_place) return x.row(first);
+          for (Index i = 0; i < height; ++i) {
+            const Index at = first + t.place(i / W, W) + i % W;
+            const float* const row = x.row(at);
+            prefetch(reinterpret_cast<std::uintptr_t>(x.row(std::min(at + 16, x.count - 1))));
+            if (x.cols == 1) {
+              std::fill_n(to + i * P, P, row[0]);
+            } else {
+              std::copy_n(row + head, P, to + i * P);
+            }
           }
+          return to;
         };
-        const std::int16_t *const x = query[l].codes, *const both = query[l].both;
-        if constexpr (has_pair_tile<A>) {
-          if (pairs)
-            tiles([=](const Following<std::int8_t>& at, std::int32_t* to) RECOPS_LAMBDA_INLINE {
-              Words<A> two[2];
-              pair_tile<A>(both, at, two);
-              two[0].store_aligned(to);
-              two[1].store_aligned(to + head_block);
-            });
-        }
-        const auto one_list = [&](const auto columns) RECOPS_LAMBDA_INLINE {
-          tiles([=](const Following<std::int8_t>& at, std::int32_t* to)
-                    RECOPS_LAMBDA_INLINE { int_tile<A>(x, at, Index{columns}).store_aligned(to); });
-        };
-        if (width == 16) one_list(std::integral_constant<Index, 16>());
-        if (width == 64) one_list(std::integral_constant<Index, 64>());
-        one_list(width);
-        for (Index j = 0; j < at_once; ++j) {
-          if (i < height) {
-            const Following<std::int8_t> last{part.first + i * part.stride + j * width, part.stride};
-            const Words<A> some = last_code_tile<A>(query[l + j].codes, width, last, height - i);
-            (pairs ? some << 8 : some).store_aligned(products + j * head_block + i);
+        for (Index l = 0; l < all; l += P) {
+          const Index head = l % heads;
+          const HeadBounds<A>& bound = bounds[l / P];
+          t.codes = rows.first + head * width;
+          t.scale = beside(scale, head, room);
+          if (!bias.empty()) t.bias = beside(added, head, room + at_once * side);
+          t.far = streams > 1 && l == 0;
+          alignas(64) float thresholds[W];
+          for (Index r = 0; r < W; ++r) thresholds[r] = survivors[l + r % P]->threshold();
+          const B least = B::load_aligned(thresholds), lowest(-Survivors<A>::limit);
+          // Hidden rows are as good as `lowest`: while that may do, all rows are looked at.
+          const B beaten_by = xsimd::select(least > lowest, least, B(-std::numeric_limits<float>::infinity()));
+          std::uint64_t kept = look(query + l * apart, apart, bound, beaten_by, t, products);
+          for (; kept != 0; kept &= kept - 1) {
+            const Index u = std::countr_zero(kept), at = t.place(u, W), there = (t.in_place ? at : u * W) * P;
+            std::uint64_t keep = 0;
+            alignas(64) float score[P * W], error[P * W];
+            RECOPS_UNROLL
+            for (int v = 0; v < P; ++v) {
+              const B s = B::load_unaligned(t.scale + there + v * W);
+              B dots =
+                  B::load_aligned(bound.per_product) * xsimd::to_float(Words<A>::load_aligned(products + (u * P + v) * W)) * s;
+              B eps = mul_add(s, B::load_aligned(bound.per_scale), B::load_aligned(bound.rest));
+              if (t.bias != nullptr) add_bias<A>(B::load_unaligned(t.bias + there + v * W), dots, eps);
+              dots.store_aligned(score + v * W);
+              eps.store_aligned(error + v * W);
+              const std::uint32_t beaten = mask_bits((dots + eps < least) & (dots - eps >= lowest));
+              keep |= std::uint64_t{~beaten & ((2u << (W - 1)) - 1u)} << (v * W);
+            }
+            if (copied && height - at < W) keep &= (std::uint64_t{1} << ((height - at) * P)) - 1;
+            for (; keep != 0; keep &= keep - 1) {
+              const Index r = std::countr_zero(keep);
+              survivors[l + r % P]->add_one(first + at + r / P, score[r], error[r]);
+            }
           }
-          look(l + j, products + j * head_block);
         }
       }
-    }
+    };
+    using One = std::integral_constant<int, 1>;
+    using Two = std::integral_constant<int, 2>;
+    using Four = std::integral_constant<int, 4>;
+    if constexpr (has_quad_tile<A>)
+      if (quads) return scan(Four(), &look_at_tiles<A, 4, 16>);
+    if (side == 4) return scan(Four(), &look_at_tiles<A, 4, 0>);
+    if (side == 2) return scan(Two(), width == 32 ? &look_at_tiles<A, 2, 32> : &look_at_tiles<A, 2, 0>);
+    scan(One(), width == 64 ? &look_at_tiles<A, 1, 64> : &look_at_tiles<A, 1, 0>);
   });
 }
 

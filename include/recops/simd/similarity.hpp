@@ -425,32 +425,31 @@ requires(std::is_base_of_v<xsimd::avx512bw, A>) struct IntProducts<A> {
 #endif
 
 /// Integer products of a quantised query with as many rows of codes as a vector has int32: exact, so the same on every set.
-template <class A, class Rows>
-RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index cols) {
-  using P = IntProducts<A>;
+/// `P` > 1: row r is for the query at q + r % P * apart.
+template <class A, int P = 1, class Rows>
+RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index cols, Index apart = 0) {
+  using I = IntProducts<A>;
   constexpr int W = int_lanes<A>;
-  if constexpr (P::vector) {
+  if constexpr (I::vector) {
     constexpr int R = W < 4 ? W : 4;
-    typename P::V dot[W];
+    typename I::V dot[W];
     RECOPS_UNROLL
     for (int g = 0; g < W; g += R) {
-      typename P::V d[R];
+      typename I::V d[R];
       const auto part = rows.from(g);
       RECOPS_UNROLL
-      for (int r = 0; r < R; ++r) d[r] = P::zero();
+      for (int r = 0; r < R; ++r) d[r] = I::zero();
       Index c = 0;
       for (; c + 2 * W <= cols; c += 2 * W) {
-        const auto x = P::query(q + c);
         RECOPS_UNROLL
-        for (int r = 0; r < R; ++r) d[r] = P::add(d[r], x, P::codes(part.row(r) + c));
+        for (int r = 0; r < R; ++r) d[r] = I::add(d[r], I::query(q + r % P * apart + c), I::codes(part.row(r) + c));
       }
       if (c < cols) {
-        const auto x = P::query(q + c);
         RECOPS_UNROLL
         for (int r = 0; r < R; ++r) {
           std::int8_t some[2 * W] = {};
           for (Index j = c; j < cols; ++j) some[j - c] = part.row(r)[j];
-          d[r] = P::add(d[r], x, P::codes(some));
+          d[r] = I::add(d[r], I::query(q + r % P * apart + c), I::codes(some));
         }
       }
       RECOPS_UNROLL
@@ -461,7 +460,7 @@ RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index c
     alignas(64) std::int32_t dots[W];
     for (int r = 0; r < W; ++r) {
       std::int32_t sum = 0;
-      for (Index c = 0; c < cols; ++c) sum += std::int32_t{q[c]} * rows.row(r)[c];
+      for (Index c = 0; c < cols; ++c) sum += std::int32_t{q[r % P * apart + c]} * rows.row(r)[c];
       dots[r] = sum;
     }
     return Words<A>::load_aligned(dots);

@@ -61,9 +61,9 @@ class TopK {
     const T bound = full_ && kth_ == kth_ ? kth_ : -std::numeric_limits<T>::infinity();
     return order_ == Order::descending ? bound : -bound;
   }
-  /// Makes `threshold()` the k-th best score so far, where k numbers are known. O(k).
-  void tighten() {
-    if (size_ >= k_ && k_ > 0) shrink();
+  /// Makes `threshold()` the k-th best score so far (or one of the `more` next), where k numbers are known. O(k).
+  void tighten(Index more = 0) {
+    if (size_ >= k_ && k_ > 0) shrink(more);
   }
 
   /// Scores (as they came, to the bit) and indices of the selected, best first; either may be null. Returns their number,
