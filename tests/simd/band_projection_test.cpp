@@ -103,7 +103,7 @@ TEST_CASE("around the caches is the same, a NaN stays in its channel, and nothin
     const auto mark = ws.mark();
     const auto waves = simd::BandWaves<float>::make(ws, r.data(), length, 0, 3);
     simd::band_mix<float>(waves, x, inner.data(), outer.data(), store, to, nullptr, ws);
-    simd::band_far_done();
+    simd::far_done();
   };
   run(simd::BandStore::write, y);
   CHECK(count_allocations([&] { run(simd::BandStore::far, far); }) == 0);

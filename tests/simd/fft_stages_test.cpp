@@ -203,15 +203,37 @@ TEST_CASE("rows are fetched in as many steps as were announced", "[simd][fft]") 
   CHECK(nothing.rows == 0);
 }
 
-TEMPLATE_TEST_CASE("what is written around the caches arrives", "[simd][fft]", float, double) {
+TEMPLATE_TEST_CASE("rows written around the caches are the same rows", "[simd][fft]", float, double) {
   using T = TestType;
+  Random random = random_stream(134);
+  Workspace ws;
   for_each_architecture([&](auto arch) {
     using A = decltype(arch);
-    constexpr Index W = simd::lanes<T, A>;
-    alignas(64) T v[2 * W], to[2 * W] = {};
-    for (Index i = 0; i < 2 * W; ++i) v[i] = static_cast<T>(i + 1);
-    for (Index i = 0; i < 2 * W; i += W) fft_store_far<T, A>(to + i, simd::Batch<T, A>::load_aligned(v + i));
-    fft_far_done();
-    for (Index i = 0; i < 2 * W; ++i) REQUIRE(to[i] == v[i]);
+    constexpr Index W = simd::lanes<T, A>, line = 64 / sizeof(T);
+    for (const Index length : {1, 3, 4, 12, 28, 50, 64, 80, 122, 200, 256}) {  // 122 = 2 61: a radix that has no such way
+      for (const Index cols : {W, line, 3 * line, 4 * line}) {
+        const FftPlan<T> plan(length);
+        const Index groups = cols / W, distance = (length + 1) * 2 * W, stride = cols + line;
+        const auto mark = ws.mark();
+        T *const tiles = ws.take<T>(groups * distance), *const z = ws.take<T>(groups * distance);
+        for (Index i = 0; i < groups * distance; ++i) tiles[i] = static_cast<T>(random.normal());
+        for (const bool turned : {false, true}) {
+          Matrix<T> a(length, stride, T(1)), b(length, stride, T(1)), c(length, stride, T(1)), d(length, stride, T(1));
+          const auto leave = [&](Matrix<T>& x, Matrix<T>& y, bool far) {
+            auto out = fft_two<A>(x.view().middle_cols(0, cols), y.view().middle_cols(0, cols));
+            out.turned = turned;
+            out.far = far;
+            std::copy_n(tiles, groups * distance, z);
+            fft_leave<T, A>(plan, out, 0, groups, z, distance, false);
+          };
+          leave(a, b, true);
+          simd::far_done();
+          leave(c, d, false);
+          CAPTURE(length, cols, turned);
+          REQUIRE(std::equal(a.data(), a.data() + length * stride, c.data()));
+          REQUIRE(std::equal(b.data(), b.data() + length * stride, d.data()));
+        }
+      }
+    }
   });
 }

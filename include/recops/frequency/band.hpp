@@ -151,7 +151,7 @@ void band_low(JaggedView<const T> x, const Band& band, BandPath path, const Spec
       simd::band_mix<T>(m.waves, x[sequences[i]], direct ? one : zero, direct ? zero : one, store,
                         low.middle_rows(x.begin(sequences[i]), m.length), next, scratch);
     }
-    if (store == simd::BandStore::far) simd::band_far_done();
+    if (store == simd::BandStore::far) simd::far_done();
   });
 }
 

@@ -137,7 +137,7 @@ void band_mix_projected(const BandMethod<T>& m, JaggedView<const T> x, const Ind
     const T* const next = i + 1 < count ? x[sequences[i + 1]].data() : nullptr;
     simd::band_mix<T>(m.waves, x[b], a, g, store, y.middle_rows(x.begin(b), m.length), next, ws);
   }
-  if (store == simd::BandStore::far) simd::band_far_done();
+  if (store == simd::BandStore::far) simd::far_done();
 }
 
 /// low becomes a . low + b . (x - low), one row.

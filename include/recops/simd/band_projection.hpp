@@ -307,13 +307,6 @@ MatrixView<T> band_tail(MatrixView<const T> x, Index at, Workspace& ws) {
 
 }  // namespace detail
 
-/// Before another thread may read what was stored around the caches.
-RECOPS_INLINE void band_far_done() {
-#if defined(__SSE__)
-  _mm_sfence();
-#endif
-}
-
 /// y <- or += outer . x + (inner - outer) . P x. `next`: row 0 of the sequence that comes after this one, fetched
 /// meanwhile; null for none. y does not overlap x.
 template <Real T, class A = DefaultArch>

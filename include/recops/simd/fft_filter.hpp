@@ -13,9 +13,9 @@
 /// Pairs       as in fft.hpp: two sequences of one length together cost half. The last of an odd number is done by pairs of
 ///             blocks of channels. Which sequences make a pair changes their rounding errors. Of 2^n rows the second of a pair is
 ///             turned by a row on its way, so that rows that meet do not share cache sets.
-/// Memory      where x and y are more than 4 MB together, the next sequences are fetched while registers work, and y is written
-///             around the caches (AVX-512, rows of whole cache lines, not in place, not added). Who reads y at once and has
-///             caches that hold it may prefer calls of fewer sequences.
+/// Memory      where x and y are more than 4 MB together, the next sequences are fetched while registers work; where they are more
+///             than 16 MB (AVX-512: 4) y is written around the caches (rows of whole cache lines, not in place, not added). Who
+///             reads y at once and has caches that hold it may prefer calls of fewer sequences.
 /// Edge cases  L = 0 or D = 0: nothing happens. A NaN or infinity stays in its sequence and channel.
 /// Precision   |y - exact| <= 5e-7 (1 + log2(L) / 10) max|W| |x| in float (Euclidean norms); a pair's errors relate to its
 ///             larger one.
@@ -377,12 +377,8 @@ template <class T, class A, class Gains>
   const Index length = plan.length(), row = x.cols() * static_cast<Index>(sizeof(T));
   if (length == 0 || x.empty()) return;
   const bool distant = 2 * x.rows() * row > fft_near_bytes;
-  // Of whole cache lines, and not where they have just been read.
-  const bool lines = (reinterpret_cast<std::uintptr_t>(y.data()) | static_cast<std::uintptr_t>(row) |
-                      static_cast<std::uintptr_t>(y.stride()) * sizeof(T)) %
-                         64 ==
-                     0;
-  const bool around = distant && !add && lines && x.data() != y.data() && lanes<T, A> * sizeof(T) == 64;
+  // Not where rows have just been read.
+  const bool around = 2 * x.rows() * row > fft_far_bytes<T, A> && !add && x.data() != y.data();
   const auto at = [length](auto m, Index b) { return m.middle_rows(b * length, length); };
   const Index count = x.rows() / length;
   const Index steps = distant ? fft_pair_steps<T, A>(plan, row / static_cast<Index>(sizeof(T))) : 1;
@@ -394,7 +390,7 @@ template <class T, class A, class Gains>
     const FftRows<const T> in = b + 1 < count ? fft_two<A>(at(x, b), at(x, b + 1)) : fft_one<A>(at(x, b));
     fft_filter<T, A>(plan, in, out, b + 1 < count ? pair : odd, gains, add, ahead, ws);
   }
-  if (around) fft_far_done();
+  if (around) far_done();
 }
 /// Two sequences that lie anywhere.
 template <class T, class A, class Gains>
@@ -565,7 +561,7 @@ void fft_assert_pair(const FftPlan<T>& plan, MatrixView<const T> x0, MatrixView<
 }  // namespace detail
 
 /// y <- irfft(W . rfft(x)), or y += with `add`, of sequences one below the other: x, y [B L, D]. They are taken two at a time;
-/// where x and y together exceed 4 MB the next ones are fetched meanwhile and y goes around the caches.
+/// see Memory above for what is done where they come from there.
 template <Real T, class A = DefaultArch>
 void fft_filter(const FftPlan<T>& plan, const FftFilter<T, A>& filter, MatrixView<const T> x, MatrixView<T> y, bool add,
                 Workspace& ws) {

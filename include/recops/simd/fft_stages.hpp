@@ -14,21 +14,23 @@ namespace recops {
 inline namespace RECOPS_ABI {
 namespace simd::detail {
 
-/// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles. `far`: written around the
-/// caches; `add`: what is written is added to what is there.
-template <class T>
-struct FftSide {
-  T* re;
-  T* im;
-  Index element, group;
-  bool far = false;
-  bool add = false;
-};
 /// Elements [first, first + count) of the span of a level.
 struct FftSpan {
   Index whole, first, count;
   FftSpan(Index span) : whole(span), first(0), count(span) {}
   FftSpan(Index span, Index begin, Index some) : whole(span), first(begin), count(some) {}
+};
+/// Elements of two planes: their distance, and that of groups of channels. Rows of sequences, or tiles. `add`: what is written is
+/// added to what is there. `meet`: where a side holds a part of a span alone, how far apart elements are that meet.
+template <class T>
+struct FftSide {
+  T* re;
+  T* im;
+  Index element, group;
+  bool add = false;
+  Index meet = 0;
+  Index offset(const FftSpan& span) const { return meet > 0 ? 0 : span.first * element; }
+  Index step(const FftSpan& span) const { return meet > 0 ? meet : span.whole * element; }
 };
 
 // Compilers would keep all multiples of a stride in registers, of which there are not enough, and spill them; the same with the
@@ -51,28 +53,9 @@ RECOPS_INLINE T* fft_imaginary(T* re, std::uintptr_t plane) {
   return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(re) + plane);
 }
 
-/// Around the caches where a vector is a cache line; else an ordinary store.
-template <class T, class A>
-RECOPS_INLINE void fft_store_far(T* p, Batch<T, A> v) {
-  if constexpr (sizeof(v) == 64) {
-    store_far<T, A>(p, v);
-  } else {
-    v.store_unaligned(p);
-  }
-}
-/// Before anyone else may read what was stored so.
-RECOPS_INLINE void fft_far_done() {
-#if defined(__AVX512F__)
-  _mm_sfence();
-#endif
-}
-
 /// Where the twiddles of a level go: after the butterfly (forward, decimation in frequency), before it (inverse, decimation in
 /// time), or nowhere (they are all 1).
 enum class FftTwist { none, after, before };
-
-/// What a level does with its results: stores them, stores them around the caches, adds them.
-enum class FftPut { over, far, add };
 
 /// Eight elements `step` apart, in any order: four bases and twice the step.
 template <class T>
@@ -89,7 +72,7 @@ struct FftEight {
 // group before element j + 1, so that rows of memory are read and written whole; of tiles the longer loop is the inner one.
 template <int R, class T, class A>
 RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
-                                  const T* w, FftTwist twist, FftPut put) {
+                                  const T* w, FftTwist twist, bool add) {
   using B = Batch<T, A>;
   struct Loop {
     Index count, from, to, w;
@@ -97,10 +80,10 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
   Loop outer{span.count, in.element, out.element, 2 * (R - 1)}, inner{groups, in.group, out.group, 0};
   if (groups == 1 || (groups < span.count && in.element == out.element)) std::swap(outer, inner);
   // Copies: what is stored could be these, as far as compilers know.
-  const Index in_step = span.whole * in.element, out_step = span.whole * out.element;
+  const Index in_step = in.step(span), out_step = out.step(span);
   const std::uintptr_t in_plane = fft_plane(in.re, in.im), out_plane = fft_plane(out.re, out.im);
-  const T* from = in.re + span.first * in.element;
-  T* to = out.re + span.first * out.element;
+  const T* from = in.re + in.offset(span);
+  T* to = out.re + out.offset(span);
   w += span.first * 2 * (R - 1);
   for (; outer.count > 0; --outer.count, from += outer.from, to += outer.to, w += outer.w) {
     const T *p = from, *v = w;
@@ -109,12 +92,9 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
       const auto turn = [&](int q, B& re, B& im) RECOPS_LAMBDA_INLINE {
         if (q > 0) complex_scale(re, im, B(v[2 * q - 2]), B(v[2 * q - 1]));
       };
-      const auto store = [&](T* y, B re, B im, FftPut how) RECOPS_LAMBDA_INLINE {
+      const auto store = [&](T* y, B re, B im, bool sum) RECOPS_LAMBDA_INLINE {
         T* const i = fft_imaginary(y, out_plane);
-        if (how == FftPut::far) {
-          fft_store_far(y, re);
-          fft_store_far(i, im);
-        } else if (how == FftPut::add) {
+        if (sum) {
           (re + B::load_unaligned(y)).store_unaligned(y);
           (im + B::load_unaligned(i)).store_unaligned(i);
         } else {
@@ -133,7 +113,7 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
             },
             [&](int q, B re, B im) RECOPS_LAMBDA_INLINE {
               if (twist == FftTwist::after) turn(q, re, im);
-              store(y(q), re, im, put);
+              store(y(q), re, im, add);
             });
         continue;
       }
@@ -155,19 +135,17 @@ RECOPS_INLINE void fft_level_body(const FftSide<const T>& in, const FftSide<T>& 
         for (int q = 1; q < R; ++q) turn(q, re[q], im[q]);
       }
       T* y = s;
-      const auto put_all = [&](FftPut how) RECOPS_LAMBDA_INLINE {
+      const auto put_all = [&](bool sum) RECOPS_LAMBDA_INLINE {
         RECOPS_UNROLL
         for (int q = 0; q < R; ++q) {
-          store(y, re[q], im[q], how);
+          store(y, re[q], im[q], sum);
           y = fft_opaque(y + out_step);
         }
       };
-      if (put == FftPut::far) {
-        put_all(FftPut::far);
-      } else if (put == FftPut::add) {
-        put_all(FftPut::add);
+      if (add) {
+        put_all(true);
       } else {
-        put_all(FftPut::over);
+        put_all(false);
       }
     }
   }
@@ -238,39 +216,34 @@ template <class T, class A>
 }
 
 // The usual radices are compiled for each place of the twiddles, the rest once for all; 8, whose stores are not all at the end, also
-// for each way to store.
+// for adding.
 template <int R, FftTwist twist, class T, class A>
-[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
-                                 FftPut put) {
-  fft_level_body<R, T, A>(in, out, span, groups, w, twist, put);
+[[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
+                                 const T* w) {
+  fft_level_body<R, T, A>(in, out, span, groups, w, twist, out.add);
 }
-template <FftTwist twist, FftPut put, class T, class A>
+template <FftTwist twist, bool add, class T, class A>
 [[gnu::noinline]] void fft_level_of_eight(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups,
                                           const T* w) {
-  fft_level_body<8, T, A>(in, out, span, groups, w, twist, put);
+  fft_level_body<8, T, A>(in, out, span, groups, w, twist, add);
 }
 template <int R, class T, class A>
 [[gnu::noinline]] void fft_level(const FftSide<const T>& in, const FftSide<T>& out, const FftSpan& span, Index groups, const T* w,
                                  FftTwist twist) {
-  constexpr bool line = lanes<T, A> * sizeof(T) == 64;  // a vector is a cache line: only then it goes around the caches
-  const FftPut put = out.add ? FftPut::add : line && out.far ? FftPut::far : FftPut::over;
   if constexpr (R == 8) {
-    // The last inverse level alone adds or writes around the caches; without twiddles they are all 1.
-    if (put == FftPut::add) return fft_level_of_eight<FftTwist::before, FftPut::add, T, A>(in, out, span, groups, w);
-    if constexpr (line) {
-      if (put == FftPut::far) return fft_level_of_eight<FftTwist::before, FftPut::far, T, A>(in, out, span, groups, w);
-    }
-    if (twist == FftTwist::none) return fft_level_of_eight<FftTwist::none, FftPut::over, T, A>(in, out, span, groups, w);
-    if (twist == FftTwist::before) return fft_level_of_eight<FftTwist::before, FftPut::over, T, A>(in, out, span, groups, w);
-    fft_level_of_eight<FftTwist::after, FftPut::over, T, A>(in, out, span, groups, w);
+    // The last inverse level alone adds; without twiddles they are all 1.
+    if (out.add) return fft_level_of_eight<FftTwist::before, true, T, A>(in, out, span, groups, w);
+    if (twist == FftTwist::none) return fft_level_of_eight<FftTwist::none, false, T, A>(in, out, span, groups, w);
+    if (twist == FftTwist::before) return fft_level_of_eight<FftTwist::before, false, T, A>(in, out, span, groups, w);
+    fft_level_of_eight<FftTwist::after, false, T, A>(in, out, span, groups, w);
   } else if constexpr (R == 2 || R == 3 || R == 6 || R == 7) {
-    fft_level_body<R, T, A>(in, out, span, groups, w, twist, put);
+    fft_level_body<R, T, A>(in, out, span, groups, w, twist, out.add);
   } else if (twist == FftTwist::none && R >= 8) {
-    fft_level<R, FftTwist::none, T, A>(in, out, span, groups, w, put);
+    fft_level<R, FftTwist::none, T, A>(in, out, span, groups, w);
   } else if (twist == FftTwist::before) {
-    fft_level<R, FftTwist::before, T, A>(in, out, span, groups, w, put);
+    fft_level<R, FftTwist::before, T, A>(in, out, span, groups, w);
   } else {
-    fft_level<R, FftTwist::after, T, A>(in, out, span, groups, w, put);  // `none`: they are all 1
+    fft_level<R, FftTwist::after, T, A>(in, out, span, groups, w);  // `none`: they are all 1
   }
 }
 
@@ -317,7 +290,7 @@ RECOPS_INLINE FftSide<T> fft_tiles(T* z, Index distance) {
 }
 template <class T>
 RECOPS_INLINE FftSide<T> fft_exchanged(const FftSide<T>& s) {
-  return {s.im, s.re, s.element, s.group, s.far, s.add};
+  return {s.im, s.re, s.element, s.group, s.add, s.meet};
 }
 
 /// A forward level of tiles in place.
@@ -439,8 +412,12 @@ template <class T, class A>
 }
 
 /// Sequences whose bytes, read and written, are more than this are taken to come from memory: what comes next is fetched while
-/// registers work, and what nobody reads before the caches have forgotten it is written around them.
+/// registers work.
 inline constexpr Index fft_near_bytes = Index{4} << 20;
+/// Where they are more than this, what is written goes around the caches, which would forget it before anybody reads it. On a Zen 5
+/// with AVX-512 that pays from the same size on; on a Zen 3 with AVX2 6.5 MB gained 5 % by it, and whoever read y next lost 14 %.
+template <class T, class A>
+inline constexpr Index fft_far_bytes = lanes<T, A> * sizeof(T) == 64 ? fft_near_bytes : Index{16} << 20;
 
 /// Rows that will be read next, fetched a few at a time between levels, so that memory is busy while registers are.
 struct FftAhead {
@@ -536,6 +513,9 @@ template <class T, class A>
   fft_multiply<T, A>(z, plan.chirp(), plan.length());
 }
 
+/// Bytes of a row that a block takes at most.
+inline constexpr Index fft_whole_row = 256;
+
 /// Tiles of one block: as many groups as make 256 bytes of a row where their tiles fit the first-level cache (rows are then read
 /// whole more often), else 128 where those do, else again 256, up to 2 MB: rows in two goes cost more (at 1024 rows of 256 bytes
 /// from memory a fifth of the time) than tiles that leave the second-level cache, to which only the outer levels come back.
@@ -549,7 +529,7 @@ struct FftBlock {
     constexpr Index vector = W * static_cast<Index>(sizeof(T));
     distance = plan.size() * 2 * W;
     if (plan.size() % 8 == 0) distance += 2 * W;
-    const Index tile = tiles * distance * static_cast<Index>(sizeof(T)), whole = 256 / vector, near = 36 * 1024 / tile,
+    const Index tile = tiles * distance * static_cast<Index>(sizeof(T)), whole = fft_whole_row / vector, near = 36 * 1024 / tile,
                 fit = 2048 * 1024 / tile;
     groups = near >= whole ? whole : 2 * near >= whole ? whole / 2 : fit < whole ? fit : whole;
     if (groups > all) groups = all;
@@ -573,6 +553,20 @@ Index fft_direct(const FftPlan<std::remove_const_t<T>>& plan, const FftRows<T>& 
   if (plan.bluestein() || rows.a_stride != rows.b_stride) return 0;
   const Index whole = fft_whole<A>(rows) - first;
   return whole < 0 ? 0 : whole < count ? whole : count;
+}
+
+/// Elements whose rows wait in the first-level cache before they are written around the caches.
+inline constexpr Index fft_far_elements = 10;
+
+/// Whether so many groups of rows are whole cache lines.
+template <class T, class A>
+bool fft_lines(const FftSide<T>& rows, Index groups) {
+  const auto at = [](Index n) { return static_cast<std::uintptr_t>(n) * sizeof(T); };
+  const std::uintptr_t bytes = at(rows.group) * static_cast<std::uintptr_t>(groups);
+  return rows.group == lanes<T, A> && bytes <= fft_whole_row &&
+         (bytes | at(rows.element) | reinterpret_cast<std::uintptr_t>(rows.re) | reinterpret_cast<std::uintptr_t>(rows.im)) %
+                 64 ==
+             0;
 }
 
 /// Rows from group `first` on as a side of a level.
@@ -619,6 +613,31 @@ template <class T, class A>
   }
 }
 
+/// The last inverse level, written around the caches in rows of whole cache lines: a few rows at a time by way of a buffer, since
+/// lines that are written in halves, or singly in turn with those of other rows, take many times as long as 256 bytes at once.
+template <class T, class A>
+[[gnu::noinline]] void fft_leave_far(const FftPlan<T>& plan, const FftSpan& span, const FftSide<const T>& from,
+                                     const FftSide<T>& to, Index groups) {
+  constexpr Index W = lanes<T, A>;
+  const FftStage& top = plan.stage(0);
+  // Copies: what is stored could be these, as far as compilers know.
+  const Index radix = top.radix, width = groups * W, some = fft_far_elements / radix, meet = some * width;
+  const Index stride = to.element, step = to.step(span), end = span.first + span.count;
+  T *const re = to.re, *const im = to.im;
+  alignas(64) T rows[2 * fft_far_elements * fft_whole_row / sizeof(T)];
+  const FftSide<T> near{rows, rows + radix * meet, width, W, false, meet};
+  for (Index j = span.first; j < end; j += some) {
+    const Index n = some < end - j ? some : end - j;
+    fft_level<T, A>(plan, top, FftSpan(span.whole, j, n), from, fft_exchanged(near), groups, FftTwist::before);
+    for (Index part = 0; part < 2 * radix; ++part) {
+      const T* x = rows + part * meet;
+      T* y = part < radix ? re + part * step + j * stride : im + (part - radix) * step + j * stride;
+      for (Index i = 0; i < n; ++i, x += width, y += stride)
+        for (Index d = 0; d < width; d += W) store_far<T, A>(y + d, Batch<T, A>::load_aligned(x + d));
+    }
+  }
+}
+
 /// The last inverse level of groups [first, first + count), from tiles to rows, or added to them. Where a group is not direct, the
 /// tile is done in place first.
 template <class T, class A>
@@ -630,11 +649,14 @@ template <class T, class A>
   const Index direct = fft_direct<T, A>(plan, rows, first, count);
   if (direct > 0) {
     FftSide<T> to = fft_rows_side(rows, first);
-    to.far = rows.far;
     to.add = add;
     const FftSide<const T> from = fft_exchanged(fft_tiles<const T, A>(z, distance));
     const FftSpan most(top.span, 0, rows.turned ? top.span - 1 : top.span);
-    fft_level<T, A>(plan, top, most, from, fft_exchanged(to), direct, FftTwist::before);
+    if (rows.far && fft_lines<T, A>(to, direct) && top.radix <= fft_far_elements) {
+      fft_leave_far<T, A>(plan, most, from, to, direct);
+    } else {
+      fft_level<T, A>(plan, top, most, from, fft_exchanged(to), direct, FftTwist::before);
+    }
     if (rows.turned) {
       const FftSide<T> same = fft_exchanged(fft_tiles<T, A>(z, distance));
       fft_level<T, A>(plan, top, FftSpan(top.span, top.span - 1, 1), from, same, direct, FftTwist::before);

@@ -235,6 +235,13 @@ RECOPS_INLINE void store_far(T* p, Batch<T, A> v) {
     v.store_unaligned(p);
 }
 
+/// Before another thread may read what was stored around the caches.
+RECOPS_INLINE void far_done() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
+}
+
 /// Calls `f(offset, load, store)` over [0, n): whole vectors first, then the tail. `load(p)` gives `lanes` elements (zeros past
 /// the end), `store(p, v)` writes what lies inside.
 template <class T, class A, class F>
