@@ -29,16 +29,16 @@ struct AttentionResult {
 
 namespace attention_kernel {
 
-/// rows[at[j]][d] += p[j] * x[d], and with y also += factor * s[j] * y[d], in this order.
+/// The row of key j [d] += p[j] * x[d], and with y also += factor * s[j] * y[d], in this order.
 template <class T, class A>
-[[gnu::noinline]] void add_rows(Index n, const T* p, const T* x, const T* s, T factor, const T* y, Index width, T* rows,
-                                Index stride, const Index* at, bool contiguous) {
+[[gnu::noinline]] void add_rows(const KeyBlock<T>& b, const T* p, const T* x, const T* s, T factor, const T* y, Index width,
+                                T* rows, Index stride) {
   using B = Batch<T, A>;
   for_each_vector<T, A>(width, [&](Index d, auto load, auto store) RECOPS_LAMBDA_INLINE {
     const B u = x ? load(x + d) : B(T(0)), v = y ? load(y + d) * B(factor) : B(T(0));
-    T* to = rows + at[0] * stride + d;
-    for (Index j = 0; j < n; ++j, to += stride) {
-      if (!contiguous) to = rows + at[j] * stride + d;
+    T* to = rows + b.first * stride + d;
+    for (Index j = 0; j < b.count; ++j, to += stride) {
+      if (b.at) to = rows + b.at[j] * stride + d;
       B sum = load(to);
       if (x) sum = mul_add(B(p[j]), u, sum);
       if (y) sum = mul_add(B(s[j]), v, sum);
@@ -96,13 +96,12 @@ void backward_few(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, I
           if (g.dq) weighted_sum<T, A>(b.count, ds, k, b.k_stride, dk, dq + (h - h0) * dkp);
           const T *qh = x.q + i * x.q_stride + h * dk, *none = nullptr;
           const bool shared = g.dk == g.dv && g.dk_stride == g.dv_stride && dk == dv;  // keys are values: one pass
-          if (g.dv)
-            add_rows<T, A>(b.count, p, dout, ds, x.scale, shared ? qh : none, dv, g.dv + h * dv, g.dv_stride, b.at, b.contiguous);
-          if (g.dk && !shared)
-            add_rows<T, A>(b.count, p, none, ds, x.scale, qh, dk, g.dk + h * dk, g.dk_stride, b.at, b.contiguous);
+          if (g.dv) add_rows<T, A>(b, p, dout, ds, x.scale, shared ? qh : none, dv, g.dv + h * dv, g.dv_stride);
+          if (g.dk && !shared) add_rows<T, A>(b, p, none, ds, x.scale, qh, dk, g.dk + h * dk, g.dk_stride);
           for (Index j = 0; j < b.count && g.key_bias; ++j)
-            g.key_bias[b.at[j] * g.key_bias_stride + h * g.key_bias_head] += ds[j];
-          for (Index j = 0; j < b.count && g.pair_bias; ++j) g.pair_bias[h * g.pair_head + i * g.pair_stride + b.at[j]] += ds[j];
+            g.key_bias[b.position(j) * g.key_bias_stride + h * g.key_bias_head] += ds[j];
+          for (Index j = 0; j < b.count && g.pair_bias; ++j)
+            g.pair_bias[h * g.pair_head + i * g.pair_stride + b.position(j)] += ds[j];
         }
       }
       for (Index h = 0; h < heads && g.dq; ++h)
@@ -178,10 +177,10 @@ template <class T, class A>
 void bias_gradients(const KeyBlock<T>& b, const AttentionGradients<T>& g, Index head, Index i0, Index queries, Index G,
                     const T* ds) {
   for (Index j = 0; j < b.count && g.key_bias; ++j)
-    g.key_bias[b.at[j] * g.key_bias_stride + head * g.key_bias_head] += simd::sum<T, A>(ds + j * G, queries);
+    g.key_bias[b.position(j) * g.key_bias_stride + head * g.key_bias_head] += simd::sum<T, A>(ds + j * G, queries);
   for (Index i = 0; i < queries && g.pair_bias; ++i) {
     T* to = g.pair_bias + head * g.pair_head + (i0 + i) * g.pair_stride;
-    for (Index j = 0; j < b.count; ++j) to[b.at[j]] += ds[j * G + i];
+    for (Index j = 0; j < b.count; ++j) to[b.position(j)] += ds[j * G + i];
   }
 }
 
@@ -267,9 +266,9 @@ void backward_many(const AttentionOperands<T>& x, Index q0, Index q1, Index k0, 
       }
       for (Index j = 0; j < b.count; ++j) {
         for (Index h = 0; h < heads; ++h) {
-          if (dv_block) simd::add<T, A>(dv_block + (j * heads + h) * dvp, g.dv + b.at[j] * g.dv_stride + (h0 + h) * dv, dv);
+          if (dv_block) simd::add<T, A>(dv_block + (j * heads + h) * dvp, g.dv + b.position(j) * g.dv_stride + (h0 + h) * dv, dv);
           if (dk_block)
-            simd::axpy<T, A>(x.scale, dk_block + (j * heads + h) * dkp, g.dk + b.at[j] * g.dk_stride + (h0 + h) * dk, dk);
+            simd::axpy<T, A>(x.scale, dk_block + (j * heads + h) * dkp, g.dk + b.position(j) * g.dk_stride + (h0 + h) * dk, dk);
         }
       }
     }

@@ -41,8 +41,10 @@ struct KeyBlock {
   Index k_stride, v_stride, count;
   const T* bias;    // [heads or 1][key_block] in units of log 2, or null
   Index bias_head;  // from head to head
-  const Index* at;  // positions of the keys in the sequence, ascending
-  bool contiguous;
+  Index first;      // position of the first key in the sequence
+  const Index* at;  // positions of all, ascending; null where one follows the other
+
+  Index position(Index j) const { return at ? at[j] : first + j; }
 };
 
 /// Walks the visible keys of [first, last) in blocks of at most `most`. Heads [h0, h1) share what is hidden. With a `query` the
@@ -58,9 +60,9 @@ class KeyBlocks {
         h1_(h1),
         next_(first),
         last_(last),
-        most_(most),
-        at_(ws.take<Index>(most)) {
+        most_(most) {
     if (x.key_bias || pair_) bias_ = ws.take<T>((h1 - h0) * most);
+    if (x.mask || bias_) at_ = ws.take<Index>(most);
     if (x.mask || bias_ || x.stored) {
       k_ = ws.take<T>(most * (h1 - h0) * x.key_width);
       v_ = x.stored && x.stored->shared && x.key_width == x.value_width ? k_ : ws.take<T>(most * (h1 - h0) * x.value_width);
@@ -69,34 +71,38 @@ class KeyBlocks {
 
   bool next(KeyBlock<T>& b) {
     Index n = 0;
-    if (!x_.mask && !bias_) {
+    b.first = next_;
+    b.at = nullptr;
+    if (!at_) {
       n = last_ - next_ < most_ ? last_ - next_ : most_;
-      for (Index j = 0; j < n; ++j) at_[j] = next_ + j;
       next_ += n;
     } else {
       for (; n < most_ && next_ < last_; ++next_)
         if (visible(next_)) at_[n++] = next_;
     }
     if (n <= 0) return false;
+    if (at_) {
+      b.first = at_[0];
+      if (at_[n - 1] - at_[0] != n - 1) b.at = at_;
+    }
     b.count = n;
-    b.at = at_;
-    b.contiguous = at_[n - 1] - at_[0] == n - 1;
     b.bias = bias_;
     b.bias_head = x_.key_bias_head ? most_ : 0;
     if (bias_) {
       for (Index h = 0; h < (x_.key_bias_head ? h1_ - h0_ : 1); ++h)
-        for (Index j = 0; j < n; ++j) bias_[h * most_ + j] = log2_e<T> * bias(h0_ + h, at_[j]);
+        for (Index j = 0; j < n; ++j) bias_[h * most_ + j] = log2_e<T> * bias(h0_ + h, b.position(j));
     }
     if (x_.stored) {
       b.k_stride = (h1_ - h0_) * x_.key_width;
       b.v_stride = (h1_ - h0_) * x_.value_width;
-      x_.stored->expand(x_.stored->keys, x_.stored_row, at_, n, h0_, h1_ - h0_, x_.key_width, k_);
-      if (v_ != k_) x_.stored->expand(x_.stored->values, x_.stored_row, at_, n, h0_, h1_ - h0_, x_.value_width, v_);
+      const Index row = x_.stored_row + (b.at ? 0 : b.first);
+      x_.stored->expand(x_.stored->keys, row, b.at, n, h0_, h1_ - h0_, x_.key_width, k_);
+      if (v_ != k_) x_.stored->expand(x_.stored->values, row, b.at, n, h0_, h1_ - h0_, x_.value_width, v_);
       b.k = k_;
       b.v = v_;
-    } else if (b.contiguous) {
-      b.k = x_.k + at_[0] * x_.k_stride + h0_ * x_.key_width;
-      b.v = x_.v + at_[0] * x_.v_stride + h0_ * x_.value_width;
+    } else if (!b.at) {
+      b.k = x_.k + b.first * x_.k_stride + h0_ * x_.key_width;
+      b.v = x_.v + b.first * x_.v_stride + h0_ * x_.value_width;
       b.k_stride = x_.k_stride;
       b.v_stride = x_.v_stride;
     } else {
@@ -121,7 +127,7 @@ class KeyBlocks {
   const AttentionOperands<T>& x_;
   const T* pair_;
   Index h0_, h1_, next_, last_, most_;
-  Index* at_;
+  Index* at_ = nullptr;
   T *bias_ = nullptr, *k_ = nullptr, *v_ = nullptr;
 };
 
@@ -152,7 +158,7 @@ QueryGroup group(Index queries, Index g) {
 enum class Sight { none, some, all };
 template <class T>
 Sight sight(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index i0, Index i1) {
-  const Index first = b.at[0], last = b.at[b.count - 1];
+  const Index first = b.first, last = b.position(b.count - 1);
   if (x.first_key(i0) > last || x.last_key(i1 - 1) <= first) return Sight::none;
   return x.first_key(i1 - 1) <= first && x.last_key(i0) > last ? Sight::all : Sight::some;
 }
@@ -166,9 +172,9 @@ template <class T, class A>
   const Index G = W * vectors;
   if (x.pair_bias) {
     const T* rows = x.pair_bias + h * x.pair_head + i0 * x.pair_stride;
-    const T* from = rows + b.at[0];
+    const T* from = rows + b.first;
     Index stride = x.pair_stride;
-    if (!b.contiguous) {
+    if (b.at) {
       for (Index i = 0; i < i1 - i0; ++i)
         for (Index j = 0; j < b.count; ++j) gathered[i * key_block + j] = rows[i * x.pair_stride + b.at[j]];
       from = gathered;
@@ -182,7 +188,7 @@ template <class T, class A>
   const B lane = B::load_aligned(count), hidden(-infinity<T>);
   for (Index j = 0; j < b.count; ++j) {
     for (Index v = 0; v < vectors; ++v) {
-      const Index first = i0 + v * W, at = b.at[j];
+      const Index first = i0 + v * W, at = b.position(j);
       // Query first + lane sees key `at` if lane >= at - first (causal) and lane < at - first + window.
       const auto bound = [&](Index n) { return B(static_cast<T>(n < 0 ? 0 : n > W ? W : n)); };
       T* to = terms + j * G + v * W;

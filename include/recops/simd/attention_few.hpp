@@ -304,7 +304,7 @@ template <class T>
 struct StoredHistory {
   const void *keys, *values;  ///< HistoryRows
   bool shared;                ///< values are the keys, up to the width of a head
-  /// Rows first + at[0] ... first + at[n - 1] of heads [h0, h0 + heads), one after the other.
+  /// Rows first + at[0] ... first + at[n - 1] (first ... first + n - 1 if `at` is null) of heads [h0, h0 + heads), one after the other.
   void (*expand)(const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, T* to);
   bool (*few)(const StoredHistory&, Index first, Index n, Index h0, Index queries, Index heads, Index key_width,
               Index value_width, T* q, const attention_kernel::RunningSums<T>&, T* s);
@@ -319,7 +319,7 @@ StoredHistory<float> stored_history(const HistoryRows<S>& keys, const HistoryRow
   out.expand = [](const void* rows, Index first, const Index* at, Index n, Index h0, Index heads, Index width, float* to) {
     const HistoryRows<S>& x = *static_cast<const HistoryRows<S>*>(rows);
     for (Index j = 0; j < n; ++j) {
-      const HistoryRows<S> row = x.from(first + at[j], h0, width);
+      const HistoryRows<S> row = x.from(first + (at ? at[j] : j), h0, width);
       convert<float, A>(row.rows, to + j * heads * width, heads * width);
       for (Index h = 0; h < heads && x.scales; ++h) {
         float* part = to + (j * heads + h) * width;

@@ -23,7 +23,7 @@ inline constexpr Index long_history = 1024 * 1024 / Index{sizeof(T)};
 template <class T>
 RowsAhead<T> rows_after(const AttentionOperands<T>& x, const KeyBlock<T>& b, Index calls) {
   if (x.keys * x.k_stride <= long_history<T> || x.stored) return {};
-  const Index next = b.at[b.count - 1] + 1, rows = next + key_block < x.keys ? key_block : x.keys - next;
+  const Index next = b.position(b.count - 1) + 1, rows = next + key_block < x.keys ? key_block : x.keys - next;
   return {.first = x.k + next * x.k_stride,
           .second = x.k == x.v ? nullptr : x.v + next * x.v_stride,
           .first_stride = x.k_stride,
