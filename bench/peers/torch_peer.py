@@ -1246,6 +1246,8 @@ def hstu_attention(length, heads, width, causal, bias, train):
         with torch.enable_grad():
             return torch.autograd.grad(eager(i), leaves, dout)
 
+    return step
+
 
 def best_form(model, *inputs):
     """Eager or traced and frozen, whichever is faster on these inputs."""
