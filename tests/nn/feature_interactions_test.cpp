@@ -105,6 +105,23 @@ TEMPLATE_TEST_CASE("FM, SENet and the DCN-v2 mixture equal PyTorch, forward, bac
   }
 }
 
+TEMPLATE_TEST_CASE("A served SENet equals its layer for any number of fields", "[nn][interactions]", float, double) {
+  using T = TestType;
+  Random random = random_stream(433);
+  Workspace ws;
+  for (const Index fields : {1, 8, 17, 40, 101}) {
+    const Senet<T> layer(fields, 2, Activation::sigmoid, random);
+    const Matrix<T> x = random_matrix<T>(5, fields * 3, random);
+    Matrix<T> y(5, x.cols()), z(5, x.cols()), one(1, x.cols());
+    layer.forward(x, y, ws);
+    const auto served = freeze(layer);
+    served.forward(x, z, ws);
+    CHECK(max_difference(y.view(), z.view()) < (std::is_same_v<T, float> ? 1e-5 : 1e-13));
+    served.forward(x.view().middle_rows(1, 1), one, ws);
+    CHECK(max_difference(one.view(), z.view().middle_rows(1, 1)) == 0);
+  }
+}
+
 TEST_CASE("FM, SENet and the DCN-v2 mixture pass the gradient check", "[nn][interactions]") {
   Random random = random_stream(432);
   const auto check = [&](auto layer, Index cols) {

@@ -43,6 +43,94 @@ void with_field_loop(Index k, F&& f) {
   }
 }
 
+/// z [B, F]: the means of the fields, of a vector of fields at a time.
+template <class T>
+void field_means(MatrixView<const T> e, MatrixView<T> z) {
+  using B = simd::Batch<T>;
+  constexpr Index W = simd::lanes<T, simd::DefaultArch>;
+  const Index f = z.cols(), k = e.cols() / f;
+  const B share(k > 0 ? T(1) / static_cast<T>(k) : T(0));
+  with_field_loop<T>(k, [&](auto each) {
+    for (Index b = 0; b < e.rows(); ++b) {
+      const T* own = e.row(b);
+      for (Index i = 0; i < f; i += W) {
+        const Index some = std::min(W, f - i);
+        B sums[W];
+        for (Index u = 0; u < W; ++u) {
+          sums[u] = B(T(0));
+          if (u >= some) continue;
+          each([&](Index j, auto load, auto) RECOPS_LAMBDA_INLINE { sums[u] = sums[u] + load(own + j); });
+          own += k;
+        }
+        const B means = simd::sum_each<T, simd::DefaultArch>(sums) * share;
+        if (some == W) {
+          means.store_unaligned(z.row(b) + i);
+        } else {
+          simd::store_first(z.row(b) + i, means, some);
+        }
+      }
+    }
+  });
+}
+
+/// y_f = a_f e_f
+template <class T>
+void scale_fields(MatrixView<const T> e, MatrixView<const T> a, MatrixView<T> y) {
+  const Index f = a.cols(), k = e.cols() / f;
+  with_field_loop<T>(k, [&](auto each) {
+    for (Index b = 0; b < e.rows(); ++b) {
+      const T* from = e.row(b);
+      T* to = y.row(b);
+      for (Index i = 0; i < f; ++i, from += k, to += k) {
+        const simd::Batch<T> factor(a(b, i));
+        each([&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE { store(to + j, factor * load(from + j)); });
+      }
+    }
+  });
+}
+
+/// weight [out, in] in vectors of outputs, zeros past the last: the numbers of vector v lie at rows v in to (v + 1) in.
+template <class T>
+Matrix<T> vectors_of_outputs(MatrixView<const T> weight) {
+  constexpr Index W = simd::lanes<T, simd::DefaultArch>;
+  const Index in = weight.cols();
+  Matrix<T> vectors((weight.rows() + W - 1) / W * in, W, T(0));
+  for (Index o = 0; o < weight.rows(); ++o)
+    for (Index i = 0; i < in; ++i) vectors(o / W * in + i, o % W) = weight(o, i);
+  return vectors;
+}
+
+/// y [R, whole vectors] = x [R, in] times `weight` in vectors, each sum in the order of x: a row's bits do not depend on its company.
+/// `V` vectors at a time, then one.
+template <Index R, Index V, class T>
+void small_product(MatrixView<const T> x, MatrixView<const T> weight, MatrixView<T> y, Index col = 0) {
+  using B = simd::Batch<T>;
+  constexpr Index W = simd::lanes<T, simd::DefaultArch>;
+  for (; col + V * W <= y.cols(); col += V * W) {
+    const T* own = weight.row(col / W * x.cols());
+    B sums[R][V];
+    for (auto& row : sums)
+      for (B& sum : row) sum = B(T(0));
+    for (Index i = 0; i < x.cols(); ++i, own += W) {
+      B w[V];
+      RECOPS_UNROLL
+      for (Index v = 0; v < V; ++v) w[v] = B::load_unaligned(own + v * W * x.cols());
+      RECOPS_UNROLL
+      for (Index r = 0; r < R; ++r) {
+        const B number(x(r, i));
+        RECOPS_UNROLL
+        for (Index v = 0; v < V; ++v) simd::add_product(number, w[v], sums[r][v]);
+      }
+    }
+    RECOPS_UNROLL
+    for (Index r = 0; r < R; ++r) {
+      RECOPS_UNROLL
+      for (Index v = 0; v < V; ++v) sums[r][v].store_unaligned(y.row(r) + col + v * W);
+    }
+  }
+  if constexpr (V > 1) small_product<R, 1>(x, weight, y, col);
+}
+
 }  // namespace detail
 
 /// Names as in public PyTorch code: `excitation.0.weight [R, F]`, `excitation.2.weight [F, R]`; no biases.
@@ -135,45 +223,16 @@ struct Senet {
     });
   }
 
-  /// z [B, F]: the means of the fields, of a vector of fields at a time.
+  /// z [B, F]: the means of the fields.
   static void means(MatrixView<const T> e, MatrixView<T> z, Workspace& ws) {
-    using B = simd::Batch<T>;
-    constexpr Index W = simd::lanes<T, simd::DefaultArch>;
-    const Index f = z.cols(), k = e.cols() / f;
-    const B share(k > 0 ? T(1) / static_cast<T>(k) : T(0));
     detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-      detail::with_field_loop<T>(k, [&](auto each) {
-        for (Index b = first; b < first + count; ++b) {
-          const T* own = e.row(b);
-          for (Index i = 0; i < f; i += W) {
-            const Index some = std::min(W, f - i);
-            B sums[W];
-            for (Index u = 0; u < W; ++u) {
-              sums[u] = B(T(0));
-              if (u >= some) continue;
-              each([&](Index j, auto load, auto) RECOPS_LAMBDA_INLINE { sums[u] = sums[u] + load(own + j); });
-              own += k;
-            }
-            simd::store_first(z.row(b) + i, simd::sum_each<T, simd::DefaultArch>(sums) * share, some);
-          }
-        }
-      });
+      detail::field_means(e.middle_rows(first, count), z.middle_rows(first, count));
     });
   }
   /// y_f = a_f e_f
   static void scale(MatrixView<const T> e, MatrixView<const T> a, MatrixView<T> y, Workspace& ws) {
-    const Index f = a.cols(), k = e.cols() / f;
     detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace&) {
-      detail::with_field_loop<T>(k, [&](auto each) {
-        for (Index b = first; b < first + count; ++b) {
-          const T* from = e.row(b);
-          T* to = y.row(b);
-          for (Index i = 0; i < f; ++i, from += k, to += k) {
-            const simd::Batch<T> factor(a(b, i));
-            each([&](Index j, auto load, auto store) RECOPS_LAMBDA_INLINE { store(to + j, factor * load(from + j)); });
-          }
-        }
-      });
+      detail::scale_fields(e.middle_rows(first, count), a.middle_rows(first, count), y.middle_rows(first, count));
     });
   }
 
@@ -186,15 +245,18 @@ struct Senet {
   }
 };
 
-/// Serving form of Senet. Immutable; threads may share it.
-template <Real T, class S = T>
+/// Serving form of Senet: a few rows at a time pass through all of it. Immutable; threads may share it.
+template <Real T>
 class FrozenSenet {
  public:
   FrozenSenet() = default;
   explicit FrozenSenet(const Senet<T>& layer)
-      : squeeze_(layer.squeeze, {}, Activation::relu), excite_(layer.excite, {}, layer.activation), fields_(layer.excite.rows()) {
+      : activation_(layer.activation), fields_(layer.excite.rows()), units_(layer.squeeze.rows()) {
     check_option("freeze(Senet)", "fields", fields_ >= 1, "one field or more", static_cast<double>(fields_));
-    check_shape("freeze(Senet)", "excitation.2.weight", layer.excite.view(), layer.squeeze.cols(), layer.squeeze.rows());
+    check_shape("freeze(Senet)", "excitation.0.weight", layer.squeeze.view(), any_size, fields_);
+    check_shape("freeze(Senet)", "excitation.2.weight", layer.excite.view(), fields_, units_);
+    squeeze_ = detail::vectors_of_outputs<T>(layer.squeeze);
+    excite_ = detail::vectors_of_outputs<T>(layer.excite);
   }
   Index output_cols(Index cols) const { return cols; }
   /// y may be e.
@@ -203,24 +265,37 @@ class FrozenSenet {
     check_option("FrozenSenet", "columns of e", e.cols() % fields_ == 0, "a multiple of the number of fields",
                  static_cast<double>(e.cols()));
     check_shape("FrozenSenet", "y", y, e.rows(), e.cols());
-    detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {  // e stays in cache
-      const auto mark = scratch.mark();
-      const MatrixView<T> z = scratch.matrix<T>(count, fields_), a = scratch.matrix<T>(count, fields_),
-                          h = scratch.matrix<T>(count, squeeze_.output_cols(fields_));
-      Senet<T>::means(e.middle_rows(first, count), z, scratch);
-      squeeze_.forward(z, h, scratch);
-      excite_.forward(h, a, scratch);
-      Senet<T>::scale(e.middle_rows(first, count), a, y.middle_rows(first, count), scratch);
+    detail::for_row_blocks(e.rows(), ws, [&](Index first, Index count, Index, Workspace& scratch) {
+      Index b = first;
+      for (; b + tile <= first + count; b += tile) some_rows<tile, 2>(e.middle_rows(b, tile), y.middle_rows(b, tile), scratch);
+      for (; b < first + count; ++b) some_rows<1, 4>(e.middle_rows(b, 1), y.middle_rows(b, 1), scratch);
     });
   }
 
  private:
-  FrozenDense<T, S> squeeze_, excite_;
-  Index fields_ = 1;
+  static constexpr Index tile = 4;
+  template <Index R, Index V>
+  void some_rows(MatrixView<const T> e, MatrixView<T> y, Workspace& ws) const {
+    constexpr Index W = simd::lanes<T, simd::DefaultArch>;
+    const auto mark = ws.mark();
+    const MatrixView<T> z = ws.matrix<T>(R, fields_), h = ws.matrix<T>(R, squeeze_.rows() / fields_ * W),
+                        a = ws.matrix<T>(R, excite_.rows() / units_ * W);
+    detail::field_means(e, z);
+    detail::small_product<R, V, T>(z, squeeze_, h);
+    simd::activate<T>(Activation::relu, h.data(), h.data(), R * h.stride());
+    detail::small_product<R, V, T>(h.middle_cols(0, units_), excite_, a);
+    simd::activate<T>(activation_, a.data(), a.data(), R * a.stride());
+    detail::scale_fields<T>(e, a.middle_cols(0, fields_), y);
+  }
+
+  Matrix<T> squeeze_, excite_;
+  Activation activation_ = Activation::sigmoid;
+  Index fields_ = 1, units_ = 1;
 };
+/// Weights stay in T: there are too few of them to gain by less.
 template <Real T, class S = T>
-FrozenSenet<T, S> freeze(const Senet<T>& layer, Weights<S> = {}) {
-  return FrozenSenet<T, S>(layer);
+FrozenSenet<T> freeze(const Senet<T>& layer, Weights<S> = {}) {
+  return FrozenSenet<T>(layer);
 }
 
 }  // namespace RECOPS_ABI
