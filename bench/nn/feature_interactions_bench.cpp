@@ -109,8 +109,11 @@ void add_mixture(Index batch) {
       std::vector<FrozenCrossMixture<float>> served;
       Workspace ws;
 #ifdef WITH_EIGEN
-      Eigen::MatrixXf v, u, gate;
-      std::vector<Eigen::MatrixXf> c;
+      struct Weights {
+        Eigen::MatrixXf v, u, gate;
+        std::vector<Eigen::MatrixXf> c;
+      };
+      std::vector<Weights> weights;  // in turns, as ours
       RowMajor<float> a, m, g, w;
 #endif
     };
@@ -129,30 +132,31 @@ void add_mixture(Index batch) {
     c.kernel = [data](Index copy) { data->served[static_cast<std::size_t>(copy)].forward(data->x, data->y, data->ws); };
 #ifdef WITH_EIGEN
     const auto& l = data->layer.layers[0];
-    data->v = as_eigen(l.down).transpose();
-    data->gate = as_eigen(l.gate).transpose();
-    data->u.resize(experts * r, d);
+    typename Data::Weights turned{
+        as_eigen(l.down).transpose(), Eigen::MatrixXf(experts * r, d), as_eigen(l.gate).transpose(), {}};
     for (Index i = 0; i < experts; ++i) {
-      data->u.middleRows(i * r, r) = as_eigen(l.up).middleRows(i * d, d).transpose();
-      data->c.push_back(as_eigen(l.middle).middleRows(i * r, r).transpose());
+      turned.u.middleRows(i * r, r) = as_eigen(l.up).middleRows(i * d, d).transpose();
+      turned.c.push_back(as_eigen(l.middle).middleRows(i * r, r).transpose());
     }
+    data->weights.assign(static_cast<std::size_t>(c.copies), turned);
     data->a.resize(batch, experts * r);
     data->m.resize(batch, experts * r);
     data->g.resize(batch, experts);
     data->w.resize(batch, d);
-    c.peers.push_back({"eigen", [data] {
+    c.peers.push_back({"eigen", [data](Index copy) {
                          Data& s = *data;
-                         s.a.noalias() = as_eigen(s.x) * s.v;
+                         const auto& own = s.weights[static_cast<std::size_t>(copy)];
+                         s.a.noalias() = as_eigen(s.x) * own.v;
                          s.a = s.a.array().tanh();
-                         s.g.noalias() = as_eigen(s.x) * s.gate;
+                         s.g.noalias() = as_eigen(s.x) * own.gate;
                          s.g.colwise() -= s.g.rowwise().maxCoeff().eval();
                          s.g = s.g.array().exp();
                          s.g.array().colwise() /= s.g.rowwise().sum().array().eval();
                          for (Index i = 0; i < experts; ++i) {
-                           s.m.middleCols(i * r, r).noalias() = s.a.middleCols(i * r, r) * s.c[static_cast<std::size_t>(i)];
+                           s.m.middleCols(i * r, r).noalias() = s.a.middleCols(i * r, r) * own.c[static_cast<std::size_t>(i)];
                            s.m.middleCols(i * r, r) = s.m.middleCols(i * r, r).array().tanh().colwise() * s.g.col(i).array();
                          }
-                         s.w.noalias() = s.m * s.u;
+                         s.w.noalias() = s.m * own.u;
                          as_eigen(s.y) =
                              as_eigen(s.x).array() * (s.w.rowwise() + as_eigen(s.layer.layers[0].bias).transpose()).array() +
                              as_eigen(s.x).array();
