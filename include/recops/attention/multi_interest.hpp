@@ -20,9 +20,7 @@
 #include <cmath>
 #include <recops/nn/linear.hpp>
 #include <recops/nn/positional_embedding.hpp>
-#include <recops/simd/chained_sum.hpp>
 #include <recops/simd/softmax.hpp>
-#include <utility>
 
 namespace recops {
 
@@ -92,14 +90,32 @@ void check_self_attentive(const char* name, JaggedView<const T> keys, JaggedView
   check_mask(name, mask, keys.values().rows());
 }
 
+/// sums [K, D] = weights [K, L] rows [L, D], in chains of behaviours.
+template <class T>
+void weighted_sums(MatrixView<const T> weights, MatrixView<const T> rows, MatrixView<T> sums, Workspace& ws) {
+  const Index length = rows.rows(), all = sums.rows() * sums.cols();
+  if (length <= interest_chain) return simd::gemm<T>(simd::plain(weights), simd::plain(rows), {}, sums, ws);
+  const auto mark = ws.mark();
+  const MatrixView<T> part = ws.matrix<T>(sums.rows(), sums.cols());
+  double* const total = ws.take<double>(all);
+  std::fill_n(total, all, 0.0);
+  for (Index start = 0; start < length; start += interest_chain) {
+    const Index count = std::min(interest_chain, length - start);
+    simd::gemm<T>(simd::plain(weights.middle_cols(start, count)), simd::plain(rows.middle_rows(start, count)), {}, part, ws);
+    for (Index i = 0; i < all; ++i) total[i] += static_cast<double>(part.data()[i]);
+  }
+  for (Index i = 0; i < sums.rows(); ++i)
+    for (Index c = 0; c < sums.cols(); ++c) sums(i, c) = static_cast<T>(total[i * sums.cols() + c]);
+}
+
 /// W1 packed as for `gemm_packed`, W2 as it is; `hidden` and `attention` may be empty.
 template <class T, class S>
 void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> values, const S* w1, const T* w1_scale, Index width,
                               MatrixView<const T> w2, VectorView<const std::uint8_t> mask, MatrixView<T> out,
                               MatrixView<T> hidden, MatrixView<T> attention, Workspace& ws) {
   const auto mark = ws.mark();
-  const JaggedView<const T> x = visible_rows(keys, mask, ws);
-  const Index k = w2.rows(), cols = values.cols();
+  const JaggedView<const T> x = visible_rows(keys, mask, ws), seen = visible_rows(values, mask, ws);
+  const Index k = w2.rows();
   for_user_blocks(x, ws, [&](Index first, Index last, Index begin, Index end, Workspace& scratch) {
     const auto inner = scratch.mark();
     const Index rows = end - begin;
@@ -114,7 +130,6 @@ void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> valu
       simd::pack<T>(simd::transposed(h), panels);
       simd::gemm_packed<T>(simd::plain(w2), panels, rows, {}, a, scratch);
     }
-    double* const total = scratch.take<double>(cols);
     for (Index b = first; b < last; ++b) {
       const Index at = values.begin(b), length = values.length(b);
       for (Index i = 0; i < k; ++i) {
@@ -124,17 +139,8 @@ void self_attentive_interests(JaggedView<const T> keys, JaggedView<const T> valu
         } else {
           simd::softmax_masked(weights, mask.data() + at, weights, length);
         }
-        T* const z = out.row(b * k + i);
-        std::fill_n(z, cols, T(0));
-        std::fill_n(total, cols, 0.0);
-        for (Index start = 0; start < length; start += interest_chain) {
-          for (Index l = start; l < std::min(length, start + interest_chain); ++l)
-            if (mask.empty() || mask[at + l] != 0) simd::axpy(weights[l], values.values().row(at + l), z, cols);
-          if (length <= interest_chain) break;
-          for (Index c = 0; c < cols; ++c) total[c] += static_cast<double>(std::exchange(z[c], T(0)));
-        }
-        for (Index c = 0; c < cols && length > interest_chain; ++c) z[c] = static_cast<T>(total[c]);
       }
+      weighted_sums<T>(a.middle_cols(at - begin, length), seen.values().middle_rows(at, length), out.middle_rows(b * k, k), scratch);
     }
   });
 }
@@ -234,7 +240,25 @@ void check_routing(const char* name, JaggedView<const T> x, Index cols, MatrixVi
   check_mask(name, mask, x.values().rows());
 }
 
-/// Routes the rows u of each user; what the last iteration used goes to `coupling` `[K, total]` and `sums` `[B K, D]`, unless empty.
+/// c = softmax over the rows of b, for each of the first `length` columns.
+template <class T>
+void softmax_over_interests(MatrixView<const T> b, MatrixView<T> c, Index length) {
+  using B = simd::Batch<T>;
+  simd::for_each_vector<T, simd::DefaultArch>(length, [&](Index l, auto load, auto store) RECOPS_LAMBDA_INLINE {
+    B most(std::numeric_limits<T>::lowest()), total(T(0));
+    for (Index i = 0; i < b.rows(); ++i) most = xsimd::max(load(b.row(i) + l), most);  // in this order a NaN is passed over
+    for (Index i = 0; i < b.rows(); ++i) {
+      const B e = simd::exp(B(load(b.row(i) + l) - most));
+      store(c.row(i) + l, e);
+      total = total + e;
+    }
+    const B share = xsimd::select(total == B(T(0)), total, B(B(T(1)) / total));
+    for (Index i = 0; i < b.rows(); ++i) store(c.row(i) + l, load(c.row(i) + l) * share);
+  });
+}
+
+/// Routes the rows u of each user, 0 where hidden; what the last iteration used goes to `coupling` `[K, total]` and `sums` `[B K, D]`,
+/// unless empty.
 template <class T>
 void route(JaggedView<const T> u, MatrixView<const T> logits, VectorView<const std::uint8_t> mask,
            const DynamicRoutingOptions& options, MatrixView<T> out, MatrixView<T> coupling, MatrixView<T> sums, Workspace& ws) {
@@ -242,31 +266,19 @@ void route(JaggedView<const T> u, MatrixView<const T> logits, VectorView<const s
   ws.parallel_for(u.size(), [&](Index user, Workspace& scratch) {
     const auto mark = scratch.mark();
     const Index at = u.begin(user), length = u.length(user);
-    const MatrixView<T> b = scratch.matrix<T>(longest, k), c = scratch.matrix<T>(longest, k);
-    T* const v = scratch.take<T>(cols);
-    for (Index l = 0; l < length; ++l)
-      for (Index i = 0; i < k; ++i) b(l, i) = logits(i, logits.cols() - length + l);
-    const auto hidden = [&](Index l) { return !mask.empty() && mask[at + l] == 0; };
+    const MatrixView<T> b = scratch.matrix<T>(k, longest).middle_cols(0, length),
+                        c = scratch.matrix<T>(k, longest).middle_cols(0, length), z = out.middle_rows(user * k, k),
+                        sum = sums.empty() ? scratch.matrix<T>(k, cols) : sums.middle_rows(user * k, k);
+    const MatrixView<const T> rows = u.values().middle_rows(at, length);
+    for (Index i = 0; i < k; ++i) std::copy_n(logits.row(i) + logits.cols() - length, length, b.row(i));
     for (Index iteration = 0; iteration < options.iterations; ++iteration) {
-      const bool last = iteration + 1 == options.iterations;
-      for (Index l = 0; l < length; ++l)
-        if (!hidden(l)) simd::softmax(b.row(l), c.row(l), k);
-      for (Index i = 0; i < k; ++i) {
-        T* const sum = last && !sums.empty() ? sums.row(user * k + i) : v;
-        T* const z = out.row(user * k + i);
-        const auto inner = scratch.mark();
-        std::fill_n(sum, cols, T(0));
-        simd::ChainedSum<T> all(sum, cols, scratch);
-        for (Index l = 0; l < length; ++l)
-          if (!hidden(l)) simd::axpy(c(l, i), u.values().row(at + l), all.next(), cols);
-        all.finish();
-        squash(sum, z, cols);
-        for (Index l = 0; l < length && !last; ++l)
-          if (!hidden(l)) b(l, i) += simd::dot(z, u.values().row(at + l), cols);
-      }
+      if (iteration > 0) simd::gemm<T>(simd::plain(z), simd::transposed(rows), {.accumulate = true}, b, scratch);
+      softmax_over_interests<T>(b, c, length);
+      weighted_sums<T>(c, rows, sum, scratch);
+      for (Index i = 0; i < k; ++i) squash(sum.row(i), z.row(i), cols);
     }
     for (Index i = 0; i < k && !coupling.empty(); ++i)
-      for (Index l = 0; l < length; ++l) coupling(i, at + l) = hidden(l) ? T(0) : c(l, i);
+      for (Index l = 0; l < length; ++l) coupling(i, at + l) = !mask.empty() && mask[at + l] == 0 ? T(0) : c(i, l);
   });
 }
 
@@ -290,6 +302,8 @@ void dynamic_routing(JaggedView<const T> x, MatrixView<const T> weight, MatrixVi
   T* const panels = ws.take<T>(simd::packed_size<T>(weight.cols(), weight.rows()));
   simd::pack<T>(simd::transposed(weight), panels);
   simd::gemm_packed<T>(simd::plain(x.values()), panels, weight.rows(), {}, u, ws);
+  for (Index l = 0; l < mask.size(); ++l)
+    if (mask[l] == 0) std::fill_n(u.row(l), u.cols(), T(0));
   detail::route<T>(x.with_values(MatrixView<const T>(u)), logits, mask, options, interests, coupling, sums, ws);
 }
 
