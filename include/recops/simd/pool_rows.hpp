@@ -88,7 +88,10 @@ void pool_rows(const PickedRows<T, S>& rows, Index first, Index last, T factor, 
   const Index cols = rows.table.cols();
   const Index ahead = rows_ahead(rows.table);
   for (Index col = 0; col < cols;) {
-    if (cols - col >= 4 * W) {
+    if (cols - col >= 8 * W) {
+      pool_columns<T, A, 8, Weighted>(rows, first, last, col, 0, ahead, factor, out);
+      col += 8 * W;
+    } else if (cols - col >= 4 * W) {
       pool_columns<T, A, 4, Weighted>(rows, first, last, col, 0, ahead, factor, out);
       col += 4 * W;
     } else if (cols - col >= 2 * W) {
