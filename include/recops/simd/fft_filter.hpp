@@ -14,8 +14,8 @@
 ///             blocks of channels. Which sequences make a pair changes their rounding errors. Of 2^n rows the second of a pair is
 ///             turned by a row on its way, so that rows that meet do not share cache sets.
 /// Memory      where x and y are more than 4 MB together, the next sequences are fetched while registers work; where they are more
-///             than 16 MB (AVX-512: 4) y is written around the caches (rows of whole cache lines, not in place, not added). Who
-///             reads y at once and has caches that hold it may prefer calls of fewer sequences.
+///             than 16 MB (AVX2; AVX-512: 4) y is written around the caches (rows of whole cache lines, not in place, not added).
+///             Who reads y at once and has caches that hold it may prefer calls of fewer sequences.
 /// Edge cases  L = 0 or D = 0: nothing happens. A NaN or infinity stays in its sequence and channel.
 /// Precision   |y - exact| <= 5e-7 (1 + log2(L) / 10) max|W| |x| in float (Euclidean norms); a pair's errors relate to its
 ///             larger one.
