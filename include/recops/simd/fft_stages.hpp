@@ -416,7 +416,7 @@ template <class T, class A>
 inline constexpr Index fft_near_bytes = Index{4} << 20;
 /// Where they are more than this, what is written goes around the caches, which would forget it before anybody reads it. On a Zen 5
 /// with AVX-512 that pays from the same size on; on a Zen 3 with AVX2 6.5 MB gained 5 % by it, and whoever read y next lost 14 %. With
-/// vectors of 16 bytes it never does: SSE2 took 3 to 9 % longer, by way of the buffer with ordinary stores 11 to 17 %.
+/// vectors of 16 bytes it never does: SSE2 took 1 to 8 % longer, with ordinary stores from the buffer 11 to 17 %.
 template <class T, class A>
 inline constexpr Index fft_far_bytes = sizeof(Batch<T, A>) == 64   ? fft_near_bytes
                                        : sizeof(Batch<T, A>) == 32 ? Index{16} << 20
