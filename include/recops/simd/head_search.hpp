@@ -331,9 +331,9 @@ RECOPS_INLINE void quad_tile([[maybe_unused]] const std::int16_t* q, [[maybe_unu
 ///
 ///     u = (x per_product + per_scale) scale + rest,   and fl(s + bias) <= fl(u + bias), since rounding is monotonous,
 ///
-/// so that a row whose fl(u + bias) is below the k-th best lower bound is not among the best. The roundings of u are four, each less
-/// than 2^-24 of 130 |q|_1 scale + rest, for which `per_scale` (64 of them) and `rest` have room. A scale beyond `fair`, from which
-/// on sums might overflow, says nothing; neither does NaN, of which no comparison holds.
+/// so that a row whose fl(u + bias) is below the k-th best lower bound is not among the best. The roundings of u are five at most (three
+/// with FMA), each less than 2^-24 of 384 |q|_1 scale + rest, for which `per_scale` (64 of 127 |q|_1 scale) and `rest` have room. A scale
+/// beyond `fair`, from which on sums might overflow, says nothing; neither does NaN, of which no comparison holds.
 template <class A>
 struct HeadBounds {
   static constexpr Index W = lanes<float, A>;

@@ -448,7 +448,7 @@ RECOPS_INLINE Words<A> int_tile(const std::int16_t* q, const Rows& rows, Index c
         RECOPS_UNROLL
         for (int r = 0; r < R; ++r) {
           std::int8_t some[2 * W] = {};
-          for (Index j = c; j < cols; ++j) some[j - c] = part.row(r)[j];
+          for (Index j = 0; j < 2 * W && c + j < cols; ++j) some[j] = part.row(r)[c + j];  // fewer: compilers want to see it
           d[r] = I::add(d[r], I::query(q + r % P * apart + c), I::codes(some));
         }
       }
