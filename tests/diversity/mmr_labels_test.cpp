@@ -83,6 +83,14 @@ TEST_CASE("labels of a batch are those of its requests; masks, NaN, history, err
   mmr_labels<float>(MmrInput<float>{.relevance = vast, .features = x}, soft, with, ws);
   for (Index i = 0; i < 30; ++i) CHECK((with[i] >= 0 && with[i] <= 1));
   CHECK(with[3] == Approx(1));
+  // Without features there is nothing to normalise.
+  for (const bool normalize : {false, true}) {
+    Vector<float>& to = normalize ? with : without;
+    to.fill(-1);
+    mmr_labels<float>(MmrInput<float>{.relevance = r},
+                      {.teacher = {.lambda = 1, .normalize = normalize}, .picks = 3, .labels = TeacherLabels::soft}, to, ws);
+  }
+  CHECK(std::equal(with.begin(), with.end(), without.begin()));
   // A teacher with rules: they are checked.
   const std::vector<std::int32_t> pins{11, -1, 3, -1}, few{11};
   const Constraints pinned{.pins = pins}, wrong{.pins = few};

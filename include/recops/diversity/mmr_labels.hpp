@@ -48,9 +48,10 @@ void soft_labels(const MmrInput<T>& in, const MmrLabelOptions& o, VectorView<con
   constexpr T never = -std::numeric_limits<T>::infinity();
   const Index n = in.relevance.size(), d = in.features.cols(), k = picks.size(), m = in.history.rows();
   const auto lambda = static_cast<T>(o.teacher.lambda), temperature = static_cast<T>(o.temperature);
-  const MatrixView<T> own = ws.matrix<T>(o.teacher.normalize ? n : 0, d), rows = ws.matrix<T>(m + k, d), sim = ws.matrix<T>(m + k, n);
-  const MatrixView<const T> x = o.teacher.normalize ? MatrixView<const T>(own) : in.features;
-  if (o.teacher.normalize) {
+  const bool unit = o.teacher.normalize && d > 0;
+  const MatrixView<T> own = ws.matrix<T>(unit ? n : 0, d), rows = ws.matrix<T>(m + k, d), sim = ws.matrix<T>(m + k, n);
+  const MatrixView<const T> x = unit ? MatrixView<const T>(own) : d > 0 ? in.features : MatrixView<const T>(nullptr, n, 0);
+  if (unit) {
     normalize_rows<T>(in.features, own);
     if (m > 0) normalize_rows<T>(in.history, rows.middle_rows(0, m));
   } else {
