@@ -288,6 +288,13 @@ TEMPLATE_TEST_CASE("Balance losses equal PyTorch's: values and gradients", "[gat
     for (Index j = 0; j < 2; ++j) tops(r, j) = static_cast<std::int32_t>(j);
   CHECK(std::isnan(load_balance_value_and_grad<T>(ill, ill, wide, tops, 0.2, di, dj, dk, ws)));
   CHECK(std::isnan(di(0, 3)));
+  for (const Index i : {0, 1, 2}) {  // of the noise alone too: of who was chosen, who comes next, and the others
+    const Matrix<T> plain{{3, 2, 1}}, even{{1, 1, 1}};
+    Matrix<T> drawn = plain;
+    for (Index j = i; j < 3; ++j) drawn(0, j) = std::numeric_limits<T>::quiet_NaN();
+    const Matrix<std::int32_t> first{{0}};
+    CHECK(std::isnan(load_balance_value_and_grad<T>(plain, drawn, even, first, 0.2, {}, {}, {}, ws)));
+  }
   // Sigmoids that are hardly numbers still have shares.
   const Matrix<T> low(2, 4, std::is_same_v<T, float> ? T(-95) : T(-715));
   Matrix<T> dlow(2, 4, T(0));

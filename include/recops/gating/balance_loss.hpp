@@ -136,10 +136,11 @@ double load_balance_value_and_grad(MatrixView<const T> clean, MatrixView<const T
     for (Index j = 0; j < k; ++j) row[experts(r, j)] = std::numeric_limits<T>::quiet_NaN();  // never the best
     next[r] = simd::argmax<T>(row, e);
     fill_thresholds(r);
-    const T *own = clean.row(r), *s = deviation.row(r);
+    const T *own = clean.row(r), *s = deviation.row(r), *drawn = noisy.row(r);
     simd::for_each_vector<T, simd::DefaultArch>(e, [&](Index i, auto at, auto store) RECOPS_LAMBDA_INLINE {
-      const B z = lead_of(at(own + i) - at(threshold + i), at(s + i));
-      store(row + i, simd::mul_add(half, simd::erf(z * B(T(0.70710678118654752440))), half));
+      const B z = lead_of(at(own + i) - at(threshold + i), at(s + i)), d = at(drawn + i);
+      const B chance = simd::mul_add(half, simd::erf(z * B(T(0.70710678118654752440))), half);
+      store(row + i, xsimd::select(d == d, chance, d));  // a NaN is nobody's threshold, and shows
     });
     for (Index i = 0; i < e; ++i) load[i] += static_cast<double>(row[i]);
   }
