@@ -364,8 +364,9 @@ template <class A, int P, int Width>
   for (Index u = 0; u < t.count; ++u) {
     const Index at = t.place(u, W), beside = (t.in_place ? at : u * W) * P;
     if (t.far) {
-      const auto codes = reinterpret_cast<std::uintptr_t>(t.codes + (at + W) * t.stride),
-                 scales = reinterpret_cast<std::uintptr_t>(t.scale + beside + W * P);
+      // As numbers: what comes next may lie past the end.
+      const auto codes = reinterpret_cast<std::uintptr_t>(t.codes) + static_cast<std::uintptr_t>((at + W) * t.stride);
+      const auto scales = reinterpret_cast<std::uintptr_t>(t.scale) + static_cast<std::uintptr_t>(beside + W * P) * sizeof(float);
       for (Index b = 0; b < W * t.stride; b += 64) prefetch(codes + static_cast<std::uintptr_t>(b));
       for (std::uintptr_t b = 0; b < W * P * sizeof(float); b += 64) prefetch(scales + b);
     }
