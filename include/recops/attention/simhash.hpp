@@ -6,11 +6,13 @@
 /// A zero vector has all bits 1; a NaN or an infinity that cancels gives bits 0. A row's bits do not depend on the other rows of a call.
 /// Cost 2 N D bits flops. Source: Charikar, STOC 2002, as in ETA (arXiv 2108.04468) and SDIM (arXiv 2205.10249).
 #pragma once
+#include <algorithm>
 #include <recops/core/error.hpp>
 #include <recops/core/fields.hpp>
 #include <recops/core/random.hpp>
 #include <recops/simd/compress.hpp>
 #include <recops/simd/gemm.hpp>
+#include <utility>
 
 namespace recops {
 inline namespace RECOPS_ABI {
@@ -63,13 +65,13 @@ void plane_products(const T* x, MatrixView<const T> planes, T* products) {
     RECOPS_UNROLL
     for (int u = 0; u < C; ++u) sum[u].store_unaligned(products + (u + 1 < C ? t + u * W : last));
   };
-  Index t = 0;
-  for (; t + U * W <= bits; t += U * W) vectors(std::integral_constant<int, U>(), t);
-  // The rest at once: a pass waits for its own sums, so it takes as long for one vector as for seven.
-  const Index left = (bits - t + W - 1) / W;
-  [&]<int... C>(std::integer_sequence<int, C...>) RECOPS_LAMBDA_INLINE {
-    ((left == C + 1 ? vectors(std::integral_constant<int, C + 1>(), t) : void()), ...);
-  }(std::make_integer_sequence<int, U>());
+  // As many at once as are left, up to U: a pass waits for its own sums, so it takes as long for one vector as for all.
+  for (Index t = 0; t < bits; t += U * W) {
+    const Index left = std::min(Index{U}, (bits - t + W - 1) / W);
+    [&]<int... C>(std::integer_sequence<int, C...>) RECOPS_LAMBDA_INLINE {
+      ((left == C + 1 ? vectors(std::integral_constant<int, C + 1>(), t) : void()), ...);
+    }(std::make_integer_sequence<int, U>());
+  }
 }
 
 /// Calls `visit(row, bits)` for every row of x, where bits are 64-bit words, plane 0 the lowest bit of the first.

@@ -6,6 +6,7 @@
 /// nothing is ever reordered. Below the first level the work goes depth first, so that parts stay in the first-level cache. The
 /// planes of an element lie side by side, `[size][2][lanes]`; exchanging them turns a forward level into the inverse one.
 #pragma once
+#include <limits>
 #include <recops/core/workspace.hpp>
 #include <recops/simd/fft_butterflies.hpp>
 #include <recops/simd/fft_plan.hpp>
@@ -655,7 +656,7 @@ template <class T, class A>
     to.add = add;
     const FftSide<const T> from = fft_exchanged(fft_tiles<const T, A>(z, distance));
     const FftSpan most(top.span, 0, rows.turned ? top.span - 1 : top.span);
-    if (rows.far && fft_lines<T, A>(to, direct) && top.radix <= fft_far_elements) {
+    if (rows.far && !add && fft_lines<T, A>(to, direct) && top.radix <= fft_far_elements) {
       fft_leave_far<T, A>(plan, most, from, to, direct);
     } else {
       fft_level<T, A>(plan, top, most, from, fft_exchanged(to), direct, FftTwist::before);
